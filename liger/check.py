@@ -1,0 +1,61 @@
+"""Argument checks whose messages name the argument, what was received and what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from liger.launch import Spec
+
+KERNEL_FLOATS = ("float32", "bfloat16", "float16")
+"""Floating dtypes of the kernels. Arithmetic is fp32 inside, so float64 is left to the reference on a CPU."""
+
+REFERENCE_FLOATS = (*KERNEL_FLOATS, "float64")
+LABEL_DTYPES = ("int64", "int32")
+
+
+def one_of(op: str, argument: str, value: object, allowed: Iterable[object]) -> None:
+    """Raise ValueError unless the option's value is one of those allowed."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f"{op}: {argument} is {value!r}; choose one of {', '.join(map(repr, allowed))}.")
+
+
+def dtype(op: str, argument: str, spec: Spec, allowed: Iterable[str]) -> None:
+    """Raise TypeError unless the array has one of the dtypes allowed."""
+    allowed = tuple(allowed)
+    if spec.dtype not in allowed:
+        raise TypeError(f"{op}: {argument} has dtype {spec.dtype}; cast it to one of {', '.join(allowed)}.")
+
+
+def same_dtype(op: str, argument: str, spec: Spec, other_name: str, other: Spec) -> None:
+    """Raise TypeError unless two arrays have the same dtype."""
+    if spec.dtype != other.dtype:
+        raise TypeError(
+            f"{op}: {argument} has dtype {spec.dtype} but {other_name} has {other.dtype}; cast one to the other's."
+        )
+
+
+def shape(op: str, argument: str, spec: Spec, expected: tuple[int, ...], meaning: str) -> None:
+    """Raise ValueError unless the array has the expected shape; `meaning` says where that shape comes from."""
+    if tuple(spec.shape) != tuple(expected):
+        raise ValueError(f"{op}: {argument} has shape {tuple(spec.shape)}; expected {tuple(expected)} ({meaning}).")
+
+
+def rank_at_least(op: str, argument: str, spec: Spec, rank: int, meaning: str) -> None:
+    """Raise ValueError if the array has fewer axes than the op needs."""
+    if len(spec.shape) < rank:
+        raise ValueError(
+            f"{op}: {argument} has shape {tuple(spec.shape)}; it needs at least {rank} axes ({meaning})."
+        )
+
+
+def in_range(op: str, argument: str, value: float, low: float, high: float) -> None:
+    """Raise ValueError unless low <= value <= high."""
+    if not low <= value <= high:
+        raise ValueError(f"{op}: {argument} is {value}; it must lie between {low} and {high}.")
+
+
+def positive(op: str, argument: str, value: float) -> None:
+    """Raise ValueError unless value > 0."""
+    if not value > 0:
+        raise ValueError(f"{op}: {argument} is {value}; it must be positive.")

@@ -1,0 +1,90 @@
+"""An op, written once: its meaning, its algorithm and what its operands are.
+
+Each op family makes one or more `Op` values in `liger_triton`; both frontends turn them into functions with
+gradients, a CPU path, transforms and tests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from liger.backend import Array, Backend
+from liger.launch import Spec
+
+Role = Literal["rows", "shared"]
+"""How an array relates to the tokens of a batch.
+
+"rows": every axis but those the op works along runs over tokens (batch, sequence); a mesh may shard them, vmap may
+fold another one in. "shared": the same for all tokens (a weight); its gradient is a sum over tokens.
+"""
+
+Arrays = tuple[Array | None, ...]
+Needs = tuple[bool, ...]
+"""For each operand, whether its gradient is asked for."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Operand:
+    """One array argument of an op."""
+
+    name: str
+    role: Role
+    differentiable: bool = True
+    optional: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Output:
+    """One result of an op. `differentiable` outputs receive cotangents."""
+
+    name: str
+    role: Role
+    differentiable: bool = True
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class Op:
+    """A differentiable op.
+
+    Operands, outputs and residuals travel as tuples in the declared order, `None` where one is absent.
+
+    Attributes:
+        name: also the name under which torch.library knows it.
+        operands: the array arguments.
+        outputs: the results.
+        saved: further arrays that the forward pass keeps for the backward pass.
+        options: the frozen dataclass of everything that is no array.
+        check: raises, naming the argument, for operands or options that the op does not take. It sees shapes and
+            dtypes only, so it costs no synchronisation.
+        infer: shapes and dtypes of (outputs, saved), from those of the operands. Arithmetic on shapes is symbolic
+            under torch.compile, so it may not branch on them.
+        forward: (backend, operands, options, needs) -> (outputs, saved).
+        backward: (backend, kept, cotangents, options, needs) -> one gradient per operand, None where not needed.
+            `kept` maps names of operands, outputs and saved arrays to arrays; a cotangent may be None for zero.
+        reference: (operands, options) -> outputs, on the Python array API; the meaning of the op, and its CPU path.
+        keeps: (options, needs) -> names of the operands and outputs that `backward` reads, beside what is saved.
+        same_gradient: pairs (operand, other operand): the first one's gradient is the second one's, and `backward`
+            computes the second if either is needed.
+        backward_once: whether the forward pass with these (options, needs) leaves gradients that the backward pass
+            hands over, so that it can be run only once.
+    """
+
+    name: str
+    operands: tuple[Operand, ...]
+    outputs: tuple[Output, ...]
+    saved: tuple[Output, ...]
+    options: type[Any]
+    check: Callable[[tuple[Spec | None, ...], Any], None]
+    infer: Callable[[tuple[Spec | None, ...], Any, Needs], tuple[tuple[Spec | None, ...], tuple[Spec | None, ...]]]
+    forward: Callable[[Backend, Arrays, Any, Needs], tuple[Arrays, Arrays]]
+    backward: Callable[[Backend, Mapping[str, Array | None], Arrays, Any, Needs], Arrays]
+    reference: Callable[[Arrays, Any], Arrays]
+    keeps: Callable[[Any, Needs], tuple[str, ...]]
+    same_gradient: tuple[tuple[str, str], ...] = ()
+    backward_once: Callable[[Any, Needs], bool] = lambda options, needs: False
+
+    def index(self, operand: str) -> int:
+        """Position of an operand by name."""
+        return next(i for i, o in enumerate(self.operands) if o.name == operand)

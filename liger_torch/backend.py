@@ -1,0 +1,193 @@
+"""The `Backend` protocol on torch: views, `out=` and in-place products on reused workspaces."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+
+from liger import device as devices
+from liger import interpret
+from liger.device import Device
+from liger.launch import Launch
+
+DTYPES: dict[str, torch.dtype] = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "int16": torch.int16,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "bool": torch.bool,
+}
+NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+
+INTERPRET = interpret.enabled()
+"""Whether kernels run in Triton's interpreter, on CPU tensors. Fixed when the process starts."""
+
+
+@functools.cache
+def _cuda_device(index: int) -> Device:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip:
+        arch: int | str = properties.gcnArchName.split(":")[0]
+        vendor = "hip"
+    else:
+        arch = properties.major * 10 + properties.minor
+        vendor = "cuda"
+    return Device(
+        vendor=vendor,
+        arch=arch,
+        multiprocessors=properties.multi_processor_count,
+        l2_bytes=properties.L2_cache_size,
+        shared_bytes=getattr(properties, "shared_memory_per_block_optin", 64 << 10),
+        warp_size=properties.warp_size,
+    )
+
+
+class TorchBackend:
+    """The protocol for tensors of one device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.torch_device = device
+        self.device = _cuda_device(device.index) if device.type == "cuda" else devices.DEFAULT
+
+    def dtype(self, array: torch.Tensor) -> str:
+        """See `liger.backend.Backend`."""
+        return NAMES[array.dtype]
+
+    def strides(self, array: torch.Tensor) -> tuple[int, ...]:
+        """See `liger.backend.Backend`."""
+        return array.stride()
+
+    def matrix(self, array: torch.Tensor) -> torch.Tensor:
+        """See `liger.backend.Backend`."""
+        if array.dim() == 1:
+            array = array.unsqueeze(0)
+        if array.stride(-1) != 1 and array.shape[-1] != 1:
+            array = array.contiguous()
+        return array if array.dim() == 2 else array.reshape(-1, array.shape[-1])
+
+    def launch(self, launch: Launch, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """See `liger.backend.Backend`."""
+        aliased = {out: inputs[i] for i, out in launch.aliases}
+        outputs = tuple(
+            aliased[i].view(spec.shape)
+            if i in aliased
+            else torch.empty(spec.shape, dtype=DTYPES[spec.dtype], device=self.torch_device)
+            for i, spec in enumerate(launch.outputs)
+        )
+        if launch.is_empty:
+            return outputs
+        kind = self.torch_device.type
+        if kind == "cuda":
+            with _current(self.torch_device):
+                launch.kernel[launch.grid](
+                    *inputs,
+                    *launch.integers,
+                    *outputs,
+                    **dict(launch.constants),
+                    num_warps=launch.num_warps,
+                    num_stages=launch.num_stages,
+                )
+        elif kind == "cpu":
+            interpret.run(launch, [t.data_ptr() for t in inputs], [t.data_ptr() for t in outputs])
+        # On "meta" there is nothing to run: shapes and memory are all that is asked for.
+        return outputs
+
+    def empty(self, shape: Sequence[int], dtype: str) -> torch.Tensor:
+        """See `liger.backend.Backend`."""
+        return torch.empty(tuple(shape), dtype=DTYPES[dtype], device=self.torch_device)
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> torch.Tensor:
+        """See `liger.backend.Backend`."""
+        return torch.zeros(tuple(shape), dtype=DTYPES[dtype], device=self.torch_device)
+
+    def reshape(self, array: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """See `liger.backend.Backend`."""
+        return array.view(tuple(shape))
+
+    def transpose(self, matrix: torch.Tensor) -> torch.Tensor:
+        """See `liger.backend.Backend`."""
+        return matrix.t()
+
+    def matmul(
+        self,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        *,
+        out: torch.Tensor | None = None,
+        add_to: torch.Tensor | None = None,
+        dtype: str | None = None,
+    ) -> torch.Tensor:
+        """See `liger.backend.Backend`."""
+        if add_to is not None:
+            if add_to.dtype == a.dtype:
+                return torch.addmm(add_to, a, b, out=add_to)
+            if a.is_cuda and torch.version.hip is None:
+                # Operands stay in their 16-bit dtype, on the fast matrix units; only the sum is wide.
+                return torch.addmm(add_to, a, b, out_dtype=add_to.dtype, out=add_to)
+            return add_to.add_(self._product(a, b, add_to.dtype))
+        if dtype is not None and DTYPES[dtype] != a.dtype:
+            return self._product(a, b, DTYPES[dtype])
+        return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
+
+    def _product(self, a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if a.is_cuda and torch.version.hip is None:
+            return torch.mm(a, b, out_dtype=dtype)
+        return torch.mm(a.to(dtype), b.to(dtype))
+
+    def slice_rows(self, array: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """See `liger.backend.Backend`."""
+        return array[start:stop]
+
+    def update_rows(self, array: torch.Tensor, start: int, rows: torch.Tensor) -> torch.Tensor:
+        """See `liger.backend.Backend`."""
+        target = array[start : start + rows.shape[0]]
+        if target.data_ptr() != rows.data_ptr() or rows.device.type == "meta":
+            target.copy_(rows)
+        return array
+
+    def take_rows(self, array: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """See `liger.backend.Backend`."""
+        return array.index_select(0, index)
+
+    def scatter_rows(self, rows: torch.Tensor, index: torch.Tensor, n_rows: int) -> torch.Tensor:
+        """See `liger.backend.Backend`."""
+        out = torch.zeros((n_rows, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
+        return out.index_copy_(0, index, rows)
+
+    def cast(self, array: torch.Tensor, dtype: str) -> torch.Tensor:
+        """See `liger.backend.Backend`."""
+        return array.to(DTYPES[dtype])
+
+    def sum_rows(self, matrix: torch.Tensor, dtype: str, *, add_to: torch.Tensor | None = None) -> torch.Tensor:
+        """See `liger.backend.Backend`."""
+        total = matrix.sum(0, dtype=DTYPES[dtype])
+        return total if add_to is None else add_to.add_(total)
+
+
+class _NoContext:
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+_NO_CONTEXT = _NoContext()
+
+
+def _current(device: torch.device) -> _NoContext | torch.cuda.device:
+    """A context in which `device` is the current one; free of cost where it is already."""
+    return _NO_CONTEXT if torch.cuda.current_device() == device.index else torch.cuda.device(device)
+
+
+@functools.lru_cache(64)
+def backend_for(device: torch.device) -> TorchBackend:
+    """The backend of a device."""
+    return TorchBackend(device)
