@@ -34,6 +34,10 @@ class Backend(Protocol):
         """The array as (rows, last axis), last axis contiguous: leading axes flattened, copied only if no view can."""
         ...
 
+    def dense(self, array: Array) -> Array:
+        """The array in row-major order without gaps, copied only if it is not."""
+        ...
+
     def launch(self, launch: Launch, *inputs: Array) -> tuple[Array, ...]:
         """Run a kernel. Inputs that the launch aliases to outputs may be reused and must not be used again."""
         ...
@@ -77,12 +81,16 @@ class Backend(Protocol):
         """The array with `rows` written from row `start` on; `array` may be reused."""
         ...
 
+    def concat_rows(self, parts: Sequence[Array]) -> Array:
+        """The parts, at least one, below one another."""
+        ...
+
     def take_rows(self, array: Array, index: Array) -> Array:
         """The rows that the integer vector `index` names, in its order."""
         ...
 
-    def scatter_rows(self, rows: Array, index: Array, n_rows: int) -> Array:
-        """An array of `n_rows` rows, zero but for `rows` at the places in `index` (each at most once)."""
+    def scatter_rows(self, rows: Array, index: Array, n_rows: int, *, fill: int = 0) -> Array:
+        """An array of `n_rows` rows, all `fill` but for `rows` at the places in `index` (each at most once)."""
         ...
 
     def cast(self, array: Array, dtype: str) -> Array:

@@ -65,6 +65,8 @@ class Op:
             `kept` maps names of operands, outputs and saved arrays to arrays; a cotangent may be None for zero.
         reference: (operands, options) -> outputs, on the Python array API; the meaning of the op, and its CPU path.
         keeps: (options, needs) -> names of the operands and outputs that `backward` reads, beside what is saved.
+        gradient_like: pairs (operand, array): for an operand that `backward` does not read, a kept array or a
+            cotangent ("grad_<output>") that has the shape and dtype of its gradient.
         same_gradient: pairs (operand, other operand): the first one's gradient is the second one's, and `backward`
             computes the second if either is needed.
         backward_once: whether the forward pass with these (options, needs) leaves gradients that the backward pass
@@ -82,6 +84,7 @@ class Op:
     backward: Callable[[Backend, Mapping[str, Array | None], Arrays, Any, Needs], Arrays]
     reference: Callable[[Arrays, Any], Arrays]
     keeps: Callable[[Any, Needs], tuple[str, ...]]
+    gradient_like: tuple[tuple[str, str], ...] = ()
     same_gradient: tuple[tuple[str, str], ...] = ()
     backward_once: Callable[[Any, Needs], bool] = lambda options, needs: False
 

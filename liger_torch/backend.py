@@ -72,6 +72,10 @@ class TorchBackend:
             array = array.contiguous()
         return array if array.dim() == 2 else array.reshape(-1, array.shape[-1])
 
+    def dense(self, array: torch.Tensor) -> torch.Tensor:
+        """See `liger.backend.Backend`."""
+        return array.contiguous()
+
     def launch(self, launch: Launch, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """See `liger.backend.Backend`."""
         aliased = {out: inputs[i] for i, out in launch.aliases}
@@ -152,13 +156,19 @@ class TorchBackend:
             target.copy_(rows)
         return array
 
+    def concat_rows(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """See `liger.backend.Backend`."""
+        return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
+
     def take_rows(self, array: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """See `liger.backend.Backend`."""
         return array.index_select(0, index)
 
-    def scatter_rows(self, rows: torch.Tensor, index: torch.Tensor, n_rows: int) -> torch.Tensor:
+    def scatter_rows(
+        self, rows: torch.Tensor, index: torch.Tensor, n_rows: int, *, fill: int = 0
+    ) -> torch.Tensor:
         """See `liger.backend.Backend`."""
-        out = torch.zeros((n_rows, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
+        out = torch.full((n_rows, *rows.shape[1:]), fill, dtype=rows.dtype, device=rows.device)
         return out.index_copy_(0, index, rows)
 
     def cast(self, array: torch.Tensor, dtype: str) -> torch.Tensor:

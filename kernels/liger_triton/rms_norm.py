@@ -667,5 +667,6 @@ ADD_RMS_NORM = Op(
     backward=_add_rms_norm_backward,
     reference=_add_reference,
     keeps=lambda options, needs: ("sum", "weight"),
+    gradient_like=(("x", "sum"),),
     same_gradient=(("residual", "x"),),
 )

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from array_api_compat import array_namespace as namespace
+from array_api_compat import is_jax_array
 
-__all__ = ["compute_dtype", "is_float64", "namespace"]
-
-
-def is_float64(array: Any) -> bool:
-    """Whether the array's own arithmetic is to be kept in float64."""
-    return str(array.dtype).endswith("float64")
+__all__ = ["compute_dtype", "namespace", "stop_gradient"]
 
 
 def compute_dtype(array: Any) -> Any:
     """float64 for a float64 array, float32 for every other."""
     xp = namespace(array)
-    return xp.float64 if is_float64(array) else xp.float32
+    return xp.float64 if str(array.dtype).endswith("float64") else xp.float32
+
+
+def stop_gradient(array: Any) -> Any:
+    """The same values, constant for differentiation; the array API has no word for it."""
+    if hasattr(array, "detach"):
+        return array.detach()
+    if is_jax_array(array):
+        return importlib.import_module("jax").lax.stop_gradient(array)
+    return array

@@ -1,0 +1,810 @@
+"""Cross entropy on logits: forward, backward, and both in one launch that overwrites the logits.
+
+Per row, with z = scale * (x + bias), capped as c * tanh(z / c), class weights w, smoothing e, V classes and label y:
+
+    lse  = log sum_j exp(z_j)
+    ce   = (1 - e) * w_y * (lse - z_y) + e / V * sum_j w_j * (lse - z_j)
+    zl   = z_loss * lse^2
+    loss = ce + zl
+
+    dz_j = a * p_j - b * [j = y] - c * w_j,     p_j = exp(z_j - lse)
+    b    = g * (1 - e) * w_y
+    c    = g * e / V
+    a    = b + c * sum_j w_j + h * 2 * z_loss * lse
+    dx_j = dz_j * scale * (1 - (z_j / cap)^2)
+
+g and h are the cotangents of ce and zl. "mean" divides ce by the sum of the labels' weights and zl by the number of
+labels that are not ignored. torch.nn.CrossEntropyLoss; z-loss: PaLM, arXiv:2204.02311; softcap: Gemma 2,
+arXiv:2408.00118; token scaling: arXiv:2508.05629.
+
+A label outside the vocabulary that is not `ignore_index` makes its row's loss and gradient NaN: finding it out
+before the launch would stall the stream.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import triton
+import triton.language as tl
+
+from liger import check
+from liger.backend import Array, Backend
+from liger.launch import Launch, Spec, next_power_of_2
+from liger.op import Arrays, Needs, Op, Operand, Output
+from liger.reference import cross_entropy as reference
+
+REDUCTIONS = ("none", "sum", "mean")
+
+# ---------------------------------------------------------------------------------------------------- kernels
+
+
+@triton.jit
+def _tanh(x):
+    return 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0
+
+
+@triton.jit
+def _capped(x, bias, scale: tl.constexpr, softcap: tl.constexpr):
+    """z of a raw logit."""
+    z = (x + bias) * scale
+    if softcap > 0.0:
+        z = softcap * _tanh(z / softcap)
+    return z
+
+
+@triton.jit
+def _gradient(z, col, label, lse, a, b, c, class_weight, scale: tl.constexpr, softcap: tl.constexpr):
+    """dx of the columns `col`; see the top of the file."""
+    dz = a * tl.exp(z - lse) - c * class_weight
+    dz = tl.where(col == label, dz - b, dz)
+    if softcap > 0.0:
+        t = z / softcap
+        dz *= 1.0 - t * t
+    return dz * scale
+
+
+@triton.jit
+def cross_entropy_forward(
+    logits_ptr,  # (n_rows, n_cols)
+    labels_ptr,  # (n_rows,)
+    weight_ptr,  # (n_cols,)
+    bias_ptr,  # (n_cols,)
+    denominators_ptr,  # (3,) float32: see cross_entropy_denominators
+    loss_ptr,  # (n_rows,) float32
+    lse_ptr,  # (n_rows,) float32
+    z_loss_ptr,  # (n_rows,) float32
+    correct_ptr,  # (n_rows,) float32
+    predicted_ptr,  # (n_rows,) int32
+    gradient_ptr,  # (n_rows, n_cols); may be logits_ptr
+    n_cols: tl.constexpr,
+    row_stride: tl.constexpr,
+    ignore_index: tl.constexpr,
+    label_smoothing: tl.constexpr,
+    z_loss: tl.constexpr,
+    softcap: tl.constexpr,
+    scale: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    TOKEN_SCALING: tl.constexpr,
+    WANT_Z_LOSS: tl.constexpr,
+    WANT_CORRECT: tl.constexpr,
+    WANT_PREDICTED: tl.constexpr,
+    WANT_GRADIENT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    row_ptr = logits_ptr + row * row_stride
+    gradient_row_ptr = gradient_ptr + row * row_stride
+    label = tl.load(labels_ptr + row)
+    if label == ignore_index:
+        tl.store(loss_ptr + row, 0.0)
+        tl.store(lse_ptr + row, 0.0)
+        if WANT_Z_LOSS:
+            tl.store(z_loss_ptr + row, 0.0)
+        if WANT_CORRECT:
+            tl.store(correct_ptr + row, 0.0)
+        if WANT_PREDICTED:
+            tl.store(predicted_ptr + row, -1)
+        if WANT_GRADIENT:
+            for start in range(0, n_cols, BLOCK):
+                col = start + tl.arange(0, BLOCK)
+                tl.store(
+                    gradient_row_ptr + col, tl.zeros((BLOCK,), gradient_ptr.dtype.element_ty), mask=col < n_cols
+                )
+        return
+    in_range = (label >= 0) & (label < n_cols)
+    # Read before the sweep below, whose sums synchronise the program: the second sweep may overwrite it.
+    label_logit = tl.load(row_ptr + label, mask=in_range, other=float("nan")).to(tl.float32)
+    label_weight = 1.0
+    label_bias = 0.0
+    if HAS_WEIGHT:
+        label_weight = tl.load(weight_ptr + label, mask=in_range, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        label_bias = tl.load(bias_ptr + label, mask=in_range, other=0.0).to(tl.float32)
+    label_z = _capped(label_logit, label_bias, scale, softcap)
+
+    highest = float("-inf")
+    total = 0.0
+    weighted = 0.0  # sum_j w_j z_j
+    weights = 0.0  # sum_j w_j
+    best = 0
+    for start in range(0, n_cols, BLOCK):
+        col = start + tl.arange(0, BLOCK)
+        mask = col < n_cols
+        x = tl.load(row_ptr + col, mask=mask, other=0.0).to(tl.float32)
+        bias = 0.0
+        if HAS_BIAS:
+            bias = tl.load(bias_ptr + col, mask=mask, other=0.0).to(tl.float32)
+        z = _capped(x, bias, scale, softcap)
+        if label_smoothing > 0.0:
+            if HAS_WEIGHT:
+                w = tl.load(weight_ptr + col, mask=mask, other=0.0).to(tl.float32)
+                weights += tl.sum(w, axis=0)
+                weighted += tl.sum(tl.where(mask, w * z, 0.0), axis=0)
+            else:
+                weighted += tl.sum(tl.where(mask, z, 0.0), axis=0)
+        z = tl.where(mask, z, float("-inf"))
+        block_highest = tl.max(z, axis=0)
+        if WANT_CORRECT or WANT_PREDICTED:
+            block_best = tl.min(tl.where(z == block_highest, col, n_cols), axis=0)
+            best = tl.where(block_highest > highest, block_best, best)
+        new_highest = tl.maximum(highest, block_highest)
+        total = total * tl.exp(highest - new_highest) + tl.sum(tl.exp(z - new_highest), axis=0)
+        highest = new_highest
+    lse = highest + tl.log(total)
+    if not HAS_WEIGHT:
+        weights = n_cols * 1.0
+
+    keep = 1.0 - label_smoothing
+    smooth = label_smoothing / n_cols
+    ce = keep * label_weight * (lse - label_z)
+    if label_smoothing > 0.0:
+        ce += smooth * (weights * lse - weighted)
+    zl = z_loss * lse * lse
+    factor = 1.0
+    if TOKEN_SCALING:
+        factor = tl.exp(label_z - lse)
+        ce *= factor
+        zl *= factor
+    ce_denominator = tl.load(denominators_ptr)
+    z_denominator = tl.load(denominators_ptr + 1)
+    tl.store(loss_ptr + row, ce * ce_denominator + zl * z_denominator)
+    tl.store(lse_ptr + row, lse)
+    if WANT_Z_LOSS:
+        tl.store(z_loss_ptr + row, zl * z_denominator)
+    if WANT_CORRECT:
+        tl.store(correct_ptr + row, tl.where(best == label, 1.0, 0.0))
+    if WANT_PREDICTED:
+        tl.store(predicted_ptr + row, best)
+
+    if WANT_GRADIENT:
+        g = ce_denominator * factor
+        b = g * keep * label_weight
+        c = g * smooth
+        a = b + c * weights + 2.0 * z_loss * lse * z_denominator * factor
+        a = tl.where(in_range, a, float("nan"))
+        for start in range(0, n_cols, BLOCK):
+            col = start + tl.arange(0, BLOCK)
+            mask = col < n_cols
+            x = tl.load(row_ptr + col, mask=mask, other=0.0).to(tl.float32)
+            bias = 0.0
+            w = 1.0
+            if HAS_BIAS:
+                bias = tl.load(bias_ptr + col, mask=mask, other=0.0).to(tl.float32)
+            if HAS_WEIGHT and label_smoothing > 0.0:
+                w = tl.load(weight_ptr + col, mask=mask, other=0.0).to(tl.float32)
+            z = _capped(x, bias, scale, softcap)
+            dx = _gradient(z, col, label, lse, a, b, c, w, scale, softcap)
+            tl.store(gradient_row_ptr + col, dx.to(gradient_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def cross_entropy_backward(
+    logits_ptr,  # (n_rows, n_cols)
+    labels_ptr,  # (n_rows,)
+    weight_ptr,  # (n_cols,)
+    bias_ptr,  # (n_cols,)
+    lse_ptr,  # (n_rows,) float32
+    denominators_ptr,  # (3,) float32
+    dloss_ptr,  # (n_rows,) or (1,) float32
+    dz_loss_ptr,  # likewise
+    gradient_ptr,  # (n_rows, n_cols); may be logits_ptr
+    n_cols: tl.constexpr,
+    row_stride: tl.constexpr,
+    gradient_stride: tl.constexpr,
+    ignore_index: tl.constexpr,
+    label_smoothing: tl.constexpr,
+    z_loss: tl.constexpr,
+    softcap: tl.constexpr,
+    scale: tl.constexpr,
+    COTANGENT_STRIDE: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_DLOSS: tl.constexpr,
+    HAS_DZ_LOSS: tl.constexpr,
+    TOKEN_SCALING: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    row_ptr = logits_ptr + row * row_stride
+    gradient_row_ptr = gradient_ptr + row * gradient_stride
+    label = tl.load(labels_ptr + row)
+    if label == ignore_index:
+        for start in range(0, n_cols, BLOCK):
+            col = start + tl.arange(0, BLOCK)
+            tl.store(gradient_row_ptr + col, tl.zeros((BLOCK,), gradient_ptr.dtype.element_ty), mask=col < n_cols)
+        return
+    in_range = (label >= 0) & (label < n_cols)
+    label_weight = 1.0
+    weights = n_cols * 1.0
+    if HAS_WEIGHT:
+        label_weight = tl.load(weight_ptr + label, mask=in_range, other=0.0).to(tl.float32)
+        if label_smoothing > 0.0:
+            weights = 0.0
+            for start in range(0, n_cols, BLOCK):
+                col = start + tl.arange(0, BLOCK)
+                weights += tl.sum(tl.load(weight_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32), axis=0)
+    lse = tl.load(lse_ptr + row)
+    g = 0.0
+    h = 0.0
+    if HAS_DLOSS:
+        dloss = tl.load(dloss_ptr + row * COTANGENT_STRIDE)
+        g = dloss
+        h = dloss
+    if HAS_DZ_LOSS:
+        h += tl.load(dz_loss_ptr + row * COTANGENT_STRIDE)
+    g *= tl.load(denominators_ptr)
+    h *= tl.load(denominators_ptr + 1)
+    if TOKEN_SCALING:
+        label_logit = tl.load(row_ptr + label, mask=in_range, other=float("nan")).to(tl.float32)
+        label_bias = 0.0
+        if HAS_BIAS:
+            label_bias = tl.load(bias_ptr + label, mask=in_range, other=0.0).to(tl.float32)
+        probability = tl.exp(_capped(label_logit, label_bias, scale, softcap) - lse)
+        g *= probability
+        h *= probability
+        # Every thread has read the label's logit before any of them may overwrite it.
+        tl.debug_barrier()
+    b = g * (1.0 - label_smoothing) * label_weight
+    c = g * (label_smoothing / n_cols)
+    a = b + c * weights + 2.0 * z_loss * lse * h
+    a = tl.where(in_range, a, float("nan"))
+    for start in range(0, n_cols, BLOCK):
+        col = start + tl.arange(0, BLOCK)
+        mask = col < n_cols
+        x = tl.load(row_ptr + col, mask=mask, other=0.0).to(tl.float32)
+        bias = 0.0
+        w = 1.0
+        if HAS_BIAS:
+            bias = tl.load(bias_ptr + col, mask=mask, other=0.0).to(tl.float32)
+        if HAS_WEIGHT and label_smoothing > 0.0:
+            w = tl.load(weight_ptr + col, mask=mask, other=0.0).to(tl.float32)
+        z = _capped(x, bias, scale, softcap)
+        dx = _gradient(z, col, label, lse, a, b, c, w, scale, softcap)
+        tl.store(gradient_row_ptr + col, dx.to(gradient_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def cross_entropy_denominators(
+    labels_ptr,  # (n_rows,)
+    weight_ptr,  # (n_cols,)
+    n_rows,
+    out_ptr,  # (3,) float32
+    n_cols: tl.constexpr,
+    ignore_index: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    MEAN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Factors of ce, of zl and of the count of right predictions; each is 0 where there is nothing to divide by."""
+    count = tl.zeros((BLOCK,), tl.float32)
+    weights = tl.zeros((BLOCK,), tl.float32)
+    for start in range(tl.zeros((), tl.int64), n_rows, BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        label = tl.load(labels_ptr + row, mask=row < n_rows, other=ignore_index)
+        valid = label != ignore_index
+        count += tl.where(valid, 1.0, 0.0)
+        if HAS_WEIGHT:
+            here = valid & (label >= 0) & (label < n_cols)
+            weights += tl.load(weight_ptr + label, mask=here, other=0.0).to(tl.float32)
+    n = tl.sum(count, axis=0)
+    total = n
+    if HAS_WEIGHT:
+        total = tl.sum(weights, axis=0)
+    inverse_n = tl.where(n != 0.0, 1.0 / tl.where(n != 0.0, n, 1.0), 0.0)
+    inverse_total = tl.where(total != 0.0, 1.0 / tl.where(total != 0.0, total, 1.0), 0.0)
+    if MEAN:
+        tl.store(out_ptr, inverse_total)
+        tl.store(out_ptr + 1, inverse_n)
+    else:
+        tl.store(out_ptr, 1.0)
+        tl.store(out_ptr + 1, 1.0)
+    tl.store(out_ptr + 2, inverse_n)
+
+
+@triton.jit
+def cross_entropy_totals(
+    loss_ptr,  # (n_rows,) float32
+    z_loss_ptr,
+    correct_ptr,
+    denominators_ptr,  # (3,) float32
+    n_rows,
+    loss_out_ptr,  # (1,) float32
+    z_loss_out_ptr,
+    accuracy_ptr,
+    WANT_Z_LOSS: tl.constexpr,
+    WANT_ACCURACY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Sums over the rows, in a fixed order."""
+    loss = tl.zeros((BLOCK,), tl.float32)
+    z_loss = tl.zeros((BLOCK,), tl.float32)
+    correct = tl.zeros((BLOCK,), tl.float32)
+    for start in range(tl.zeros((), tl.int64), n_rows, BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        loss += tl.load(loss_ptr + row, mask=row < n_rows, other=0.0)
+        if WANT_Z_LOSS:
+            z_loss += tl.load(z_loss_ptr + row, mask=row < n_rows, other=0.0)
+        if WANT_ACCURACY:
+            correct += tl.load(correct_ptr + row, mask=row < n_rows, other=0.0)
+    tl.store(loss_out_ptr, tl.sum(loss, axis=0))
+    if WANT_Z_LOSS:
+        tl.store(z_loss_out_ptr, tl.sum(z_loss, axis=0))
+    if WANT_ACCURACY:
+        tl.store(accuracy_ptr, tl.sum(correct, axis=0) * tl.load(denominators_ptr + 2))
+
+
+# --------------------------------------------------------------------------------------------------- launches
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """What cross entropy is asked to do; the formulas are at the top of this file.
+
+    Attributes:
+        ignore_index: rows with this label have no loss and no gradient.
+        label_smoothing: e, in [0, 1].
+        z_loss: factor of lse^2 in the loss.
+        softcap: cap of the logits' magnitude, or None.
+        scale: multiplies the logits before the cap.
+        reduction: "none", "sum" or "mean".
+        token_scaling: multiply a row's loss by the probability of its label, taken as a constant.
+        return_z_loss: return the z-loss alone too, differentiable.
+        return_accuracy: return the share of labels that have the highest logit.
+        return_predicted: return the index of the highest logit, the first one of several; -1 for ignored rows.
+    """
+
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    softcap: float | None = None
+    scale: float = 1.0
+    reduction: str = "mean"
+    token_scaling: bool = False
+    return_z_loss: bool = False
+    return_accuracy: bool = False
+    return_predicted: bool = False
+
+
+def _block(n_cols: int) -> tuple[int, int]:
+    """Columns of a block and warps of a program."""
+    block = min(next_power_of_2(n_cols), 8192)
+    return block, min(max(block // 1024, 1), 8) * 2
+
+
+@functools.lru_cache(4096)
+def forward_launch(
+    n_rows: int,
+    n_cols: int,
+    dtype: str,
+    label_dtype: str,
+    row_stride: int,
+    weight_dtype: str | None,
+    bias_dtype: str | None,
+    options: Options,
+    want_gradient: bool,
+) -> Launch:
+    """Per-row losses, and with `want_gradient` the gradient for a cotangent of 1, written over the logits."""
+    block, warps = _block(n_cols)
+    per_row = Spec((n_rows,), "float32")
+    nothing = Spec((0,), "float32")
+    matrix = Spec((n_rows, n_cols), dtype)
+    return Launch(
+        kernel=cross_entropy_forward,
+        grid=(n_rows,),
+        inputs=(
+            dataclasses.replace(matrix, passes=2 if want_gradient and n_cols > 0 else 1),
+            Spec((n_rows,), label_dtype),
+            Spec((n_cols,), weight_dtype or dtype, resident=True, unread=weight_dtype is None),
+            Spec((n_cols,), bias_dtype or dtype, resident=True, unread=bias_dtype is None),
+            Spec((3,), "float32", resident=True),
+        ),
+        outputs=(
+            per_row,
+            per_row,
+            per_row if options.return_z_loss else nothing,
+            per_row if options.return_accuracy else nothing,
+            Spec((n_rows,), "int32") if options.return_predicted else Spec((0,), "int32"),
+            matrix if want_gradient else Spec((0,), dtype),
+        ),
+        constants=(
+            ("n_cols", n_cols),
+            ("row_stride", row_stride),
+            *_formula(options),
+            ("HAS_WEIGHT", weight_dtype is not None),
+            ("HAS_BIAS", bias_dtype is not None),
+            ("TOKEN_SCALING", options.token_scaling),
+            ("WANT_Z_LOSS", options.return_z_loss),
+            ("WANT_CORRECT", options.return_accuracy),
+            ("WANT_PREDICTED", options.return_predicted),
+            ("WANT_GRADIENT", want_gradient),
+            ("BLOCK", block),
+        ),
+        num_warps=warps,
+        aliases=((0, 5),) if want_gradient else (),
+        flops=(12 if want_gradient else 5) * n_rows * n_cols,
+    )
+
+
+def _formula(options: Options) -> tuple[tuple[str, int | float], ...]:
+    return (
+        ("ignore_index", options.ignore_index),
+        ("label_smoothing", float(options.label_smoothing)),
+        ("z_loss", float(options.z_loss)),
+        ("softcap", float(options.softcap or 0.0)),
+        ("scale", float(options.scale)),
+    )
+
+
+@functools.lru_cache(4096)
+def backward_launch(
+    n_rows: int,
+    n_cols: int,
+    dtype: str,
+    label_dtype: str,
+    row_stride: int,
+    weight_dtype: str | None,
+    bias_dtype: str | None,
+    has_dloss: bool,
+    has_dz_loss: bool,
+    options: Options,
+    in_place: bool,
+) -> Launch:
+    """The logits' gradient, for one cotangent per row ("none") or one in all; `in_place`: over the logits."""
+    block, warps = _block(n_cols)
+    rows = n_rows if options.reduction == "none" else 1
+    matrix = Spec((n_rows, n_cols), dtype)
+    return Launch(
+        kernel=cross_entropy_backward,
+        grid=(n_rows,),
+        inputs=(
+            matrix,
+            Spec((n_rows,), label_dtype),
+            Spec((n_cols,), weight_dtype or dtype, resident=True, unread=weight_dtype is None),
+            Spec((n_cols,), bias_dtype or dtype, resident=True, unread=bias_dtype is None),
+            Spec((n_rows,), "float32"),
+            Spec((3,), "float32", resident=True),
+            Spec((rows,), "float32", resident=rows == 1, unread=not has_dloss),
+            Spec((rows,), "float32", resident=rows == 1, unread=not has_dz_loss),
+        ),
+        outputs=(matrix,),
+        constants=(
+            ("n_cols", n_cols),
+            ("row_stride", row_stride),
+            ("gradient_stride", row_stride if in_place else n_cols),
+            *_formula(options),
+            ("COTANGENT_STRIDE", 1 if options.reduction == "none" else 0),
+            ("HAS_WEIGHT", weight_dtype is not None),
+            ("HAS_BIAS", bias_dtype is not None),
+            ("HAS_DLOSS", has_dloss),
+            ("HAS_DZ_LOSS", has_dz_loss),
+            ("TOKEN_SCALING", options.token_scaling),
+            ("BLOCK", min(block, 4096)),
+        ),
+        num_warps=min(warps, 8),
+        aliases=((0, 0),) if in_place else (),
+        flops=7 * n_rows * n_cols,
+    )
+
+
+@functools.lru_cache(4096)
+def denominators_launch(
+    n_rows: int, n_cols: int, label_dtype: str, weight_dtype: str | None, ignore_index: int, mean: bool
+) -> Launch:
+    """What losses are divided by, found on the device."""
+    return Launch(
+        kernel=cross_entropy_denominators,
+        grid=(1,),
+        inputs=(
+            Spec((n_rows,), label_dtype),
+            Spec((n_cols,), weight_dtype or "float32", resident=True, unread=weight_dtype is None),
+        ),
+        integers=(n_rows,),
+        outputs=(Spec((3,), "float32"),),
+        constants=(
+            ("n_cols", n_cols),
+            ("ignore_index", ignore_index),
+            ("HAS_WEIGHT", weight_dtype is not None),
+            ("MEAN", mean),
+            ("BLOCK", 4096),
+        ),
+        num_warps=8,
+        flops=2 * n_rows,
+    )
+
+
+@functools.lru_cache(4096)
+def totals_launch(n_rows: int, want_z_loss: bool, want_accuracy: bool) -> Launch:
+    """Losses of the rows summed."""
+    rows, one, nothing = Spec((n_rows,), "float32"), Spec((1,), "float32"), Spec((0,), "float32")
+    return Launch(
+        kernel=cross_entropy_totals,
+        grid=(1,),
+        inputs=(
+            rows,
+            dataclasses.replace(rows, unread=not want_z_loss),
+            dataclasses.replace(rows, unread=not want_accuracy),
+            Spec((3,), "float32", resident=True, unread=not want_accuracy),
+        ),
+        integers=(n_rows,),
+        outputs=(one, one if want_z_loss else nothing, one if want_accuracy else nothing),
+        constants=(("WANT_Z_LOSS", want_z_loss), ("WANT_ACCURACY", want_accuracy), ("BLOCK", 4096)),
+        num_warps=8,
+        flops=n_rows,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- algorithms
+
+
+def denominators(
+    backend: Backend, labels: Array, weight: Array | None, n_cols: int, options: Options
+) -> Array:
+    """The (3,) factors that the loss kernels read."""
+    launch = denominators_launch(
+        labels.shape[0],
+        n_cols,
+        backend.dtype(labels),
+        None if weight is None else backend.dtype(weight),
+        options.ignore_index,
+        options.reduction == "mean",
+    )
+    return backend.launch(launch, labels, labels if weight is None else weight)[0]
+
+
+def totals(
+    backend: Backend, loss: Array, z_loss: Array | None, correct: Array | None, factors: Array, options: Options
+) -> tuple[Array, Array | None, Array | None]:
+    """Scalar loss, z-loss and accuracy from those of the rows."""
+    launch = totals_launch(loss.shape[0], options.return_z_loss, options.return_accuracy)
+    results = backend.launch(
+        launch, loss, loss if z_loss is None else z_loss, loss if correct is None else correct, factors
+    )
+    wanted = (True, options.return_z_loss, options.return_accuracy)
+    total, z_total, accuracy = (backend.reshape(r, ()) if w else None for r, w in zip(results, wanted, strict=True))
+    return total, z_total, accuracy
+
+
+def forward_rows(
+    backend: Backend,
+    logits: Array,
+    labels: Array,
+    weight: Array | None,
+    bias: Array | None,
+    factors: Array,
+    options: Options,
+    want_gradient: bool,
+) -> tuple[Array, Array, Array | None, Array | None, Array | None, Array | None]:
+    """(loss, lse, z_loss, correct, predicted, gradient) of a matrix of logits, which the gradient overwrites."""
+    launch = forward_launch(
+        *logits.shape,
+        backend.dtype(logits),
+        backend.dtype(labels),
+        backend.strides(logits)[0],
+        None if weight is None else backend.dtype(weight),
+        None if bias is None else backend.dtype(bias),
+        options,
+        want_gradient,
+    )
+    loss, lse, z_loss, correct, predicted, gradient = backend.launch(
+        launch, logits, labels, labels if weight is None else weight, labels if bias is None else bias, factors
+    )
+    return (
+        loss,
+        lse,
+        z_loss if options.return_z_loss else None,
+        correct if options.return_accuracy else None,
+        predicted if options.return_predicted else None,
+        gradient if want_gradient else None,
+    )
+
+
+def backward_rows(
+    backend: Backend,
+    logits: Array,
+    labels: Array,
+    weight: Array | None,
+    bias: Array | None,
+    lse: Array,
+    factors: Array,
+    dloss: Array | None,
+    dz_loss: Array | None,
+    options: Options,
+    in_place: bool,
+) -> Array:
+    """The gradient of a matrix of logits, given the cotangents of its rows, or of their reduction."""
+    launch = backward_launch(
+        *logits.shape,
+        backend.dtype(logits),
+        backend.dtype(labels),
+        backend.strides(logits)[0],
+        None if weight is None else backend.dtype(weight),
+        None if bias is None else backend.dtype(bias),
+        dloss is not None,
+        dz_loss is not None,
+        options,
+        in_place,
+    )
+    unread = labels
+    return backend.launch(
+        launch,
+        logits,
+        labels,
+        unread if weight is None else weight,
+        unread if bias is None else bias,
+        lse,
+        factors,
+        unread if dloss is None else dloss,
+        unread if dz_loss is None else dz_loss,
+    )[0]
+
+
+def cotangent_rows(backend: Backend, cotangent: Array | None) -> Array | None:
+    """A cotangent as the dense fp32 vector that the kernels read."""
+    if cotangent is None:
+        return None
+    return backend.cast(backend.reshape(backend.dense(cotangent), (-1,)), "float32")
+
+
+def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs) -> tuple[Arrays, Arrays]:
+    logits, labels, weight = operands
+    assert logits is not None and labels is not None
+    matrix = backend.matrix(logits)
+    flat = backend.reshape(backend.dense(labels), (-1,))
+    factors = denominators(backend, flat, weight, matrix.shape[1], options)
+    loss, lse, z_loss, correct, predicted, _ = forward_rows(
+        backend, matrix, flat, weight, None, factors, options, want_gradient=False
+    )
+    shape = tuple(labels.shape)
+    if predicted is not None:
+        predicted = backend.reshape(predicted, shape)
+    if options.reduction == "none":
+        outputs = tuple(None if r is None else backend.reshape(r, shape) for r in (loss, z_loss, correct))
+    else:
+        outputs = totals(backend, loss, z_loss, correct, factors, options)
+    return (*outputs, predicted), (lse, factors)
+
+
+def _backward(
+    backend: Backend, kept: Mapping[str, Array | None], cotangents: Arrays, options: Options, needs: Needs
+) -> Arrays:
+    logits, labels, weight = kept["logits"], kept["labels"], kept["weight"]
+    assert logits is not None and labels is not None
+    matrix = backend.matrix(logits)
+    gradient = backward_rows(
+        backend,
+        matrix,
+        backend.reshape(backend.dense(labels), (-1,)),
+        weight,
+        None,
+        kept["lse"],
+        kept["denominators"],
+        cotangent_rows(backend, cotangents[0]),
+        cotangent_rows(backend, cotangents[1]),
+        options,
+        in_place=False,
+    )
+    return backend.reshape(gradient, logits.shape), None, None
+
+
+# --------------------------------------------------------------------------------------------------------- op
+
+
+def check_options(name: str, options: Options) -> None:
+    """Raise for option values outside their range."""
+    check.one_of(name, "reduction", options.reduction, REDUCTIONS)
+    check.in_range(name, "label_smoothing", options.label_smoothing, 0.0, 1.0)
+    if options.softcap is not None:
+        check.positive(name, "softcap", options.softcap)
+    if options.z_loss < 0:
+        raise ValueError(f"{name}: z_loss (lse_square_scale) is {options.z_loss}; it must not be negative.")
+
+
+def check_labels(name: str, labels: Spec, leading: tuple[int, ...], weight: Spec | None, n_cols: int) -> None:
+    """Raise unless labels fit the rows and class weights the vocabulary."""
+    check.dtype(name, "labels", labels, check.LABEL_DTYPES)
+    check.shape(name, "labels", labels, leading, "one label per row")
+    if weight is not None:
+        check.dtype(name, "weight", weight, check.REFERENCE_FLOATS)
+        check.shape(name, "weight", weight, (n_cols,), "one weight per class")
+
+
+def _check(operands: tuple[Spec | None, ...], options: Options) -> None:
+    logits, labels, weight = operands
+    assert logits is not None and labels is not None
+    check.rank_at_least("cross_entropy", "logits", logits, 2, "(..., vocab)")
+    check.dtype("cross_entropy", "logits", logits, check.REFERENCE_FLOATS)
+    check_labels("cross_entropy", labels, tuple(logits.shape[:-1]), weight, logits.shape[-1])
+    check_options("cross_entropy", options)
+
+
+def infer_outputs(shape: tuple[int, ...], options: Options) -> tuple[Spec | None, ...]:
+    """Specs of (loss, z_loss, accuracy, predicted) for labels of this shape."""
+    loss = Spec(shape if options.reduction == "none" else (), "float32")
+    return (
+        loss,
+        loss if options.return_z_loss else None,
+        loss if options.return_accuracy else None,
+        Spec(shape, "int32") if options.return_predicted else None,
+    )
+
+
+def _infer(
+    operands: tuple[Spec | None, ...], options: Options, needs: Needs
+) -> tuple[tuple[Spec | None, ...], tuple[Spec | None, ...]]:
+    _, labels, _ = operands
+    assert labels is not None
+    n_rows = 1
+    for n in labels.shape:
+        n_rows *= n
+    return infer_outputs(labels.shape, options), (Spec((n_rows,), "float32"), Spec((3,), "float32"))
+
+
+def reference_outputs(results: Arrays, options: Options) -> Arrays:
+    """Those of the reference's results that are asked for."""
+    loss, z_loss, accuracy, predicted = results
+    return (
+        loss,
+        z_loss if options.return_z_loss else None,
+        accuracy if options.return_accuracy else None,
+        predicted if options.return_predicted else None,
+    )
+
+
+def formula_options(options: Options) -> dict[str, object]:
+    """The reference's keyword arguments."""
+    names = ("ignore_index", "label_smoothing", "z_loss", "softcap", "scale", "reduction", "token_scaling")
+    return {name: getattr(options, name) for name in names}
+
+
+def _reference(operands: Arrays, options: Options) -> Arrays:
+    return reference_outputs(reference.cross_entropy(*operands, **formula_options(options)), options)  # type: ignore[arg-type]
+
+
+OUTPUTS = (
+    Output("loss", "rows"),
+    Output("z_loss", "rows"),
+    Output("accuracy", "rows", differentiable=False),
+    Output("predicted", "rows", differentiable=False),
+)
+
+CROSS_ENTROPY = Op(
+    name="cross_entropy",
+    operands=(
+        Operand("logits", "rows"),
+        Operand("labels", "rows", differentiable=False),
+        Operand("weight", "shared", differentiable=False, optional=True),
+    ),
+    outputs=OUTPUTS,
+    saved=(Output("lse", "rows", differentiable=False), Output("denominators", "shared", differentiable=False)),
+    options=Options,
+    check=_check,
+    infer=_infer,
+    forward=_forward,
+    backward=_backward,
+    reference=_reference,
+    keeps=lambda options, needs: ("logits", "labels", "weight"),
+)

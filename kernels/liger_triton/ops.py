@@ -1,0 +1,12 @@
+"""The list of all ops: what the frontends register and the tests run over."""
+
+from __future__ import annotations
+
+from liger.op import Op
+from liger_triton.cross_entropy import CROSS_ENTROPY
+from liger_triton.linear_cross_entropy import LINEAR_CROSS_ENTROPY
+from liger_triton.rms_norm import ADD_RMS_NORM, RMS_NORM
+from liger_triton.rope import ROPE
+from liger_triton.swiglu import SWIGLU
+
+OPS: tuple[Op, ...] = (RMS_NORM, ADD_RMS_NORM, ROPE, SWIGLU, CROSS_ENTROPY, LINEAR_CROSS_ENTROPY)

@@ -1,0 +1,86 @@
+"""Cross entropy on logits, and on the logits of a linear layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from liger.reference.common import compute_dtype, namespace, stop_gradient
+
+
+def cross_entropy(
+    logits: Any,
+    labels: Any,
+    weight: Any | None,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    softcap: float | None,
+    scale: float,
+    reduction: str,
+    token_scaling: bool,
+) -> tuple[Any, Any, Any, Any]:
+    """(loss, z_loss, accuracy, predicted) of logits (..., vocab) and labels (...).
+
+    Per token, with z = scale * logits, capped as c * tanh(z / c), class weights w, smoothing e and V classes:
+
+        lse  = log sum_j exp(z_j)
+        ce   = (1 - e) * w_y * (lse - z_y) + e / V * sum_j w_j * (lse - z_j)
+        zl   = z_loss * lse^2
+        loss = ce + zl
+
+    "mean" divides ce by the sum of w_y and zl by the number of labels that are not ignored; over no label it is 0.
+    `token_scaling` multiplies a token's losses by its probability of the label, taken as a constant
+    (arXiv:2508.05629). ce is torch.nn.CrossEntropyLoss's; zl is PaLM's (arXiv:2204.02311, section 5).
+    """
+    xp = namespace(logits)
+    z = xp.astype(logits, compute_dtype(logits)) * scale
+    if softcap is not None:
+        z = softcap * xp.tanh(z / softcap)
+    vocab_size = z.shape[-1]
+    valid = labels != ignore_index
+    one = xp.ones_like(z[..., 0])
+    index = xp.where(valid, labels, xp.zeros_like(labels))
+    highest = stop_gradient(xp.max(z, axis=-1, keepdims=True))
+    lse = xp.log(xp.sum(xp.exp(z - highest), axis=-1)) + highest[..., 0]
+    label_logit = xp.take_along_axis(z, index[..., None], axis=-1)[..., 0]
+    label_weight = one if weight is None else xp.astype(xp.take(weight, xp.reshape(index, (-1,)), axis=0), z.dtype)
+    label_weight = xp.reshape(label_weight, index.shape)
+    ce = (1 - label_smoothing) * label_weight * (lse - label_logit)
+    if label_smoothing:
+        classes = xp.ones_like(z[..., :1]) if weight is None else xp.astype(weight, z.dtype)
+        ce = ce + label_smoothing / vocab_size * xp.sum(classes * (lse[..., None] - z), axis=-1)
+    zl = z_loss * lse * lse
+    if token_scaling:
+        probability = stop_gradient(xp.exp(label_logit - lse))
+        ce, zl = ce * probability, zl * probability
+    nothing = xp.zeros_like(one)
+    ce, zl = xp.where(valid, ce, nothing), xp.where(valid, zl, nothing)
+    predicted = xp.astype(xp.argmax(z, axis=-1), xp.int32)
+    correct = xp.where(valid & (predicted == labels), one, nothing)
+    predicted = xp.where(valid, predicted, xp.full_like(predicted, -1))
+    if reduction == "none":
+        return ce + zl, zl, correct, predicted
+    count = xp.sum(xp.where(valid, one, nothing))
+    accuracy = xp.sum(correct) * _inverse(count)
+    ce, zl = xp.sum(ce), xp.sum(zl)
+    if reduction == "mean":
+        ce = ce * _inverse(xp.sum(xp.where(valid, label_weight, nothing)))
+        zl = zl * _inverse(count)
+    return ce + zl, zl, accuracy, predicted
+
+
+def _inverse(total: Any) -> Any:
+    """1 / total, and 0 for 0: the mean over no token is 0."""
+    xp = namespace(total)
+    nonzero = total != 0
+    return xp.where(nonzero, 1 / xp.where(nonzero, total, xp.ones_like(total)), xp.zeros_like(total))
+
+
+def linear(x: Any, weight: Any, bias: Any | None, weight_layout: str) -> Any:
+    """Logits x @ weight^T + bias in float32 (or float64), for a weight (vocab, hidden) "vh" or (hidden, vocab) "hv"."""
+    xp = namespace(x)
+    compute = compute_dtype(x)
+    wide = xp.astype(weight, compute)
+    logits = xp.astype(x, compute) @ (xp.matrix_transpose(wide) if weight_layout == "vh" else wide)
+    return logits if bias is None else logits + xp.astype(bias, compute)

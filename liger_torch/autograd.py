@@ -1,0 +1,168 @@
+"""An `Op` as a differentiable torch function.
+
+- A CPU tensor goes through the op's reference, differentiated by torch; with `TRITON_INTERPRET=1` through the kernel
+  in Triton's interpreter.
+- A GPU tensor goes through the kernel: by a plain `autograd.Function` in eager mode, which costs the host least, and
+  by the operators of `liger_torch.library` under `torch.compile`.
+- A meta tensor takes the kernel's path without running it, so that memory can be planned on any machine.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from liger.launch import Spec
+from liger.op import Arrays, Needs, Op
+from liger_torch.backend import INTERPRET, NAMES, backend_for
+
+Tensors = tuple[torch.Tensor | None, ...]
+
+
+def call(op: Op, options: Any, *operands: torch.Tensor | None) -> Tensors:
+    """Apply an op.
+
+    Args:
+        op: what to compute.
+        options: the op's options.
+        operands: its array arguments in the declared order, None for those that are absent.
+
+    Returns:
+        The outputs in the declared order, None for those that the options do not ask for.
+
+    Raises:
+        TypeError, ValueError: an operand or option that the op does not take; nothing has been computed then.
+    """
+    first = operands[0]
+    assert first is not None
+    kind = first.device.type
+    if torch.compiler.is_compiling():
+        if kind == "cpu" and not INTERPRET:
+            return op.reference(operands, options)
+        from liger_torch import library
+
+        return library.call(op, options, operands, needed(op, operands))
+    _check(op, options, tuple([None if t is None else (t.shape, t.dtype) for t in operands]))
+    _check_devices(op, operands, first.device)
+    if kind == "cpu" and not INTERPRET:
+        return op.reference(operands, options)
+    if any(t is not None and t.dtype == torch.float64 for t in operands):
+        raise TypeError(
+            f"{op.name}: float64 on {kind}: the kernels compute in float32; cast the operands to float32 or move "
+            "them to the CPU, where the reference computes in float64."
+        )
+    needs = needed(op, operands)
+    if torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            return _run(op, options, needs, operands)
+    return _run(op, options, needs, operands)
+
+
+def _run(op: Op, options: Any, needs: Needs, operands: Tensors) -> Tensors:
+    if True in needs:
+        return _Function.apply(op, options, needs, *operands)
+    assert operands[0] is not None
+    return op.forward(backend_for(operands[0].device), operands, options, needs)[0]
+
+
+def needed(op: Op, operands: Tensors) -> Needs:
+    """Which gradients are asked for."""
+    if not torch.is_grad_enabled():
+        return (False,) * len(operands)
+    needs = [t is not None and t.requires_grad for t in operands]
+    for operand, need in zip(op.operands, needs, strict=True):
+        if need and not operand.differentiable:
+            raise ValueError(
+                f"{op.name}: {operand.name} requires a gradient, but the op has none for it; pass {operand.name}.detach()."
+            )
+    return tuple(needs)
+
+
+def computed(op: Op, needs: Needs) -> Needs:
+    """Which gradients `op.backward` has to compute: where two operands share one, the first stands for both."""
+    if not op.same_gradient:
+        return needs
+    result = list(needs)
+    for name, source in op.same_gradient:
+        result[op.index(source)] |= result[op.index(name)]
+        result[op.index(name)] = False
+    return tuple(result)
+
+
+def shared(op: Op, needs: Needs, gradients: Arrays) -> Arrays:
+    """Give every operand its gradient, also those that share one."""
+    if not op.same_gradient:
+        return gradients
+    result = list(gradients)
+    for name, source in op.same_gradient:
+        i, j = op.index(name), op.index(source)
+        result[i] = gradients[j] if needs[i] else None
+        result[j] = gradients[j] if needs[j] else None
+    return tuple(result)
+
+
+@functools.lru_cache(4096)
+def _check(op: Op, options: Any, described: tuple[tuple[torch.Size, torch.dtype] | None, ...]) -> None:
+    op.check(tuple(None if d is None else Spec(tuple(d[0]), NAMES.get(d[1], str(d[1]))) for d in described), options)
+
+
+def _check_devices(op: Op, operands: Tensors, device: torch.device) -> None:
+    for operand, tensor in zip(op.operands, operands, strict=True):
+        if tensor is not None and tensor.device != device:
+            raise ValueError(
+                f"{op.name}: {operand.name} is on {tensor.device}, {op.operands[0].name} on {device}; "
+                "move both to one device."
+            )
+
+
+class _Function(torch.autograd.Function):
+    """Any op with kernels, in eager mode."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Op, options: Any, needs: Needs, *operands: torch.Tensor | None) -> Tensors:  # type: ignore[override]
+        assert operands[0] is not None
+        backend = backend_for(operands[0].device)
+        needs = ctx.needs = tuple(needs)
+        todo = computed(op, needs)
+        outputs, saved = op.forward(backend, operands, options, todo)
+        ctx.op, ctx.options, ctx.backend = op, options, backend
+        names = op.keeps(options, todo)
+        if op.backward_once(options, todo):
+            # Gradients that the backward pass hands over: kept where nothing else holds on to them.
+            ctx.once = dict(zip((s.name for s in op.saved), saved, strict=True))
+            saved = ()
+        available = {o.name: t for o, t in zip(op.operands, operands, strict=True)}
+        available |= {o.name: t for o, t in zip(op.outputs, outputs, strict=True)}
+        ctx.names = (*names, *(s.name for s, _ in zip(op.saved, saved, strict=False)))
+        ctx.save_for_backward(*(available[name] for name in names), *saved)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(
+            *(
+                t
+                for o, t in zip(op.outputs, outputs, strict=True)
+                if t is not None and not o.differentiable
+            )
+        )
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: torch.Tensor | None) -> Tensors:
+        op: Op = ctx.op
+        kept = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        todo = computed(op, ctx.needs)
+        if op.backward_once(ctx.options, todo):
+            if ctx.once is None:
+                raise RuntimeError(
+                    f"{op.name}: a second backward pass. Its gradients were computed in the forward pass and handed "
+                    'over by the first one; call it with reduction="none" and reduce outside to go back twice.'
+                )
+            kept |= ctx.once
+            ctx.once = None
+        if all(c is None for c in cotangents):
+            return (None,) * (3 + len(op.operands))
+        gradients = op.backward(ctx.backend, kept, cotangents, ctx.options, todo)
+        return (None, None, None, *shared(op, ctx.needs, gradients))
