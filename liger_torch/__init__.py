@@ -1,0 +1,75 @@
+"""The PyTorch frontend: functions, modules and the patching of Hugging Face models.
+
+`liger_torch.hf` needs transformers and is imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from liger_torch import functional
+from liger_torch.functional import CrossEntropyOutput
+from liger_torch.functional import liger_rope as liger_rotary_pos_emb
+from liger_torch.nn import (
+    LigerBlockSparseTop2MLP,
+    LigerCrossEntropyLoss,
+    LigerFusedAddRMSNorm,
+    LigerFusedLinearCrossEntropyLoss,
+    LigerPhi3SwiGLUMLP,
+    LigerRMSNorm,
+    LigerSwiGLUMLP,
+)
+from liger_torch.valid_rows import ValidRows, valid_rows
+
+if TYPE_CHECKING:
+    from liger_torch.hf import (
+        AutoLigerKernelForCausalLM,
+        PatchReport,
+        apply_liger_kernel,
+        apply_liger_kernel_to_llama,
+        apply_liger_kernel_to_mistral,
+        apply_liger_kernel_to_qwen2,
+        explain,
+        remove_liger_kernel,
+    )
+
+_FROM_HF = (
+    "AutoLigerKernelForCausalLM",
+    "PatchReport",
+    "apply_liger_kernel",
+    "apply_liger_kernel_to_llama",
+    "apply_liger_kernel_to_mistral",
+    "apply_liger_kernel_to_qwen2",
+    "explain",
+    "remove_liger_kernel",
+)
+
+__all__ = [
+    "AutoLigerKernelForCausalLM",
+    "CrossEntropyOutput",
+    "LigerBlockSparseTop2MLP",
+    "LigerCrossEntropyLoss",
+    "LigerFusedAddRMSNorm",
+    "LigerFusedLinearCrossEntropyLoss",
+    "LigerPhi3SwiGLUMLP",
+    "LigerRMSNorm",
+    "LigerSwiGLUMLP",
+    "PatchReport",
+    "ValidRows",
+    "apply_liger_kernel",
+    "apply_liger_kernel_to_llama",
+    "apply_liger_kernel_to_mistral",
+    "apply_liger_kernel_to_qwen2",
+    "explain",
+    "functional",
+    "liger_rotary_pos_emb",
+    "remove_liger_kernel",
+    "valid_rows",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FROM_HF:
+        return getattr(importlib.import_module("liger_torch.hf"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

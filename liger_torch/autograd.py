@@ -40,14 +40,14 @@ def call(op: Op, options: Any, *operands: torch.Tensor | None) -> Tensors:
     assert first is not None
     kind = first.device.type
     if torch.compiler.is_compiling():
-        if kind == "cpu" and not INTERPRET:
+        if uses_reference(first):
             return op.reference(operands, options)
         from liger_torch import library
 
         return library.call(op, options, operands, needed(op, operands))
     _check(op, options, tuple([None if t is None else (t.shape, t.dtype) for t in operands]))
     _check_devices(op, operands, first.device)
-    if kind == "cpu" and not INTERPRET:
+    if uses_reference(first):
         return op.reference(operands, options)
     if any(t is not None and t.dtype == torch.float64 for t in operands):
         raise TypeError(
@@ -59,6 +59,11 @@ def call(op: Op, options: Any, *operands: torch.Tensor | None) -> Tensors:
         with torch.autocast(kind, enabled=False):
             return _run(op, options, needs, operands)
     return _run(op, options, needs, operands)
+
+
+def uses_reference(tensor: torch.Tensor) -> bool:
+    """Whether ops on this tensor run as plain torch, and not as kernels."""
+    return tensor.device.type == "cpu" and not INTERPRET
 
 
 def _run(op: Op, options: Any, needs: Needs, operands: Tensors) -> Tensors:

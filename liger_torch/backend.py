@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+import array_api_compat.torch
 import torch
 
 from liger import device as devices
 from liger import interpret
 from liger.device import Device
 from liger.launch import Launch
+from liger.reference.common import NAMESPACES
 
 DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
@@ -25,6 +27,8 @@ DTYPES: dict[str, torch.dtype] = {
     "bool": torch.bool,
 }
 NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+
+NAMESPACES.update({torch.Tensor: array_api_compat.torch, torch.nn.Parameter: array_api_compat.torch})
 
 INTERPRET = interpret.enabled()
 """Whether kernels run in Triton's interpreter, on CPU tensors. Fixed when the process starts."""

@@ -22,6 +22,8 @@ from liger_torch.backend import DTYPES, NAMES, backend_for
 from liger_triton.ops import OPS
 
 _library = torch.library.Library("liger", "DEF")
+Results = torch.Tensor | tuple[torch.Tensor, ...]
+"""What an operator returns: torch wants a lone tensor bare."""
 _SCHEMA_TYPES: dict[Any, str] = {float: "float", int: "int", bool: "bool", str: "str"}
 
 
@@ -36,6 +38,8 @@ def call(op: Op, options: Any, operands: Tensors, needs: Needs) -> Tensors:
             "out, or exclude the call from compilation with torch.compiler.disable."
         )
     results = getattr(torch.ops.liger, op.name)(*operands, *_values(options), list(needs))
+    if isinstance(results, torch.Tensor):
+        results = (results,)
     present = _present(op, operands, options, needs)
     return tuple(t if p else None for t, p in zip(results, present, strict=False))
 
@@ -69,6 +73,10 @@ def _filled(tensors: Tensors, device: torch.device) -> list[torch.Tensor]:
     return [torch.empty(0, device=device) if t is None else t for t in tensors]
 
 
+def _results(tensors: list[torch.Tensor]) -> Results:
+    return tensors[0] if len(tensors) == 1 else tuple(tensors)
+
+
 def _register(op: Op) -> None:
     n_operands = len(op.operands)
     n_options = len(dataclasses.fields(op.options))
@@ -86,20 +94,20 @@ def _register(op: Op) -> None:
     results_schema = ", ".join("Tensor" for _ in (*op.outputs, *op.saved))
     _library.define(f"{op.name}({operands_schema}{options_schema}, bool[] needs) -> ({results_schema})")
 
-    def forward(*arguments: Any) -> tuple[torch.Tensor, ...]:
+    def forward(*arguments: Any) -> Results:
         operands, options, needs = split(arguments, n_operands)
         device = operands[0].device  # type: ignore[union-attr]
         op.check(_specs(operands), options)
         outputs, saved = op.forward(backend_for(device), operands, options, computed(op, needs))
-        return tuple(_filled((*outputs, *saved), device))
+        return _results(_filled((*outputs, *saved), device))
 
-    def forward_fake(*arguments: Any) -> tuple[torch.Tensor, ...]:
+    def forward_fake(*arguments: Any) -> Results:
         operands, options, needs = split(arguments, n_operands)
         device = operands[0].device  # type: ignore[union-attr]
         specs = _specs(operands)
         op.check(specs, options)
         outputs, saved = op.infer(specs, options, computed(op, needs))
-        return tuple(_empty(spec, device) for spec in (*outputs, *saved))
+        return _results([_empty(spec, device) for spec in (*outputs, *saved)])
 
     # ---- backward
 
@@ -113,7 +121,7 @@ def _register(op: Op) -> None:
     n_kept = len(kept_names)
     n_tensors = n_kept + len(op.outputs)
 
-    def backward(*arguments: Any) -> tuple[torch.Tensor, ...]:
+    def backward(*arguments: Any) -> Results:
         tensors, options, needs = split(arguments, n_tensors)
         kept = dict(zip(kept_names, tensors[:n_kept], strict=True))
         device = next(t.device for t in tensors if t is not None)
@@ -122,15 +130,15 @@ def _register(op: Op) -> None:
                 if kept[saved.name] is not None:
                     kept[saved.name] = kept[saved.name].clone()  # type: ignore[union-attr]
         gradients = op.backward(backend_for(device), kept, tensors[n_kept:], options, needs)
-        return tuple(_filled(gradients, device))
+        return _results(_filled(gradients, device))
 
-    def backward_fake(*arguments: Any) -> tuple[torch.Tensor, ...]:
+    def backward_fake(*arguments: Any) -> Results:
         tensors, options, needs = split(arguments, n_tensors)
         device = next(t.device for t in tensors if t is not None)
         given = dict(zip((*kept_names, *(f"grad_{o.name}" for o in op.outputs)), _specs(tensors), strict=True))
         like = dict(op.gradient_like)
-        specs = (given[o.name] or given[like[o.name]] if n else None for o, n in zip(op.operands, needs, strict=True))
-        return tuple(_empty(spec, device) for spec in specs)
+        specs = [given[o.name] or given[like[o.name]] if n else None for o, n in zip(op.operands, needs, strict=True)]
+        return _results([_empty(spec, device) for spec in specs])
 
     for name, real, fake in (
         (op.name, forward, forward_fake),
@@ -141,7 +149,9 @@ def _register(op: Op) -> None:
 
     # ---- autograd
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
+        if isinstance(output, torch.Tensor):
+            output = (output,)
         operands, ctx.options, ctx.needs = split(inputs, n_operands)
         todo = computed(op, ctx.needs)
         outputs, saved = op.infer(_specs(operands), ctx.options, todo)

@@ -5,10 +5,16 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from array_api_compat import array_namespace as namespace
-from array_api_compat import is_jax_array
+from array_api_compat import array_namespace, is_jax_array
 
-__all__ = ["compute_dtype", "namespace", "stop_gradient"]
+NAMESPACES: dict[type, Any] = {}
+"""Array types whose namespace is known: torch.compile cannot trace the search for it, only the look-up."""
+
+
+def namespace(array: Any) -> Any:
+    """The array API functions for this array."""
+    found = NAMESPACES.get(type(array))
+    return array_namespace(array) if found is None else found
 
 
 def compute_dtype(array: Any) -> Any:

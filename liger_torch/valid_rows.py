@@ -1,0 +1,56 @@
+"""How many labels count, learned by the host without waiting for the device.
+
+Fused linear cross entropy can leave ignored rows out of its matrix products, but for that the host must know how many
+there are. `valid_rows(labels)` finds it out on the device and starts a copy to pinned memory at once. Called before
+the model's forward pass, the number has long arrived when the loss is computed, and reading it costs nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+class ValidRows:
+    """Indices of the rows whose label is not ignored; their number arrives asynchronously."""
+
+    def __init__(self, labels: torch.Tensor, ignore_index: int = -100) -> None:
+        flat = labels.detach().reshape(-1)
+        valid = flat != ignore_index
+        # A stable sort keeps the rows in their order, so that sums over them do too.
+        self._order = torch.argsort(~valid, stable=True)
+        self.n_labels = flat.shape[0]
+        self._event: torch.cuda.Event | None = None
+        count = valid.sum()
+        if flat.is_cuda:
+            self._count = torch.empty((), dtype=count.dtype, pin_memory=True)
+            self._count.copy_(count, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(flat.device))
+        else:
+            self._count = count
+
+    def index(self) -> torch.Tensor | None:
+        """The valid rows' indices in ascending order, or None where every row is valid."""
+        if self._event is not None:
+            self._event.synchronize()
+        count = int(self._count)
+        return None if count == self.n_labels else self._order[:count]
+
+
+def valid_rows(labels: torch.Tensor, ignore_index: int = -100) -> ValidRows | None:
+    """Start to find out which labels count.
+
+    Args:
+        labels: the labels that the loss will be given, of any shape, shifted if it is given shifted ones.
+        ignore_index: the label that does not count.
+
+    Returns:
+        What `liger_fused_linear_cross_entropy(..., valid_rows=...)` takes. None, which means that all rows are
+        computed, where the number cannot be had: under torch.compile, while a CUDA graph is captured, and on the
+        meta device.
+    """
+    if torch.compiler.is_compiling() or labels.is_meta:
+        return None
+    if labels.is_cuda and torch.cuda.is_current_stream_capturing():
+        return None
+    return ValidRows(labels, ignore_index)
