@@ -39,12 +39,13 @@ def call(op: Op, options: Any, *operands: torch.Tensor | None) -> Tensors:
     first = operands[0]
     assert first is not None
     kind = first.device.type
+    needs = needed(op, operands)
     if torch.compiler.is_compiling():
         if uses_reference(first):
             return op.reference(operands, options)
         from liger_torch import library
 
-        return library.call(op, options, operands, needed(op, operands))
+        return library.call(op, options, operands, needs)
     _check(op, options, tuple([None if t is None else (t.shape, t.dtype) for t in operands]))
     _check_devices(op, operands, first.device)
     if uses_reference(first):
@@ -54,8 +55,7 @@ def call(op: Op, options: Any, *operands: torch.Tensor | None) -> Tensors:
             f"{op.name}: float64 on {kind}: the kernels compute in float32; cast the operands to float32 or move "
             "them to the CPU, where the reference computes in float64."
         )
-    needs = needed(op, operands)
-    if torch.is_autocast_enabled(kind):
+    if autocasting(kind):
         with torch.autocast(kind, enabled=False):
             return _run(op, options, needs, operands)
     return _run(op, options, needs, operands)
@@ -64,6 +64,11 @@ def call(op: Op, options: Any, *operands: torch.Tensor | None) -> Tensors:
 def uses_reference(tensor: torch.Tensor) -> bool:
     """Whether ops on this tensor run as plain torch, and not as kernels."""
     return tensor.device.type == "cpu" and not INTERPRET
+
+
+def autocasting(device_type: str) -> bool:
+    """Whether autocast is on; there is none for meta tensors."""
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
 def _run(op: Op, options: Any, needs: Needs, operands: Tensors) -> Tensors:

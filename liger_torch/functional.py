@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from liger_torch.autograd import call, uses_reference
+from liger_torch.autograd import autocasting, call, uses_reference
 from liger_torch.backend import NAMES
 from liger_torch.valid_rows import ValidRows
 from liger_triton import cross_entropy, linear_cross_entropy, rms_norm, rope, swiglu
@@ -302,7 +302,7 @@ def liger_fused_linear_cross_entropy(
     """
     _check_labels("linear_cross_entropy", target, ignore_index, weight.shape[0])
     kind = input.device.type
-    if torch.is_autocast_enabled(kind):
+    if autocasting(kind):
         dtype = torch.get_autocast_dtype(kind)
         input, weight = input.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)

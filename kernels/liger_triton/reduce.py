@@ -32,7 +32,8 @@ def sum_partials(
 @functools.lru_cache(4096)
 def sum_partials_launch(n_partials: int, n_cols: int, dtype: str) -> Launch:
     """out[c] = sum over p of partial[p, c], accumulated in fp32, rounded once to `dtype`."""
-    cols = min(32, next_power_of_2(n_cols))
+    # Narrow tiles spread the columns of a usual width over all multiprocessors; wider rows have enough of them.
+    cols = min(32 if n_cols <= 8192 else 128, next_power_of_2(n_cols))
     return Launch(
         kernel=sum_partials,
         grid=(cdiv(n_cols, cols),),

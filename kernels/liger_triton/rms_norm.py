@@ -144,13 +144,14 @@ def rms_norm_backward(
     HAS_DS: tl.constexpr,
     WANT_DX: tl.constexpr,
     WANT_DW: tl.constexpr,
+    REREAD: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     program = tl.program_id(0)
     col = tl.arange(0, BLOCK)[None, :]
-    if HAS_WEIGHT:
+    if HAS_WEIGHT and not REREAD:
         weight = tl.load(weight_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32) + offset
     dw = tl.zeros((ROWS, BLOCK), tl.float32)
     # Rows are dealt out in turn, always to the same program in the same order: the sums do not depend on timing.
@@ -161,12 +162,23 @@ def rms_norm_backward(
         dy = tl.load(dy_ptr + row * dy_stride + col, mask=mask, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_ptr + row, mask=row < n_rows, other=0.0)
         x *= rstd
+        if REREAD:
+            # Nothing is held over the sum but dw. The barrier keeps the compiler from joining the two reads.
+            if HAS_WEIGHT:
+                dy *= tl.load(weight_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32) + offset
+            mean = tl.sum(dy * x, axis=1, keep_dims=True) / n_cols
+            tl.debug_barrier()
+            x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32) * rstd
+            dy = tl.load(dy_ptr + row * dy_stride + col, mask=mask, other=0.0).to(tl.float32)
+            if HAS_WEIGHT:
+                weight = tl.load(weight_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32) + offset
         if WANT_DW:
             dw += dy * x
         if WANT_DX:
             if HAS_WEIGHT:
                 dy *= weight
-            mean = tl.sum(dy * x, axis=1, keep_dims=True) / n_cols
+            if not REREAD:
+                mean = tl.sum(dy * x, axis=1, keep_dims=True) / n_cols
             dx = (dy - x * mean) * rstd
             if HAS_DS:
                 dx += tl.load(ds_ptr + row * ds_stride + col, mask=mask, other=0.0).to(tl.float32)
@@ -325,7 +337,7 @@ def forward_launch(
     )
 
 
-def _backward_geometry(n_cols: int, device: Device) -> tuple[int, int, int, int]:
+def _backward_geometry(n_cols: int, itemsize: int, device: Device) -> tuple[int, int, int, int]:
     """(rows per tile, programs per multiprocessor, warps, pipeline stages), by sweeps on an H200.
 
     The aim is 32 to 48 KiB of loads in flight per multiprocessor before the first sum is waited for.
@@ -333,7 +345,7 @@ def _backward_geometry(n_cols: int, device: Device) -> tuple[int, int, int, int]
     block = next_power_of_2(n_cols)
     warps = min(_warps(2 * block, device), 8)
     if block <= 512:
-        return min(4096 // block, 32), 4, 4, 3
+        return min(8192 // itemsize // block, 64 // itemsize), 4, 4, 3
     if block <= 1024:
         return 4, 2, 4, 3
     if block <= 2048:
@@ -342,7 +354,7 @@ def _backward_geometry(n_cols: int, device: Device) -> tuple[int, int, int, int]
         return 1, 2, 4, 3
     if block <= 8192:
         return 1, 1, max(warps, 8), 3
-    return 1, 1, 16, 1
+    return 1, 1, 16 if itemsize == 2 or device.warp_size == 64 else 32, 1
 
 
 @functools.lru_cache(4096)
@@ -361,16 +373,21 @@ def backward_launch(
     device: Device,
 ) -> Launch:
     """dx, and one fp32 row of the weight gradient per program, for rows of at most MAX_BLOCK."""
-    rows, per_multiprocessor, warps, stages = _backward_geometry(n_cols, device)
+    itemsize = max(DTYPE_BYTES[dtype], DTYPE_BYTES[dy_dtype])
+    rows, per_multiprocessor, warps, stages = _backward_geometry(n_cols, itemsize, device)
     programs = min(cdiv(n_rows, rows), per_multiprocessor * device.multiprocessors)
     has_ds = ds_stride is not None and want_dx
+    # x, dy, dw and the weight of such a row would not fit a multiprocessor's 65,536 registers (AMD has twice as many):
+    # x and dy are read again after the sum, from the cache.
+    reread = want_dx and n_cols > 8192 and device.vendor == "cuda"
+    passes = 2 if reread else 1
     return Launch(
         kernel=rms_norm_backward,
         grid=(programs,),
         inputs=(
-            Spec((n_rows, n_cols), dy_dtype),
+            Spec((n_rows, n_cols), dy_dtype, passes=passes),
             Spec((n_rows, n_cols), dtype, unread=not has_ds),
-            Spec((n_rows, n_cols), dtype),
+            Spec((n_rows, n_cols), dtype, passes=passes),
             Spec((n_cols,), weight_dtype or dtype, resident=True, unread=not (weight_dtype and want_dx)),
             Spec((n_rows,), "float32"),
         ),
@@ -389,6 +406,7 @@ def backward_launch(
             ("HAS_DS", has_ds),
             ("WANT_DX", want_dx),
             ("WANT_DW", want_dw),
+            ("REREAD", reread),
             ("ROWS", rows),
             ("BLOCK", next_power_of_2(n_cols)),
             ("STAGES", stages),
@@ -465,7 +483,7 @@ def weight_gradient_wide_launch(
         integers=(n_rows,),
         outputs=(Spec((groups, n_cols), "float32"),),
         constants=(("n_cols", n_cols), ("dy_stride", dy_stride), ("x_stride", x_stride), ("BLOCK", block)),
-        num_warps=4,
+        num_warps=block // (8 * device.warp_size),
         flops=3 * n_rows * n_cols,
     )
 

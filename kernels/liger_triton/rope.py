@@ -21,50 +21,50 @@ import triton.language as tl
 
 from liger import check
 from liger.backend import Array, Backend
-from liger.launch import Launch, Spec, cdiv, next_power_of_2, previous_power_of_2
+from liger.device import Device
+from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv, next_power_of_2, previous_power_of_2
 from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import rope as reference
 
 TILE = 4096
-"""Elements of one tile (heads times half a rotary dimension)."""
+"""Elements of one tile (tokens times heads times half a rotary dimension)."""
 
 
 @triton.jit
-def _load_pairs(row_ptr, row_mask, half: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """The two members of every pair of the rows that start at `row_ptr` (rows, 1), in fp32."""
+def _load_pairs(ptr, mask, half: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """The two members of every pair of the heads that start at `ptr` (tokens, heads, 1), in fp32."""
     if INTERLEAVED:  # neighbours are read together and parted in registers: wide loads
-        col = tl.arange(0, 2 * HALF)[None, :]
-        both = tl.load(row_ptr + col, mask=row_mask & (col < 2 * half), other=0.0).to(tl.float32)
-        first, second = tl.split(tl.reshape(both, (row_ptr.shape[0], HALF, 2)))
+        col = tl.arange(0, 2 * HALF)[None, None, :]
+        both = tl.load(ptr + col, mask=mask & (col < 2 * half), other=0.0).to(tl.float32)
+        first, second = tl.split(tl.reshape(both, (ptr.shape[0], ptr.shape[1], HALF, 2)))
     else:
-        col = tl.arange(0, HALF)[None, :]
-        mask = row_mask & (col < half)
-        first = tl.load(row_ptr + col, mask=mask, other=0.0).to(tl.float32)
-        second = tl.load(row_ptr + half + col, mask=mask, other=0.0).to(tl.float32)
+        col = tl.arange(0, HALF)[None, None, :]
+        mask = mask & (col < half)
+        first = tl.load(ptr + col, mask=mask, other=0.0).to(tl.float32)
+        second = tl.load(ptr + half + col, mask=mask, other=0.0).to(tl.float32)
     return first, second
 
 
 @triton.jit
-def _store_pairs(
-    row_ptr, first, second, row_mask, half: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr
-):
-    dtype: tl.constexpr = row_ptr.dtype.element_ty
+def _store_pairs(ptr, first, second, mask, half: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
+    dtype: tl.constexpr = ptr.dtype.element_ty
     if INTERLEAVED:
-        col = tl.arange(0, 2 * HALF)[None, :]
-        tl.store(row_ptr + col, tl.interleave(first, second).to(dtype), mask=row_mask & (col < 2 * half))
+        col = tl.arange(0, 2 * HALF)[None, None, :]
+        tl.store(ptr + col, tl.interleave(first, second).to(dtype), mask=mask & (col < 2 * half))
     else:
-        col = tl.arange(0, HALF)[None, :]
-        mask = row_mask & (col < half)
-        tl.store(row_ptr + col, first.to(dtype), mask=mask)
-        tl.store(row_ptr + half + col, second.to(dtype), mask=mask)
+        col = tl.arange(0, HALF)[None, None, :]
+        mask = mask & (col < half)
+        tl.store(ptr + col, first.to(dtype), mask=mask)
+        tl.store(ptr + half + col, second.to(dtype), mask=mask)
 
 
 @triton.jit
 def _rotate_heads(
-    x_ptr,  # first element of the token's first head
+    x_ptr,  # (TOKENS, 1, 1): first element of each token's first head
     head_stride,
     y_ptr,  # likewise, dense
-    cos1,  # (1, HALF)
+    here,  # (TOKENS, 1, 1): whether there is such a token
+    cos1,  # (TOKENS, 1, HALF)
     sin1,
     cos2,
     sin2,
@@ -80,10 +80,10 @@ def _rotate_heads(
 ):
     half: tl.constexpr = rotary_dim // 2
     for start in range(0, n_heads, HEADS):
-        head = start + tl.arange(0, HEADS)[:, None]
-        mask = head < n_heads
+        head = start + tl.arange(0, HEADS)[None, :, None]
+        mask = here & (head < n_heads)
         # Strides are counted in units that divide them all, so that the compiler sees what the addresses share.
-        x_row = x_ptr + head * head_stride * UNIT
+        x_row = x_ptr + head.to(tl.int64) * head_stride * UNIT
         y_row = y_ptr + head * head_dim
         x1, x2 = _load_pairs(x_row, mask, half, HALF, INTERLEAVED)
         if BACKWARD:
@@ -94,7 +94,7 @@ def _rotate_heads(
             y2 = x2 * cos2 + x1 * sin2
         _store_pairs(y_row, y1, y2, mask, half, HALF, INTERLEAVED)
         if REST > 0:
-            rest = rotary_dim + tl.arange(0, REST)[None, :]
+            rest = rotary_dim + tl.arange(0, REST)[None, None, :]
             rest_mask = mask & (rest < head_dim)
             tl.store(y_row + rest, tl.load(x_row + rest, mask=rest_mask), mask=rest_mask)
 
@@ -105,6 +105,7 @@ def rope_rotate(
     k_ptr,  # (batch, seq, k_heads, head_dim), strided
     cos_ptr,  # (batch or 1, seq, rotary_dim)
     sin_ptr,
+    n_tokens,
     seq_len,
     q_batch_stride,
     q_seq_stride,
@@ -123,27 +124,29 @@ def rope_rotate(
     K_UNIT: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     BACKWARD: tl.constexpr,
+    TOKENS: tl.constexpr,
     Q_TILE: tl.constexpr,
     K_TILE: tl.constexpr,
     HALF: tl.constexpr,
     REST: tl.constexpr,
 ):
-    token = tl.program_id(0).to(tl.int64)
-    batch = token // seq_len
-    position = token % seq_len
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)[:, None, None]
+    here = token < n_tokens
+    batch = (token // seq_len).to(tl.int64)
+    position = (token % seq_len).to(tl.int64)
+    token = token.to(tl.int64)
     half: tl.constexpr = rotary_dim // 2
-    table = (batch * table_batch_stride + position) * rotary_dim + tl.zeros((1, 1), tl.int64)
-    here = tl.full((1, 1), True, tl.int1)
+    table = (batch * table_batch_stride + position) * rotary_dim
     cos1, cos2 = _load_pairs(cos_ptr + table, here, half, HALF, INTERLEAVED)
     sin1, sin2 = _load_pairs(sin_ptr + table, here, half, HALF, INTERLEAVED)
     _rotate_heads(
         q_ptr + (batch * q_batch_stride + position * q_seq_stride) * Q_UNIT, q_head_stride,
-        q_out_ptr + token * (q_heads * head_dim), cos1, sin1, cos2, sin2,
+        q_out_ptr + token * (q_heads * head_dim), here, cos1, sin1, cos2, sin2,
         q_heads, head_dim, rotary_dim, Q_UNIT, INTERLEAVED, BACKWARD, Q_TILE, HALF, REST,
     )  # fmt: skip
     _rotate_heads(
         k_ptr + (batch * k_batch_stride + position * k_seq_stride) * K_UNIT, k_head_stride,
-        k_out_ptr + token * (k_heads * head_dim), cos1, sin1, cos2, sin2,
+        k_out_ptr + token * (k_heads * head_dim), here, cos1, sin1, cos2, sin2,
         k_heads, head_dim, rotary_dim, K_UNIT, INTERLEAVED, BACKWARD, K_TILE, HALF, REST,
     )  # fmt: skip
 
@@ -159,8 +162,17 @@ class Options:
     interleaved: bool = False
 
 
-def _heads_per_tile(n_heads: int, half: int) -> int:
-    return min(next_power_of_2(n_heads), max(previous_power_of_2(TILE // half), 1))
+THREADS = 128
+
+
+def _tokens_per_tile(n_heads: int, half: int, itemsize: int) -> int:
+    """Tokens of a program, so that each thread has 16 bytes of the smaller of q and k to load at once."""
+    wanted = THREADS * 16 // itemsize
+    return min(max(wanted // (next_power_of_2(n_heads) * half), 1), 32)
+
+
+def _heads_per_tile(n_heads: int, tokens: int, half: int) -> int:
+    return min(next_power_of_2(n_heads), max(previous_power_of_2(TILE // (tokens * half)), 1))
 
 
 @functools.lru_cache(4096)
@@ -175,6 +187,7 @@ def rotate_launch(
     k_strides: tuple[int, int, int],
     interleaved: bool,
     backward: bool,
+    device: Device,
 ) -> Launch:
     """q and k rotated, or, `backward`, their cotangents rotated back.
 
@@ -183,13 +196,15 @@ def rotate_launch(
     batch, seq_len, q_heads, head_dim = q_shape
     q_unit, k_unit = (math.gcd(head_dim, *strides) for strides in (q_strides, k_strides))
     half = next_power_of_2(rotary_dim // 2)
+    tokens = _tokens_per_tile(min(q_heads, k_heads), half, DTYPE_BYTES[dtype])
     q, k = (Spec((batch, seq_len, heads, head_dim), dtype) for heads in (q_heads, k_heads))
     table = Spec((table_batch, seq_len, rotary_dim), table_dtype, resident=True)
     return Launch(
         kernel=rope_rotate,
-        grid=(batch * seq_len,),
+        grid=(cdiv(batch * seq_len, tokens),),
         inputs=(q, k, table, table),
         integers=(
+            batch * seq_len,
             seq_len,
             *(s // q_unit for s in q_strides),
             *(s // k_unit for s in k_strides),
@@ -205,12 +220,13 @@ def rotate_launch(
             ("K_UNIT", k_unit),
             ("INTERLEAVED", interleaved),
             ("BACKWARD", backward),
-            ("Q_TILE", _heads_per_tile(q_heads, half)),
-            ("K_TILE", _heads_per_tile(k_heads, half)),
+            ("TOKENS", tokens),
+            ("Q_TILE", _heads_per_tile(q_heads, tokens, half)),
+            ("K_TILE", _heads_per_tile(k_heads, tokens, half)),
             ("HALF", half),
             ("REST", next_power_of_2(head_dim - rotary_dim) if rotary_dim < head_dim else 0),
         ),
-        num_warps=4,
+        num_warps=THREADS // device.warp_size,
         flops=3 * batch * seq_len * (q_heads + k_heads) * rotary_dim,
     )
 
@@ -237,6 +253,7 @@ def _rotate(
         _strides(backend, k),
         options.interleaved,
         backward,
+        backend.device,
     )
     rotated_q, rotated_k = backend.launch(launch, q, k, backend.dense(cos), backend.dense(sin))
     return rotated_q, rotated_k

@@ -38,8 +38,10 @@ def cross_entropy(
     if softcap is not None:
         z = softcap * xp.tanh(z / softcap)
     vocab_size = z.shape[-1]
+    best = xp.argmax(z, axis=-1)
     valid = labels != ignore_index
     one = xp.ones_like(z[..., 0])
+    labels = xp.astype(labels, best.dtype)  # the only integers that torch indexes with
     index = xp.where(valid, labels, xp.zeros_like(labels))
     highest = stop_gradient(xp.max(z, axis=-1, keepdims=True))
     lse = xp.log(xp.sum(xp.exp(z - highest), axis=-1)) + highest[..., 0]
@@ -56,9 +58,8 @@ def cross_entropy(
         ce, zl = ce * probability, zl * probability
     nothing = xp.zeros_like(one)
     ce, zl = xp.where(valid, ce, nothing), xp.where(valid, zl, nothing)
-    predicted = xp.astype(xp.argmax(z, axis=-1), xp.int32)
-    correct = xp.where(valid & (predicted == labels), one, nothing)
-    predicted = xp.where(valid, predicted, xp.full_like(predicted, -1))
+    correct = xp.where(valid & (best == labels), one, nothing)
+    predicted = xp.astype(xp.where(valid, best, xp.full_like(best, -1)), xp.int32)
     if reduction == "none":
         return ce + zl, zl, correct, predicted
     count = xp.sum(xp.where(valid, one, nothing))

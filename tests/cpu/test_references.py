@@ -1,0 +1,163 @@
+"""The references are what torch and the model families compute, in float64, and their gradients are right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import CASES, Case
+from torch_runner import differentiate, tensors
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
+from liger_torch import functional as f
+from liger_torch.autograd import call
+
+LABELS = torch.tensor([[3, -100, 7], [0, 9, 9]])
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def same(ours: torch.Tensor, theirs: torch.Tensor, *operands: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+    incoming = torch.randn(theirs.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    for a, b in zip(
+        torch.autograd.grad(ours, operands, incoming), torch.autograd.grad(theirs, operands, incoming), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_rms_norm_is_torchs() -> None:
+    x, w = draw(2, 3, 16), draw(16, seed=1)
+    same(f.liger_rms_norm(x, w, 1e-5), F.rms_norm(x, (16,), w, 1e-5), x, w)
+    same(f.liger_rms_norm(x, None, 1e-5), F.rms_norm(x, (16,), None, 1e-5), x)
+    y, s = f.liger_fused_add_rms_norm(x, x * 2, w)
+    same(y + s, F.rms_norm(3 * x, (16,), w, 1e-6) + 3 * x, x, w)
+
+
+@pytest.mark.parametrize(("module", "options"), [(LlamaRMSNorm, {}), (GemmaRMSNorm, {"offset": 1.0, "casting_mode": "gemma"})])
+def test_rounding_is_the_model_familys_bit_for_bit(module: type, options: dict) -> None:
+    """In bf16, where it matters whether one rounds before or after the weight."""
+    torch.manual_seed(0)
+    theirs = module(64, eps=1e-6).bfloat16()
+    torch.nn.init.normal_(theirs.weight)
+    x = torch.randn(50, 64).bfloat16()
+    assert torch.equal(f.liger_rms_norm(x, theirs.weight, 1e-6, **options), theirs(x))
+
+
+def test_rope_is_hugging_faces() -> None:
+    q, k = draw(2, 4, 5, 16), draw(2, 2, 5, 16, seed=1)
+    angles = torch.outer(torch.arange(5.0), 10 ** (-torch.arange(8.0) / 8)).double().repeat(1, 2)[None]
+    cos, sin = angles.cos(), angles.sin()
+    ours, theirs = f.liger_rope(q, k, cos, sin), apply_rotary_pos_emb(q, k, cos, sin)
+    same(ours[0], theirs[0], q)
+    same(ours[1], theirs[1], k)
+    swapped = f.liger_rope(q.transpose(1, 2), k.transpose(1, 2), cos, sin, unsqueeze_dim=2)
+    assert torch.equal(swapped[0].transpose(1, 2), ours[0])
+    table, positions = torch.randn(9, 16).double(), torch.tensor([[0, 3, 8, 1, 1]])
+    by_position = f.liger_rope(q, k, table, table, position_ids=positions)
+    assert torch.equal(by_position[0], f.liger_rope(q, k, table[positions], table[positions])[0])
+
+
+def test_interleaved_rope_is_the_rotation_of_complex_pairs() -> None:
+    q, k = draw(2, 4, 5, 16), draw(2, 2, 5, 16, seed=1)
+    angle = torch.randn(5, 4, dtype=torch.float64)
+    cos, sin = (t.repeat_interleave(2, -1)[None] for t in (angle.cos(), angle.sin()))
+    pairs = torch.view_as_complex(q.detach()[..., :8].reshape(2, 4, 5, 4, 2))
+    rotated = torch.view_as_real(pairs * torch.polar(torch.ones_like(angle), angle)).flatten(-2)
+    expected = torch.cat([rotated, q[..., 8:]], -1)
+    torch.testing.assert_close(f.liger_rope(q, k, cos, sin, interleaved=True)[0], expected)
+
+
+def test_swiglu_is_torchs() -> None:
+    a, b = draw(2, 3, 16), draw(2, 3, 16, seed=1)
+    same(f.liger_swiglu(a, b), F.silu(a) * b, a, b)
+    packed = draw(2, 3, 32)
+    same(f.liger_swiglu(packed), F.silu(packed[..., :16]) * packed[..., 16:], packed)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cross_entropy_is_torchs(reduction: str, smoothing: float, weighted: bool) -> None:
+    x, w = draw(2, 3, 10), torch.rand(10, dtype=torch.float64) if weighted else None
+    ours = f.liger_cross_entropy(x, LABELS, w, reduction=reduction, label_smoothing=smoothing)
+    theirs = F.cross_entropy(x.transpose(1, 2), LABELS, w, reduction=reduction, label_smoothing=smoothing)
+    same(ours, theirs, x)
+    h, weight, bias = draw(2, 3, 4), draw(10, 4, seed=1), draw(10, seed=2)
+    linear = f.liger_fused_linear_cross_entropy(
+        h, weight, LABELS, bias, w, reduction=reduction, label_smoothing=smoothing, scale=0.5, softcap=2.0
+    )
+    logits = 2 * torch.tanh(0.5 * F.linear(h, weight, bias) / 2)
+    theirs = F.cross_entropy(logits.transpose(1, 2), LABELS, w, reduction=reduction, label_smoothing=smoothing)
+    same(linear, theirs, h, weight, bias)
+
+
+def test_z_loss_accuracy_and_predictions() -> None:
+    x = draw(2, 3, 10)
+
+    def call(x: torch.Tensor) -> f.CrossEntropyOutput:
+        more = {"return_z_loss": True, "return_token_accuracy": True, "return_predicted_tokens": True}
+        return f.liger_cross_entropy(x, LABELS, lse_square_scale=0.1, **more)
+
+    def z_loss(x: torch.Tensor) -> torch.Tensor:
+        return 0.1 * x.logsumexp(-1).square()[valid].mean()
+
+    valid = LABELS != -100
+    same(call(x).z_loss, z_loss(x), x)
+    same(call(x).loss, F.cross_entropy(x.transpose(1, 2), LABELS) + z_loss(x), x)
+    best = x.argmax(-1)
+    assert torch.equal(call(x).predicted_tokens, torch.where(valid, best, -1))
+    assert call(x).token_accuracy == (best == LABELS)[valid].double().mean()
+
+
+def test_token_scaling_takes_the_probability_as_a_constant() -> None:
+    h, weight = draw(2, 3, 4), draw(10, 4, seed=1)
+    ours = f.liger_fused_linear_cross_entropy(h, weight, LABELS, use_token_scaling=True)
+    nll = F.cross_entropy(F.linear(h, weight).transpose(1, 2), LABELS, reduction="none")
+    same(ours, (nll * (-nll).exp().detach()).sum() / 5, h, weight)
+
+
+SMALL = [
+    c
+    for c in CASES
+    if all(v is None or 0 < v.size < 10_000 for v in c.operands()) and not getattr(c.options, "token_scaling", False)
+]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)
+def test_gradcheck(case: Case) -> None:
+    """The reference's gradients against finite differences, in float64.
+
+    Token scaling holds a factor constant that finite differences vary; it has a test of its own above.
+    """
+    given = [
+        t.detach().double().requires_grad_(t.requires_grad) if t is not None and t.is_floating_point() else t
+        for t in tensors(case, "float32")
+    ]
+    wanted = [t for t in given if t is not None and t.requires_grad]
+
+    def function(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        fresh = iter(values)
+        full = [next(fresh) if t is not None and t.requires_grad else t for t in given]
+        outputs = case.op.reference(tuple(full), case.options)
+        return tuple(
+            o for o, d in zip(outputs, case.op.outputs, strict=True) if o is not None and d.differentiable
+        )
+
+    assert torch.autograd.gradcheck(function, wanted, fast_mode=True)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_cpu_tensors_take_the_reference_and_stay_as_they_were(case: Case) -> None:
+    given = tensors(case, "bfloat16")
+    versions = [None if t is None else t._version for t in given]
+    outputs = list(call(case.op, case.options, *given))
+    gradients = differentiate(case, "bfloat16", given, outputs)
+    assert [None if t is None else t._version for t in given] == versions
+    for tensor, gradient, need in zip(given, gradients, case.needs(), strict=True):
+        assert (gradient is not None) == need
+        if need:
+            assert (gradient.shape, gradient.dtype) == (tensor.shape, tensor.dtype)

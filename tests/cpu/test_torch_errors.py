@@ -1,0 +1,63 @@
+"""Bad input: an error that names the argument, what was received and what to do, before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import liger_torch
+from liger_torch import functional as f
+
+X = torch.zeros(2, 3, 8)
+W = torch.zeros(8)
+HEAD = torch.zeros(10, 8)
+Y = torch.zeros(2, 3, dtype=torch.int64)
+Q, TABLE = torch.zeros(1, 2, 3, 8), torch.zeros(1, 3, 8)
+
+BAD: list[tuple[str, type[Exception], str, Callable[[], object]]] = [
+    ("weight shape", ValueError, r"rms_norm: weight has shape \(7,\).*expected \(8,\)", lambda: f.liger_rms_norm(X, W[:7])),
+    ("casting", ValueError, "casting is 'lama'; choose one of 'llama'", lambda: f.liger_rms_norm(X, W, casting_mode="lama")),
+    ("dtype", TypeError, "x has dtype int64; cast it to one of float32", lambda: f.liger_rms_norm(X.long(), W)),
+    ("residual", ValueError, "residual has shape", lambda: f.liger_fused_add_rms_norm(X, X[:1], W)),
+    ("residual dtype", TypeError, "residual has dtype bfloat16 but x has float32", lambda: f.liger_fused_add_rms_norm(X, X.bfloat16(), W)),
+    ("up", ValueError, r"up has shape \(2, 3, 4\)", lambda: f.liger_swiglu(X, X[..., :4])),
+    ("odd", ValueError, "needs an even last axis", lambda: f.liger_swiglu(X[..., :7])),
+    ("heads axis", ValueError, "unsqueeze_dim is 3", lambda: f.liger_rope(Q, Q, TABLE, TABLE, unsqueeze_dim=3)),
+    ("positions", ValueError, "leave position_ids out", lambda: f.liger_rope(Q, Q, TABLE, TABLE, Y[:1])),
+    ("table", ValueError, r"cos has shape \(1, 2, 8\)", lambda: f.liger_rope(Q, Q, TABLE[:, :2], TABLE[:, :2])),
+    ("rotary", ValueError, "rotary_dim 10; it must be even and at most head_dim", lambda: f.liger_rope(Q, Q, *(torch.zeros(1, 3, 10),) * 2)),
+    ("labels", ValueError, r"labels has shape \(2, 2\)", lambda: f.liger_cross_entropy(X, Y[:, :2])),
+    ("label dtype", TypeError, "labels has dtype float32", lambda: f.liger_cross_entropy(X, Y.float())),
+    ("label range", ValueError, r"target holds the label 8; labels must lie in \[0, 8\)", lambda: f.liger_cross_entropy(X, Y + 8)),
+    ("reduction", ValueError, "reduction is 'avg'", lambda: f.liger_cross_entropy(X, Y, reduction="avg")),
+    ("smoothing", ValueError, "label_smoothing is 1.5", lambda: f.liger_cross_entropy(X, Y, label_smoothing=1.5)),
+    ("softcap", ValueError, "softcap is 0.0; it must be positive", lambda: f.liger_cross_entropy(X, Y, softcap=0.0)),
+    ("deprecated", ValueError, "size_average is True", lambda: f.liger_cross_entropy(X, Y, size_average=True)),
+    ("class weight", ValueError, r"weight has shape \(7,\)", lambda: f.liger_cross_entropy(X, Y, W[:7])),
+    ("head shape", ValueError, r"weight has shape \(10, 7\); expected \(vocab, hidden\)", lambda: f.liger_fused_linear_cross_entropy(X, HEAD[:, :7], Y)),
+    ("head dtype", TypeError, "weight has dtype bfloat16 but x has float32", lambda: f.liger_fused_linear_cross_entropy(X, HEAD.bfloat16(), Y)),
+    ("accum", ValueError, "accum_dtype is 'int8'", lambda: f.liger_fused_linear_cross_entropy(X, HEAD, Y, accum_dtype=torch.int8)),
+    ("head label", ValueError, "target holds the label 10", lambda: f.liger_fused_linear_cross_entropy(X, HEAD, Y + 10)),
+    ("init", ValueError, "init_fn is 'two'", lambda: liger_torch.LigerRMSNorm(8, init_fn="two")),
+    (
+        "activation",
+        ValueError,
+        "the activation is 'gelu'",
+        lambda: liger_torch.LigerSwiGLUMLP(SimpleNamespace(hidden_act="gelu", hidden_size=8, intermediate_size=8)),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "message", "act"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+def test_refused(error: type[Exception], message: str, act: Callable[[], object]) -> None:
+    with pytest.raises(error, match=message):
+        act()
+
+
+def test_tables_that_require_a_gradient_are_refused() -> None:
+    table = TABLE.clone().requires_grad_()
+    with pytest.raises(ValueError, match=r"cos requires a gradient.*pass cos.detach\(\)"):
+        f.liger_rope(Q, Q, table, TABLE)

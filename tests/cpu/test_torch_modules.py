@@ -1,0 +1,160 @@
+"""Modules, compilation on a CPU, and memory planned without a GPU."""
+
+from __future__ import annotations
+
+import weakref
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+import liger_torch
+from liger_torch import functional as f
+
+CONFIG = SimpleNamespace(hidden_size=8, intermediate_size=12, hidden_act="silu")
+
+
+def test_modules_compute_what_their_names_say() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8)
+    norm = liger_torch.LigerRMSNorm(8, eps=1e-5)
+    assert torch.allclose(norm(x), F.rms_norm(x, (8,), norm.weight, 1e-5), atol=1e-6)
+    gemma = liger_torch.LigerRMSNorm(8, offset=1.0, casting_mode="gemma", init_fn="zeros")
+    assert torch.allclose(gemma(x), F.rms_norm(x, (8,), None, 1e-6), atol=1e-6)
+    assert liger_torch.LigerRMSNorm(8, elementwise_affine=False).weight is None
+    y, s = liger_torch.LigerFusedAddRMSNorm(8)(x, x)
+    assert torch.equal(s, 2 * x)
+    assert torch.allclose(y, F.rms_norm(2 * x, (8,), None, 1e-6), atol=1e-6)
+    mlp = liger_torch.LigerSwiGLUMLP(CONFIG)
+    plain = mlp.down_proj(F.silu(mlp.gate_proj(x)) * mlp.up_proj(x))
+    assert torch.allclose(mlp(x), plain, atol=1e-6)
+    packed = liger_torch.LigerPhi3SwiGLUMLP(CONFIG)
+    gate, up = packed.gate_up_proj(x).chunk(2, -1)
+    assert torch.allclose(packed(x), packed.down_proj(F.silu(gate) * up), atol=1e-6)
+    expert = liger_torch.LigerBlockSparseTop2MLP(CONFIG)
+    assert torch.allclose(expert(x), expert.w2(F.silu(expert.w1(x)) * expert.w3(x)), atol=1e-6)
+    labels = torch.tensor([[1, -100, 3], [0, 7, 7]])
+    loss = liger_torch.LigerCrossEntropyLoss(label_smoothing=0.1)(x, labels)
+    assert torch.allclose(loss, F.cross_entropy(x.transpose(1, 2), labels, label_smoothing=0.1))
+    head = torch.randn(9, 8)
+    fused = liger_torch.LigerFusedLinearCrossEntropyLoss(reduction="sum")(head, x, labels)
+    assert torch.allclose(fused, F.cross_entropy((x @ head.T).transpose(1, 2), labels, reduction="sum"), rtol=1e-5)
+
+
+def test_compiles_whole_on_a_cpu() -> None:
+    x, w, head = (torch.randn(s, requires_grad=True) for s in ((6, 8), (8,), (9, 8)))
+    labels = torch.tensor([1, -100, 3, 0, 7, 7])
+
+    def step(x: torch.Tensor, w: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        return f.liger_fused_linear_cross_entropy(f.liger_swiglu(f.liger_rms_norm(x, w).repeat(1, 2)), head, labels)
+
+    expected = torch.autograd.grad(step(x, w, head), (x, w, head))
+    found = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(x, w, head), (x, w, head))
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_weight_gradient_buffer_on_a_cpu() -> None:
+    x, head = torch.randn(6, 8, requires_grad=True), torch.randn(9, 8, requires_grad=True)
+    labels = torch.tensor([1, -100, 3, 0, 7, 7])
+    buffer = torch.ones(9, 8)
+    loss = f.liger_fused_linear_cross_entropy(x, head, labels, weight_grad=buffer)
+    _, nothing = torch.autograd.grad(loss, (x, head), allow_unused=True)
+    assert nothing is None
+    expected = torch.autograd.grad(F.cross_entropy(x @ head.T, labels), head)[0]
+    torch.testing.assert_close(buffer - 1, expected)
+
+
+class PeakMemory(TorchDispatchMode):
+    """Bytes of the storages that are alive, whoever made them, at most, inside the context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+        self.seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for t in tree_iter(out):
+            if isinstance(t, torch.Tensor) and t.untyped_storage()._cdata not in given:
+                self._track(t.untyped_storage())
+        return out
+
+    def _track(self, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._release, size)
+
+    def _release(self, size: int) -> None:
+        self.alive -= size
+
+
+def peak_of_a_step(tokens: int, hidden: int, vocab: int, **options: Any) -> float:
+    """GB beyond the inputs, for forward and backward of the fused loss in bf16, on meta tensors."""
+    x = torch.empty(tokens, hidden, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    head = torch.empty(vocab, hidden, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    labels = torch.empty(tokens, dtype=torch.int64, device="meta")
+    with PeakMemory() as memory:
+        loss = f.liger_fused_linear_cross_entropy(x, head, labels, **options)
+        loss.backward()
+    return memory.peak / 1e9
+
+
+def test_peak_memory_of_the_fused_loss() -> None:
+    """Llama-3's head at 8192 tokens. The gradients (1.05 GB of the weight, 0.07 of the input) are counted too."""
+    shape = (8192, 4096, 128_256)
+    default = peak_of_a_step(*shape)
+    assert 1.05 < default < 1.7
+    buffer = torch.empty(shape[2], shape[1], dtype=torch.bfloat16, device="meta")
+    assert 0.5 < peak_of_a_step(*shape, weight_grad=buffer) < 0.7
+    naive = 8192 * 128_256 * 2 / 1e9
+    assert default < naive  # less than the logits alone
+
+
+@pytest.mark.parametrize("tokens", [1, 1000, 8192, 16_384, 65_536, 262_144, 1_000_001])
+@pytest.mark.parametrize(("hidden", "vocab"), [(4096, 128_256), (2304, 256_000), (512, 1000)])
+def test_plan_of_the_chunks(tokens: int, hidden: int, vocab: int) -> None:
+    """Few chunks where they are added in bf16, an fp32 sum otherwise, whichever takes less memory."""
+    from liger.device import H200
+    from liger_triton.linear_cross_entropy import MAX_ROUNDED_SUMS, plan
+
+    p = plan(tokens, hidden, vocab, "bfloat16", True, None, None, H200)
+    assert (p.n_chunks - 1) * p.chunk_rows < tokens <= p.n_chunks * p.chunk_rows
+    if p.accum_dtype == "bfloat16":
+        assert p.n_chunks <= MAX_ROUNDED_SUMS
+    head, logits = 2 * hidden * vocab, 2 * vocab * p.chunk_rows
+    if logits <= max(512e6, head / 2) + 2 * vocab * 256 and p.accum_dtype == "bfloat16":
+        return  # within the budget, and few
+    chosen = logits + (head if p.accum_dtype == "bfloat16" else 2 * head)
+    large_chunks = 2 * vocab * -(-tokens // MAX_ROUNDED_SUMS) + head
+    assert chosen <= max(large_chunks, 2 * head + head) * 1.05 + 2 * vocab * 1024
+    assert plan(tokens, hidden, vocab, "bfloat16", True, "float32", None, H200).accum_dtype == "float32"
+    assert plan(tokens, hidden, vocab, "float32", True, None, None, H200).accum_dtype == "float32"
+
+
+@pytest.mark.parametrize("tokens", [4096, 20_000, 100_000])
+def test_weight_gradient_error_is_within_twice_that_of_one_product(tokens: int) -> None:
+    """In bf16, gathered as the plan says: against float64, beside a single product."""
+    from liger.device import H200
+    from liger_torch.backend import backend_for
+    from liger_triton.linear_cross_entropy import plan
+
+    hidden, vocab = 64, 96
+    # The plan of a large vocabulary, on matrices small enough for a CPU.
+    p = plan(tokens, 4096, 128_256, "bfloat16", True, None, None, H200)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tokens, hidden, generator=generator).bfloat16()
+    d = (torch.randn(tokens, vocab, generator=generator) + 0.05).bfloat16()
+    backend, total = backend_for(torch.device("cpu")), None
+    for start in range(0, tokens, p.chunk_rows):
+        part = slice(start, start + p.chunk_rows)
+        total = backend.matmul(d[part].t(), x[part], add_to=total, dtype=p.accum_dtype)
+    exact = d.double().t() @ x.double()
+    one = (torch.mm(d.t().float(), x.float()).bfloat16() - exact).norm()
+    assert (backend.cast(total, "bfloat16") - exact).norm() <= 2 * one

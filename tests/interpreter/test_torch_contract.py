@@ -1,0 +1,387 @@
+"""What the torch frontend promises about autograd, compilation, strides and errors, on the kernels."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import CASES, Case
+from torch.library import opcheck
+from torch_runner import error, run, run_reference, tensors
+
+import liger_torch
+from liger_torch import functional as f
+from liger_torch import library
+from liger_torch.autograd import call, needed
+
+ONE_PER_OP = [
+    next(c for c in CASES if c.name == name)
+    for name in (
+        "rms_norm-gemma-1.0-100",
+        "rms_norm-no-weight",
+        "add_rms_norm-llama-0.0-100",
+        "rope-interleaved-64-20",
+        "swiglu-(3, 5, 33)",
+        "swiglu-packed-(3, 5, 66)",
+        "cross_entropy-z-loss-weighted",
+        "cross_entropy-none",
+        "linear_cross_entropy-mean-weighted",
+        "linear_cross_entropy-all",
+    )
+]
+each_op = pytest.mark.parametrize("case", ONE_PER_OP, ids=lambda c: c.name)
+
+
+# ------------------------------------------------------------------------ error beside the framework's own
+
+
+def plain_norm(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    wide = x.float()
+    return w * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
+
+
+def draw(*shape: int, dtype: torch.dtype, seed: int, scale: float = 1.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator) * scale).to(dtype).requires_grad_()
+
+
+def operands(name: str, dtype: torch.dtype) -> list[torch.Tensor]:
+    n = 48
+    if name == "norm":
+        return [draw(n, 512, dtype=dtype, seed=0), draw(512, dtype=dtype, seed=1)]
+    if name == "rope":
+        return [draw(1, 4, n, 64, dtype=dtype, seed=0), draw(1, 2, n, 64, dtype=dtype, seed=1)]
+    if name == "swiglu":
+        return [draw(n, 512, dtype=dtype, seed=0, scale=3), draw(n, 512, dtype=dtype, seed=1)]
+    if name == "cross_entropy":
+        return [draw(n, 1000, dtype=dtype, seed=0, scale=3)]
+    return [draw(n, 64, dtype=dtype, seed=0), draw(1000, 64, dtype=dtype, seed=1, scale=0.2)]
+
+
+ANGLES = torch.outer(torch.arange(48.0), 10_000 ** (-torch.arange(0, 64, 2) / 64)).repeat(1, 2)[None]
+LABELS = torch.randint(0, 1000, (48,), generator=torch.Generator().manual_seed(5)).where(torch.arange(48) % 4 != 0, -100)
+OURS = {
+    "norm": lambda x, w: f.liger_rms_norm(x, w),
+    "rope": lambda q, k: f.liger_rope(q, k, ANGLES.cos().to(q.dtype), ANGLES.sin().to(q.dtype)),
+    "swiglu": lambda a, b: f.liger_swiglu(a, b),
+    "cross_entropy": lambda x: f.liger_cross_entropy(x, LABELS),
+    "linear_cross_entropy": lambda x, w: f.liger_fused_linear_cross_entropy(x, w, LABELS),
+}
+THEIRS = {
+    "norm": plain_norm,
+    "rope": lambda q, k: tuple(
+        rotated(x, ANGLES.cos()[:, None].to(x.dtype), ANGLES.sin()[:, None].to(x.dtype)) for x in (q, k)
+    ),
+    "swiglu": lambda a, b: F.silu(a) * b,
+    "cross_entropy": lambda x: F.cross_entropy(x, LABELS),
+    "linear_cross_entropy": lambda x, w: F.cross_entropy(F.linear(x, w).float(), LABELS),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", OURS)
+def test_error_is_no_larger_than_the_frameworks(name: str, dtype: torch.dtype) -> None:
+    """Against float64 on the same inputs: outputs and gradients, ours beside plain torch in the same dtype."""
+
+    def results(function: object, arguments: list[torch.Tensor]) -> list[torch.Tensor]:
+        out = function(*arguments)  # type: ignore[operator]
+        out = out if isinstance(out, tuple) else (out,)
+        incoming = [draw(*o.shape, dtype=dtype, seed=9).detach().to(o.dtype) if o.dim() else None for o in out]
+        return [*out, *torch.autograd.grad(out, arguments, incoming)]
+
+    arguments = operands(name, dtype)
+    wide = [t.detach().double().requires_grad_() for t in arguments]
+    if name == "rope":  # the tables are rounded to the dtype that is tested, and exact from there on
+        cos, sin = (t.to(dtype).double()[:, None] for t in (ANGLES.cos(), ANGLES.sin()))
+        exact = results(lambda q, k: (rotated(q, cos, sin), rotated(k, cos, sin)), wide)
+    elif name == "norm":
+        exact = results(lambda x, w: w * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6), wide)
+    elif name == "linear_cross_entropy":
+        exact = results(lambda x, w: F.cross_entropy(F.linear(x, w), LABELS), wide)
+    else:
+        exact = results(THEIRS[name], wide)
+    ours, theirs = results(OURS[name], arguments), results(THEIRS[name], arguments)
+    for mine, other, truth in zip(ours, theirs, exact, strict=True):
+        # In float32 both err in the last place only, and which is nearer is chance; in 16 bits the same holds for
+        # results that both round once.
+        floor = 3e-7 if dtype == torch.float32 else 0.0
+        assert error(mine, truth) <= 1.02 * error(other, truth) + floor
+
+
+# ------------------------------------------------------------------------------------------------ autograd
+
+
+@pytest.mark.parametrize("case", [c for c in ONE_PER_OP if sum(c.needs()) > 1], ids=lambda c: c.name)
+def test_every_combination_of_requires_grad(case: Case) -> None:
+    """Each gradient depends on its own operand's requires_grad, and is the same whatever the others ask for."""
+    _, full = run(case, "float32")
+    positions = [i for i, need in enumerate(case.needs()) if need]
+    for chosen in itertools.product((False, True), repeat=len(positions)):
+        given = tensors(case, "float32")
+        for i, wanted in zip(positions, chosen, strict=True):
+            given[i].requires_grad_(wanted)  # type: ignore[union-attr]
+        outputs = call(case.op, case.options, *given)
+        if not any(chosen):
+            assert not any(o is not None and o.requires_grad for o in outputs)
+            continue
+        from torch_runner import differentiate
+
+        gradients = differentiate(case, "float32", given, list(outputs))
+        for i, gradient in enumerate(gradients):
+            wanted = i in positions and chosen[positions.index(i)]
+            assert (gradient is not None) == wanted
+            if gradient is not None:
+                assert torch.equal(gradient, full[i])  # type: ignore[arg-type]
+
+
+def test_only_some_outputs_used() -> None:
+    x, r, w = (draw(5, 16, dtype=torch.float32, seed=i) for i in range(3))
+    w = w[0].detach().requires_grad_()
+    for pick in (0, 1):
+        ours = torch.autograd.grad(f.liger_fused_add_rms_norm(x, r, w)[pick].sum(), (x, r, w), allow_unused=True)
+        s = x + r
+        plain = (plain_norm(s, w), s)[pick]
+        for a, b in zip(ours, torch.autograd.grad(plain.sum(), (x, r, w), allow_unused=True), strict=True):
+            assert torch.allclose(torch.zeros(()) if a is None else a, torch.zeros(()) if b is None else b, atol=1e-5)
+    q, k = draw(1, 2, 4, 16, dtype=torch.float32, seed=0), draw(1, 1, 4, 16, dtype=torch.float32, seed=1)
+    cos, sin = ANGLES[:, :4, :16].cos(), ANGLES[:, :4, :16].sin()
+    for pick, (mine, other) in enumerate(((q, k), (k, q))):
+        out = f.liger_rope(q, k, cos, sin)[pick]
+        plain = rotated((q, k)[pick], cos[:, None], sin[:, None])
+        g, nothing = torch.autograd.grad(out.square().sum(), (mine, other), allow_unused=True)
+        assert nothing is None
+        assert torch.allclose(g, torch.autograd.grad(plain.square().sum(), mine)[0], atol=1e-5)
+
+
+@each_op
+def test_second_backward_is_right_or_refused(case: Case) -> None:
+    given = tensors(case, "float32")
+    outputs = [o for o in call(case.op, case.options, *given) if o is not None and o.requires_grad]
+    wanted = [t for t in given if t is not None and t.requires_grad]
+    incoming = [torch.full_like(o, 0.5) for o in outputs]
+    first = torch.autograd.grad(outputs, wanted, incoming, retain_graph=True)
+    first = [g.clone() for g in first]
+    if case.op.backward_once(case.options, needed(case.op, tuple(given))):
+        with pytest.raises(RuntimeError, match='second backward pass.*reduction="none"'):
+            torch.autograd.grad(outputs, wanted, incoming)
+    else:
+        for a, b in zip(first, torch.autograd.grad(outputs, wanted, incoming), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_saved_tensor_overwritten_is_noticed() -> None:
+    x = draw(4, 16, dtype=torch.float32, seed=0)
+    hidden = x * 1.0
+    y = f.liger_rms_norm(hidden, None)
+    hidden.detach().add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_differentiating_twice_is_refused() -> None:
+    x = draw(4, 16, dtype=torch.float32, seed=0)
+    (g,) = torch.autograd.grad(f.liger_rms_norm(x, None).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        g.sum().backward()
+
+
+def test_in_place_writes_the_gradient_over_the_incoming_one_only_when_asked() -> None:
+    for in_place in (False, True):
+        x = draw(4, 16, dtype=torch.float32, seed=0)
+        y = f.liger_rms_norm(x, None, in_place=in_place)
+        incoming = torch.ones_like(y)
+        (g,) = torch.autograd.grad(y, x, incoming)
+        assert (g.data_ptr() == incoming.data_ptr()) == in_place
+        plain = plain_norm(x, torch.ones(16))
+        assert torch.allclose(g, torch.autograd.grad(plain.sum(), x)[0], atol=1e-5)
+
+
+def test_upstream_gradient_is_honoured() -> None:
+    """Fused linear cross entropy computes its gradients before it knows what they will be multiplied with."""
+    x, w = draw(6, 24, dtype=torch.float32, seed=0), draw(50, 24, dtype=torch.float32, seed=1)
+    y = LABELS[:6] % 50
+    for factor in (1.0, -2.5):
+        ours = torch.autograd.grad(f.liger_fused_linear_cross_entropy(x, w, y) * factor, (x, w))
+        plain = torch.autograd.grad(F.cross_entropy(F.linear(x, w), y) * factor, (x, w))
+        for a, b in zip(ours, plain, strict=True):
+            assert error(a, b) < 1e-6
+
+
+@pytest.mark.parametrize("buffer_dtype", [torch.float32, torch.bfloat16])
+def test_weight_gradient_goes_into_a_given_buffer(buffer_dtype: torch.dtype) -> None:
+    x, w = draw(6, 24, dtype=torch.bfloat16, seed=0), draw(50, 24, dtype=torch.bfloat16, seed=1)
+    y = LABELS[:6] % 50
+    buffer = torch.ones(50, 24, dtype=buffer_dtype)
+    loss = f.liger_fused_linear_cross_entropy(x, w, y, weight_grad=buffer, chunk_bytes=250)
+    dx, dw = torch.autograd.grad(loss * 3, (x, w), allow_unused=True)
+    assert dw is None
+    exact = torch.autograd.grad(F.cross_entropy(F.linear(x.double(), w.double()), y) * 3, (x, w))
+    assert error(dx, exact[0]) < 0.02
+    assert error(buffer.double() - 1, exact[1]) < 0.02
+
+
+def test_ignored_rows_are_left_out_of_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, w = draw(40, 24, dtype=torch.float32, seed=0), draw(50, 24, dtype=torch.float32, seed=1)
+    y = torch.where(torch.arange(40) % 2 == 0, torch.arange(40), -100)
+    from liger_torch.backend import TorchBackend
+
+    rows: list[int] = []
+    original = TorchBackend.matmul
+
+    def counted(self: TorchBackend, a: torch.Tensor, b: torch.Tensor, **kw: object) -> torch.Tensor:
+        rows.append(a.shape[0])
+        return original(self, a, b, **kw)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TorchBackend, "matmul", counted)
+    handle = liger_torch.valid_rows(y)
+    results = {}
+    for reduction in ("mean", "none"):
+        rows.clear()
+        out = f.liger_fused_linear_cross_entropy(
+            x, w, y, valid_rows=handle, reduction=reduction, return_predicted_tokens=True
+        )
+        results[reduction] = torch.autograd.grad(out.loss.sum(), (x, w))
+        assert rows and max(rows) <= 50 and rows[0] == 20
+        plain = F.cross_entropy(F.linear(x, w), y, reduction=reduction)
+        assert torch.allclose(out.loss, plain, atol=1e-6)
+        assert torch.equal(out.predicted_tokens, torch.where(y == -100, -1, F.linear(x, w).argmax(-1)))
+        for a, b in zip(results[reduction], torch.autograd.grad(plain.sum(), (x, w)), strict=True):
+            assert error(a, b) < 1e-6
+    rows.clear()
+    f.liger_fused_linear_cross_entropy(x.detach(), w.detach(), y, valid_rows=handle)
+    assert rows == [20]  # forward only: one product, no gradient
+    with pytest.raises(ValueError, match="valid_rows was made for 40 labels, target has 39"):
+        f.liger_fused_linear_cross_entropy(x[:39], w, y[:39], valid_rows=handle)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "products"), [((), 3), (("w",), 2), (("x",), 2), (("x", "w"), 1)], ids=["both", "head", "input", "all"]
+)
+def test_nothing_is_computed_for_frozen_operands(
+    frozen: tuple[str, ...], products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from liger_torch.backend import TorchBackend
+
+    calls: list[tuple[int, ...]] = []
+    original = TorchBackend.matmul
+    monkeypatch.setattr(
+        TorchBackend, "matmul", lambda self, a, b, **kw: (calls.append(a.shape), original(self, a, b, **kw))[1]
+    )
+    x, w = draw(6, 24, dtype=torch.float32, seed=0), draw(50, 24, dtype=torch.float32, seed=1)
+    if "x" in frozen:
+        x = x.detach()
+    if "w" in frozen:
+        w = w.detach()
+    loss = f.liger_fused_linear_cross_entropy(x, w, LABELS[:6] % 50)
+    if loss.requires_grad:
+        loss.backward()
+    assert len(calls) == products
+
+
+# ------------------------------------------------------------------------------------------ torch.compile
+
+
+@each_op
+def test_opcheck(case: Case) -> None:
+    given = tuple(tensors(case, "float32"))
+    needs = needed(case.op, given)
+    packet = getattr(torch.ops.liger, case.op.name).default
+    opcheck(packet, (*given, *library._values(case.options), list(needs)))
+
+
+@each_op
+def test_compiles_whole_and_dynamic(case: Case) -> None:
+    from torch_runner import differentiate
+
+    def function(*given: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        return call(case.op, case.options, *given)
+
+    eager = tensors(case, "float32")
+    expected = list(function(*eager))
+    expected_gradients = differentiate(case, "float32", eager, expected)
+    torch._dynamo.reset()
+    given = tensors(case, "float32")
+    outputs = list(torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)(*given))
+    gradients = differentiate(case, "float32", given, outputs)
+    for a, b in zip((*outputs, *gradients), (*expected, *expected_gradients), strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.equal(a, b)
+
+
+# ------------------------------------------------------------------------------------- strides and devices
+
+
+def test_strided_inputs_are_read_as_they_lie() -> None:
+    """Transposed heads, slices of packed projections, rows with gaps, expanded gradients."""
+    packed = draw(2, 5, (4 + 2 + 2) * 16, dtype=torch.float32, seed=0)
+    q, k, _ = packed.split([4 * 16, 2 * 16, 2 * 16], dim=-1)
+    q, k = q.view(2, 5, 4, 16).transpose(1, 2), k.view(2, 5, 2, 16).transpose(1, 2)
+    cos, sin = ANGLES[:, :5, :16].cos(), ANGLES[:, :5, :16].sin()
+    for a, x in zip(f.liger_rope(q, k, cos, sin), (q, k), strict=True):
+        assert torch.allclose(a, rotated(x, cos[:, None], sin[:, None]), atol=1e-6)
+    wide = draw(6, 40, dtype=torch.float32, seed=1)
+    rows = wide[:, 8:24]
+    weight = draw(16, dtype=torch.float32, seed=2)
+    y = f.liger_rms_norm(rows, weight)
+    assert torch.allclose(y, plain_norm(rows, weight), atol=1e-6)
+    (g,) = torch.autograd.grad(y.sum(), wide)  # the incoming gradient is one number, expanded
+    assert torch.allclose(g, torch.autograd.grad(plain_norm(rows, weight).sum(), wide)[0], atol=1e-5)
+    columns = draw(16, 6, dtype=torch.float32, seed=3).t()
+    assert torch.allclose(f.liger_rms_norm(columns, weight), plain_norm(columns, weight), atol=1e-6)
+    half = wide[:, ::2]
+    assert torch.allclose(f.liger_swiglu(half), F.silu(half[:, :10]) * half[:, 10:], atol=1e-6)
+    logits = draw(50, 6, dtype=torch.float32, seed=4).t()
+    assert torch.allclose(f.liger_cross_entropy(logits, LABELS[:6] % 50), F.cross_entropy(logits, LABELS[:6] % 50))
+
+
+def test_autocast_casts_the_fused_loss_like_a_linear_layer() -> None:
+    x, w = draw(6, 24, dtype=torch.float32, seed=0), draw(50, 24, dtype=torch.float32, seed=1)
+    y = LABELS[:6] % 50
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = f.liger_fused_linear_cross_entropy(x, w, y)
+    dx, dw = torch.autograd.grad(loss, (x, w))
+    assert loss.dtype == dx.dtype == dw.dtype == torch.float32
+    half = f.liger_fused_linear_cross_entropy(x.bfloat16(), w.bfloat16(), y)
+    assert torch.equal(loss, half)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_wider_than_65536(dtype: str) -> None:
+    from liger_triton import rms_norm, swiglu
+
+    import cases
+
+    for case in (
+        Case("wide", rms_norm.RMS_NORM, rms_norm.Options(), cases.together(cases.normal(2, 65_537), cases.normal(65_537))),
+        Case("wide", swiglu.SWIGLU, swiglu.Options(), cases.together(cases.normal(2, 65_537), cases.normal(2, 65_537))),
+    ):
+        outputs, gradients = run(case, dtype)
+        exact = run_reference(case, dtype)
+        for a, b in zip((*outputs, *gradients), (*exact[0], *exact[1]), strict=True):
+            assert error(a, b) < (2e-6 if dtype == "float32" else 6e-3)
+
+
+# --------------------------------------------------------------------------------------------------- errors
+
+
+def test_out_of_range_label_gives_nan_in_its_row_alone() -> None:
+    """What a GPU does, where such a label cannot be found in time; on a CPU the functional form raises before."""
+    from liger_triton.cross_entropy import CROSS_ENTROPY, Options
+
+    x = draw(4, 10, dtype=torch.float32, seed=0)
+    (loss, *_) = call(CROSS_ENTROPY, Options(reduction="none"), x, torch.tensor([1, 10, -100, -1]), None)
+    assert loss.isnan().tolist() == [False, True, False, True]
+    (g,) = torch.autograd.grad(loss.sum(), x)
+    assert g.isnan().any(1).tolist() == [False, True, False, True]
+
+
+def test_float64_is_refused_by_the_kernels() -> None:
+    with pytest.raises(TypeError, match=r"float64.*cast the operands to float32"):
+        f.liger_rms_norm(torch.zeros(2, 4, dtype=torch.float64), None)

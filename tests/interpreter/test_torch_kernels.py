@@ -1,0 +1,64 @@
+"""Every op's kernels, forward and backward, from torch, in Triton's interpreter, against the float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CASES, DTYPES, Case
+from torch_runner import check_against_float64, run, run_reference, tensors
+
+from liger_torch.autograd import call
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_against_float64(case: Case, dtype: str) -> None:
+    check_against_float64(case, dtype, run(case, dtype), run_reference(case, dtype))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if "cross_entropy" in c.name], ids=lambda c: c.name)
+def test_predictions_are_exact(case: Case) -> None:
+    """In float32 the predicted tokens and their accuracy are those of the reference."""
+    outputs, _ = run(case, "float32")
+    exact, _ = run_reference(case, "float32")
+    for actual, expected in zip(outputs[2:], exact[2:], strict=True):
+        if actual is not None:
+            assert torch.allclose(actual.double(), expected.double(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_same_bits_twice_and_inputs_unmodified(case: Case) -> None:
+    first, second = run(case, "bfloat16"), run(case, "bfloat16")
+    for a, b in zip((*first[0], *first[1]), (*second[0], *second[1]), strict=True):
+        assert a is None or torch.equal(a, b)
+    operands = tensors(case, "bfloat16")
+    versions = [None if t is None else t._version for t in operands]
+    copies = [None if t is None else t.detach().clone() for t in operands]
+    outputs = [o for o in call(case.op, case.options, *operands) if o is not None and o.requires_grad]
+    incoming = [torch.ones_like(o) for o in outputs]
+    torch.autograd.grad(outputs, [t for t in operands if t is not None and t.requires_grad], incoming)
+    assert [None if t is None else t._version for t in operands] == versions
+    for tensor, copy in zip(operands, copies, strict=True):
+        assert tensor is None or torch.equal(tensor, copy)
+    for gradient in incoming:
+        assert torch.equal(gradient, torch.ones_like(gradient))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_shapes_and_dtypes_are_those_inferred(case: Case) -> None:
+    """`Op.infer`, on which torch.compile and JAX rely, tells the truth."""
+    from liger.launch import Spec
+    from liger_torch.autograd import computed
+    from liger_torch.backend import NAMES, backend_for
+
+    operands = tuple(tensors(case, "bfloat16"))
+    specs = tuple(None if t is None else Spec(tuple(t.shape), NAMES[t.dtype]) for t in operands)
+    for needs in (case.needs(), (False,) * len(operands)):
+        todo = computed(case.op, needs)
+        expected = case.op.infer(specs, case.options, todo)
+        with torch.no_grad():
+            found = case.op.forward(backend_for(torch.device("cpu")), operands, case.options, todo)
+        for inferred, arrays in zip(expected, found, strict=True):
+            for spec, array in zip(inferred, arrays, strict=True):
+                assert (spec is None) == (array is None)
+                if spec is not None:
+                    assert (tuple(array.shape), NAMES[array.dtype]) == (tuple(spec.shape), spec.dtype)
