@@ -144,6 +144,7 @@ def rms_norm_backward(
     HAS_DS: tl.constexpr,
     WANT_DX: tl.constexpr,
     WANT_DW: tl.constexpr,
+    REREAD_WEIGHT: tl.constexpr,
     REREAD: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -151,7 +152,7 @@ def rms_norm_backward(
 ):
     program = tl.program_id(0)
     col = tl.arange(0, BLOCK)[None, :]
-    if HAS_WEIGHT and not REREAD:
+    if HAS_WEIGHT and not REREAD_WEIGHT:
         weight = tl.load(weight_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32) + offset
     dw = tl.zeros((ROWS, BLOCK), tl.float32)
     # Rows are dealt out in turn, always to the same program in the same order: the sums do not depend on timing.
@@ -170,12 +171,12 @@ def rms_norm_backward(
             tl.debug_barrier()
             x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32) * rstd
             dy = tl.load(dy_ptr + row * dy_stride + col, mask=mask, other=0.0).to(tl.float32)
-            if HAS_WEIGHT:
-                weight = tl.load(weight_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32) + offset
         if WANT_DW:
             dw += dy * x
         if WANT_DX:
             if HAS_WEIGHT:
+                if REREAD_WEIGHT:
+                    weight = tl.load(weight_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32) + offset
                 dy *= weight
             if not REREAD:
                 mean = tl.sum(dy * x, axis=1, keep_dims=True) / n_cols
@@ -406,6 +407,7 @@ def backward_launch(
             ("HAS_DS", has_ds),
             ("WANT_DX", want_dx),
             ("WANT_DW", want_dw),
+            ("REREAD_WEIGHT", n_cols > 8192),
             ("REREAD", reread),
             ("ROWS", rows),
             ("BLOCK", next_power_of_2(n_cols)),
