@@ -111,7 +111,8 @@ def _register(op: Op) -> None:
 
     # ---- backward
 
-    kept_schema = ", ".join(f"Tensor? {name}" for name in kept_names)
+    # The prefix keeps an output apart from an option of the same name.
+    kept_schema = ", ".join(f"Tensor? kept_{name}" for name in kept_names)
     cotangents_schema = ", ".join(f"Tensor? grad_{o.name}" for o in op.outputs)
     gradients_schema = ", ".join("Tensor" for _ in op.operands)
     _library.define(

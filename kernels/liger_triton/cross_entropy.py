@@ -564,13 +564,15 @@ def denominators(
     backend: Backend, labels: Array, weight: Array | None, n_cols: int, options: Options
 ) -> Array:
     """The (3,) factors that the loss kernels read."""
+    mean = options.reduction == "mean"
+    weight = weight if mean else None
     launch = denominators_launch(
         labels.shape[0],
         n_cols,
         backend.dtype(labels),
         None if weight is None else backend.dtype(weight),
         options.ignore_index,
-        options.reduction == "mean",
+        mean,
     )
     return backend.launch(launch, labels, labels if weight is None else weight)[0]
 

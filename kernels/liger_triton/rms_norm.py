@@ -378,9 +378,11 @@ def backward_launch(
     rows, per_multiprocessor, warps, stages = _backward_geometry(n_cols, itemsize, device)
     programs = min(cdiv(n_rows, rows), per_multiprocessor * device.multiprocessors)
     has_ds = ds_stride is not None and want_dx
-    # x, dy, dw and the weight of such a row would not fit a multiprocessor's 65,536 registers (AMD has twice as many):
-    # x and dy are read again after the sum, from the cache.
-    reread = want_dx and n_cols > 8192 and device.vendor == "cuda"
+    # x, dy, dw and the weight of such a row do not fit NVIDIA's 65,536 registers of a multiprocessor. The weight is
+    # read again for every row, from the cache; x and dy also are where the compiler would otherwise spill.
+    widest = want_dx and n_cols > 8192 and device.vendor == "cuda"
+    newest = isinstance(device.arch, int) and device.arch >= 100
+    reread = widest and (itemsize > 2 or (has_ds and newest))
     passes = 2 if reread else 1
     return Launch(
         kernel=rms_norm_backward,
@@ -407,7 +409,7 @@ def backward_launch(
             ("HAS_DS", has_ds),
             ("WANT_DX", want_dx),
             ("WANT_DW", want_dw),
-            ("REREAD_WEIGHT", n_cols > 8192),
+            ("REREAD_WEIGHT", widest),
             ("REREAD", reread),
             ("ROWS", rows),
             ("BLOCK", next_power_of_2(n_cols)),

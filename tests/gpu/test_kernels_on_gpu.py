@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -40,7 +41,9 @@ def test_against_float64(case: Case, dtype: str) -> None:
 @pytest.mark.parametrize("case", [c for c in CASES if c.op.name != "linear_cross_entropy"], ids=lambda c: c.name)
 def test_torch_and_jax_give_the_same_bits(case: Case, dtype: str) -> None:
     jax = pytest.importorskip("jax", reason="needs jax")
-    pytest.importorskip("jax_triton", reason="needs jax-triton")
+    # Looked for, not imported: importing it directly takes Triton's cache folder from the environment.
+    if importlib.util.find_spec("jax_triton") is None:
+        pytest.skip("needs jax-triton")
     if jax.default_backend() != "gpu":
         pytest.skip("jax sees no GPU")
     import jax_runner
@@ -81,7 +84,7 @@ def test_a_step_never_waits_for_the_device() -> None:
         loss = step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert abs(loss.item() - expected.item()) < 2e-3
+    assert abs(loss.item() - expected.item()) < 1e-3 * expected.item()
 
 
 def test_captured_in_a_cuda_graph() -> None:

@@ -12,9 +12,11 @@ from torch.library import opcheck
 from torch_runner import error, run, run_reference, tensors
 
 import liger_torch
+from liger.op import Op
 from liger_torch import functional as f
 from liger_torch import library
 from liger_torch.autograd import call, needed
+from liger_triton.ops import OPS
 
 ONE_PER_OP = [
     next(c for c in CASES if c.name == name)
@@ -294,6 +296,14 @@ def test_opcheck(case: Case) -> None:
     needs = needed(case.op, given)
     packet = getattr(torch.ops.liger, case.op.name).default
     opcheck(packet, (*given, *library._values(case.options), list(needs)))
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_arguments_of_an_operator_have_names_of_their_own(op: Op) -> None:
+    """Torch takes a schema that names two arguments alike; Inductor does not."""
+    for name in (op.name, f"{op.name}_backward"):
+        names = [a.name for a in getattr(torch.ops.liger, name).default._schema.arguments]
+        assert len(set(names)) == len(names)
 
 
 @each_op

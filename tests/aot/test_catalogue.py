@@ -1,0 +1,163 @@
+"""Every launch of the catalogue compiles for every target, without spills and with 16-byte accesses where rows allow."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+import pytest
+import triton
+
+import liger_triton
+from liger.aot import Report, compile_launch
+from liger.device import PRESETS
+from liger.launch import DTYPE_BYTES, Launch
+from liger.memory_access import widths
+from liger_triton.catalogue import Entry, catalogue, find
+from liger_triton.ops import OPS
+
+CASES = [(target, entry) for target, device in PRESETS.items() for entry in catalogue(device)]
+
+ONE_PROGRAM = {"cross_entropy_denominators", "cross_entropy_totals"}
+"""Kernels of one program over one number per row. The rows' count is known at run time only, so loads stay narrow."""
+
+SINGLE_ELEMENTS = {"logits_ptr": 1}
+"""Loads of one element beside those of whole rows: the label's logit."""
+
+ONE_PER_THREAD = {("sum_partials", "out_ptr")}
+"""Results of a tile that are no more than its threads."""
+
+
+def accessed(launch: Launch) -> tuple[set[str], set[str]]:
+    """Names of the arrays that are read and of those that are written."""
+    names = launch.kernel.arg_names
+    first_output = len(launch.inputs) + len(launch.integers)
+    read = {name for name, spec in zip(names, launch.inputs, strict=False) if not spec.unread}
+    written = {name for name, spec in zip(names[first_output:], launch.outputs, strict=False) if spec.size}
+    return read, written
+
+
+def narrow(launch: Launch, report: Report) -> list[str]:
+    """Arrays that ought to be accessed by 16 bytes and are not.
+
+    They are those whose rows are whole multiples of 16 bytes and which make up a twentieth of the traffic or more;
+    labels, per-row statistics and weights that stay in the cache do not.
+    """
+    names = launch.kernel.arg_names
+    first_output = len(launch.inputs) + len(launch.integers)
+    arrays = [
+        *zip(names, launch.inputs, [report.loads] * len(launch.inputs), strict=False),
+        *zip(names[first_output:], launch.outputs, [report.stores] * len(launch.outputs), strict=False),
+    ]
+    found = []
+    for name, spec, table in arrays:
+        row_bytes = spec.shape[-1] * DTYPE_BYTES[spec.dtype]
+        if row_bytes % 16 or spec.nbytes * spec.passes < launch.traffic / 20 or spec.resident:
+            continue
+        if (launch.name, name) in ONE_PER_THREAD:
+            continue
+        n_narrow = sum(n for width, n in table[name].items() if width < 16)
+        if n_narrow > (SINGLE_ELEMENTS.get(name, 0) if table is report.loads else 0):
+            found.append(f"{name}: {dict(table[name])}")
+    return found
+
+
+@pytest.mark.parametrize(("target", "entry"), CASES, ids=[f"{target}-{entry.name}" for target, entry in CASES])
+def test_compiles_well(target: str, entry: Entry) -> None:
+    launch = entry.launch
+    report = compile_launch(launch, PRESETS[target])
+    assert report.spill_bytes == 0
+    assert report.shared_bytes <= PRESETS[target].shared_bytes
+    read, written = accessed(launch)
+    assert set(report.loads) == read
+    assert set(report.stores) == written
+    if launch.name not in ONE_PROGRAM:
+        assert not narrow(launch, report)
+
+
+def test_odd_rows_are_found_narrow() -> None:
+    """The check above can fail: rows of 1001 elements cannot be read by 16 bytes, and it sees that they are not."""
+    entry = find("rms_norm-1001-bf16/rms_norm_forward", PRESETS["sm_90"])
+    report = compile_launch(entry.launch, PRESETS["sm_90"])
+    assert max(report.loads["x_ptr"]) == 2
+    assert max(report.stores["y_ptr"]) == 2
+
+
+def test_spills_are_seen() -> None:
+    """And spills are found where there are some: the widest row, held by one warp."""
+    import dataclasses
+
+    for target in ("sm_90", "gfx942"):
+        entry = find("rms_norm-16384-bf16/rms_norm_backward", PRESETS[target])
+        report = compile_launch(dataclasses.replace(entry.launch, num_warps=1), PRESETS[target])
+        assert report.spill_bytes > 0
+        assert report.stack_bytes >= report.spill_bytes / 2  # a spill may be stored more than once
+
+
+def test_the_catalogue_is_complete() -> None:
+    """It launches every kernel of liger_triton, and calls every op."""
+    kernels = {
+        name
+        for module in pkgutil.iter_modules(liger_triton.__path__)
+        for name, value in vars(importlib.import_module(f"liger_triton.{module.name}")).items()
+        if isinstance(value, triton.JITFunction) and not name.startswith("_")
+    }
+    for device in PRESETS.values():
+        entries = catalogue(device)
+        assert {entry.launch.name for entry in entries} == kernels
+        assert {entry.name.split("-")[0] for entry in entries} == {op.name for op in OPS}
+        assert len({entry.name for entry in entries}) == len(entries)
+        assert any(max(entry.extents) > 2**31 for entry in entries)
+
+
+def test_find_names_what_is_missing() -> None:
+    with pytest.raises(KeyError, match="'no-such-launch'"):
+        find("no-such-launch", PRESETS["sm_90"])
+
+
+def test_compile_refuses_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = catalogue(PRESETS["sm_90"])[0]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(RuntimeError, match="rms_norm_forward cannot be compiled: .* TRITON_INTERPRET=1"):
+        compile_launch(entry.launch, PRESETS["sm_90"])
+
+
+IR = """
+define ptx_kernel void @copy(ptr addrspace(1) %0, ptr addrspace(1) %1, i32 %2, ptr addrspace(1) nofree %3) local_unnamed_addr #0 {
+  %5 = getelementptr [2 x i8], ptr addrspace(1) %0, i64 8
+  br label %6
+6:
+  %7 = phi ptr addrspace(1) [ %9, %6 ], [ %5, %4 ]
+  %8 = call { i32, i32 } asm sideeffect "mov.u32 $0, 0;\\0A\\09@$3 ld.global.v2.b32 { $0, $1 }, [ $2 + 0 ];", "=r,=r,l,b"(ptr addrspace(1) %7, i1 true)
+  %9 = getelementptr i8, ptr addrspace(1) %7, i64 %8
+  call void @llvm.amdgcn.raw.ptr.buffer.store.v4i32(<4 x i32> zeroinitializer, ptr addrspace(1) %1, i32 0, i32 0, i32 0)
+  store <1 x float> zeroinitializer, ptr addrspace(3) @shared
+  LINE
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("line", "loads", "stores"),
+    [
+        ("", {"x": {8: 1}}, {"y": {16: 1}}),
+        ("%10 = load <8 x bfloat>, ptr addrspace(1) %9, align 16", {"x": {8: 1, 16: 1}}, {"y": {16: 1}}),
+        ("%10 = load i16, ptr addrspace(4) %1, align 2", {"x": {8: 1}, "y": {2: 1}}, {"y": {16: 1}}),
+        ("store i64 %8, ptr addrspace(1) %7", {"x": {8: 1}}, {"x": {8: 1}, "y": {16: 1}}),
+        (
+            'call void asm sideeffect "cp.async.cg.shared.global [ $0 + 0 ], [ $1 + 0 ], 0x10, $2;", "r,l,r"'
+            "(ptr addrspace(3) %8, ptr addrspace(1) %9, i32 16)",
+            {"x": {8: 1, 16: 1}},
+            {"y": {16: 1}},
+        ),
+    ],
+)
+def test_accesses_are_traced_to_their_arrays(
+    line: str, loads: dict[str, dict[int, int]], stores: dict[str, dict[int, int]]
+) -> None:
+    assert widths(IR.replace("LINE", line), ["x", "y", "n"]) == (loads, stores)
+
+
+def test_an_unknown_access_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="Unknown access to x: call void @surprise"):
+        widths(IR.replace("LINE", "call void @surprise(ptr addrspace(1) %9)"), ["x", "y", "n"])

@@ -1,0 +1,237 @@
+"""The JAX frontend where no kernel runs: the reference, chosen by the platform that the program is lowered for."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import jax_cases
+import numpy as np
+import pytest
+from jax_cases import CASES, Case
+
+import liger_jax
+
+cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def close(ours: Any, expected: Any, tolerance: float = 2e-6) -> None:
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max(initial=0))
+
+
+def inputs(case: Case, seed: int = 0) -> tuple[tuple[Any, ...], Any]:
+    rng = np.random.default_rng(seed)
+    arguments = case.make(rng, jnp.float32)
+    return arguments, jax_cases.cotangents(rng, jax.eval_shape(case.ours, *arguments))
+
+
+@cases
+@pytest.mark.parametrize("transform", [lambda f: f, jax.jit, jax.checkpoint], ids=["eager", "jit", "checkpoint"])
+def test_values_and_gradients(case: Case, transform: Any) -> None:
+    arguments, cotangent = inputs(case)
+    ours = jax_cases.gradients(transform(case.ours), case, arguments, cotangent)
+    close(ours, jax_cases.gradients(case.plain, case, arguments, cotangent))
+
+
+@cases
+@pytest.mark.parametrize("implementation", ["triton", "xla"])
+def test_vmap_of_gradients(case: Case, implementation: str) -> None:
+    if case.name == "add_rms_norm":
+        function: Any = lambda *a: tuple(liger_jax.add_rms_norm(*a, implementation=implementation))  # noqa: E731
+    else:
+        function = functools.partial(case.ours, implementation=implementation)
+    examples = [inputs(case, seed) for seed in range(3)]
+    batch, cotangent = jax.tree.map(lambda *a: jnp.stack(a), *examples)
+    ours = jax.vmap(lambda a, g: jax_cases.gradients(function, case, a, g))(batch, cotangent)
+    each = [jax_cases.gradients(case.plain, case, *example) for example in examples]
+    close(ours, jax.tree.map(lambda *a: jnp.stack(a), *each))
+
+
+def primitives(jaxpr: Any) -> list[Any]:
+    """Every equation of our primitives, also those inside others."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("liger_forward", "liger_backward"):
+            found.append(equation)
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            found += primitives(inner)
+    return found
+
+
+def test_only_what_is_differentiated_is_computed() -> None:
+    x, scale = CASES[0].make(np.random.default_rng(0), jnp.float32)
+
+    def backward(argnums: Any) -> Any:
+        gradient = jax.grad(lambda x, scale: jnp.sum(liger_jax.rms_norm(x, scale)), argnums)
+        jaxpr = jax.make_jaxpr(gradient)(x, scale)
+        (call,) = [e for e in primitives(jaxpr.jaxpr) if e.primitive.name == "liger_backward"]
+        return call.params["call"].needs
+
+    assert backward(0) == (True, False)
+    assert backward(1) == (False, True)
+    assert backward((0, 1)) == (True, True)
+
+
+def test_a_call_that_is_not_differentiated_saves_nothing() -> None:
+    x, kernel, labels = next(c for c in CASES if c.name == "linear_cross_entropy").make(
+        np.random.default_rng(0), jnp.float32
+    )
+    jaxpr = jax.make_jaxpr(lambda *a: liger_jax.linear_softmax_cross_entropy(*a, reduction="mean"))(x, kernel, labels)
+    (call,) = primitives(jaxpr.jaxpr)
+    assert call.params["call"].needs == (False,) * 7
+    assert len(call.outvars) == 1
+
+
+def test_an_output_without_cotangent_is_none_of_backwards_business() -> None:
+    x = jnp.ones((2, 8))
+    gradient = jax.grad(lambda x: jnp.sum(liger_jax.add_rms_norm(x, x).y))
+    (call,) = [
+        e for e in primitives(jax.make_jaxpr(gradient)(x).jaxpr) if e.primitive.name == "liger_backward"
+    ]
+    assert call.params["cotangents"] == (True, False)
+
+
+def test_two_operands_that_share_a_gradient() -> None:
+    (x, residual, scale), (dy, ds) = inputs(next(c for c in CASES if c.name == "add_rms_norm"))
+    for argnums in (0, 1, (0, 1)):
+
+        def gradient(function: Any, argnums: Any = argnums) -> Any:
+            loss = lambda x, r: sum(jnp.vdot(a, b) for a, b in zip(function(x, r, scale), (dy, ds), strict=True))  # noqa: E731
+            return jax.grad(loss, argnums)(x, residual)
+
+        close(gradient(liger_jax.add_rms_norm), gradient(jax_cases.plain_add_rms_norm))
+
+
+def test_checkpoint_policies_see_the_residuals() -> None:
+    x, scale = CASES[0].make(np.random.default_rng(0), jnp.float32)
+
+    def forward_passes(policy: Any) -> int:
+        """How often the gradient runs the op's forward pass: again, unless its residual was saved."""
+        function = jax.checkpoint(lambda x: jnp.sum(liger_jax.rms_norm(x, scale)), policy=policy)
+        jaxpr = jax.make_jaxpr(jax.grad(function))(x)
+        return sum(e.primitive.name == "liger_forward" for e in primitives(jaxpr.jaxpr))
+
+    names = jax.checkpoint_policies.save_only_these_names
+    assert forward_passes(names("liger_rms_norm_rstd")) == 1
+    assert forward_passes(names("another")) == 2
+
+
+def test_scan_of_layers() -> None:
+    x, scale = CASES[0].make(np.random.default_rng(0), jnp.float32)
+    scales = jnp.stack([scale, scale + 1, scale - 1])
+
+    def loss(function: Any, x: Any, scales: Any) -> Any:
+        return jnp.sum(jax.lax.scan(lambda c, s: (c + function(c, s), None), x, scales)[0] ** 2)
+
+    ours = jax.grad(lambda *a: loss(liger_jax.rms_norm, *a), (0, 1))(x, scales)
+    close(ours, jax.grad(lambda *a: loss(jax_cases.plain_rms_norm, *a), (0, 1))(x, scales), 1e-5)
+
+
+def test_xla_has_a_second_derivative_and_the_kernels_refuse_one() -> None:
+    x = jnp.array([[1.0, 2.0, -0.5]])
+
+    def hessian_vector(function: Any) -> Any:
+        first = jax.grad(lambda x: jnp.sum(function(x) ** 3))
+        return jax.grad(lambda x: jnp.sum(first(x) * jnp.array([[1.0, -1.0, 2.0]])))(x)
+
+    ours = hessian_vector(functools.partial(liger_jax.rms_norm, implementation="xla"))
+    close(ours, hessian_vector(lambda x: jax_cases.plain_rms_norm(x, None)), 1e-5)
+    with pytest.raises(NotImplementedError, match="rms_norm: its kernels have a first derivative"):
+        hessian_vector(liger_jax.rms_norm)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(liger_jax.rms_norm, (x,), (x,))
+
+
+def test_rope_of_other_shapes() -> None:
+    q, k, cos, sin = CASES[4].make(np.random.default_rng(0), jnp.float32)
+    expected = jax_cases.plain_rope(q, k, cos, sin)
+    close(liger_jax.apply_rope(q[0], k[0], cos[0], sin[0]), jax.tree.map(lambda a: a[0], expected))
+    close(liger_jax.apply_rope(q[None], k[None], cos, sin), jax.tree.map(lambda a: a[None], expected))
+    swap = lambda a: a.swapaxes(1, 2)  # noqa: E731
+    close(liger_jax.apply_rope(swap(q), swap(k), cos, sin, heads_axis=-3), jax.tree.map(swap, expected))
+    own = jnp.concatenate([cos, -cos]), jnp.concatenate([sin, sin])
+    close(liger_jax.apply_rope(q, k, *own), jax_cases.plain_rope(q, k, *own))
+
+
+def test_all_labels_ignored() -> None:
+    logits = jnp.ones((4, 9))
+    labels = jnp.full(4, -100)
+    loss = functools.partial(
+        liger_jax.softmax_cross_entropy_with_integer_labels, labels=labels, reduction="mean", z_loss=0.1
+    )
+    value, gradient = jax.value_and_grad(loss)(logits)
+    assert value == 0
+    assert not gradient.any()
+
+
+def test_kernel_layouts_agree() -> None:
+    x, kernel, labels = CASES[-1].make(np.random.default_rng(0), jnp.float32)
+    hv = liger_jax.linear_softmax_cross_entropy(x, kernel, labels)
+    close(liger_jax.linear_softmax_cross_entropy(x, kernel.T, labels, kernel_layout="vh"), hv)
+
+
+def test_float64_is_left_to_xla() -> None:
+    with jax.enable_x64(True):
+        x = jnp.ones((2, 8), jnp.float64)
+        assert liger_jax.rms_norm(x).dtype == jnp.float64
+        with pytest.raises(TypeError, match="x has dtype float64, and the kernels compute in float32"):
+            liger_jax.rms_norm(x, implementation="triton")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: liger_jax.rms_norm(jnp.ones((2, 8)), jnp.ones(7)), ValueError, r"weight has shape \(7,\)"),
+        (lambda: liger_jax.rms_norm(jnp.ones((2, 8), jnp.int32)), TypeError, "x has dtype int32"),
+        (lambda: liger_jax.rms_norm(jnp.ones((2, 8)), casting="bf16"), ValueError, "casting is 'bf16'"),
+        (lambda: liger_jax.rms_norm(jnp.ones((2, 8)), implementation="cuda"), ValueError, "implementation is 'cuda'"),
+        (lambda: liger_jax.add_rms_norm(jnp.ones((2, 8)), jnp.ones((2, 7))), ValueError, "residual has shape"),
+        (lambda: liger_jax.swiglu(jnp.ones((2, 7))), ValueError, "even last axis"),
+        (
+            lambda: liger_jax.apply_rope(*[jnp.ones((1, 2, 3, 4))] * 2, *[jnp.ones((5, 4))] * 2),
+            ValueError,
+            "cos has shape",
+        ),
+        (
+            lambda: liger_jax.apply_rope(*[jnp.ones((1, 2, 3, 4))] * 2, *[jnp.ones((2, 4))] * 2, heads_axis=1),
+            ValueError,
+            "heads_axis is 1",
+        ),
+        (
+            lambda: liger_jax.softmax_cross_entropy_with_integer_labels(jnp.ones((2, 8)), jnp.ones(2)),
+            TypeError,
+            "labels has dtype float32",
+        ),
+        (
+            lambda: liger_jax.softmax_cross_entropy_with_integer_labels(
+                jnp.ones((2, 8)), jnp.zeros(2, jnp.int32), where=jnp.ones(3, bool)
+            ),
+            ValueError,
+            r"where is bool\[3\]",
+        ),
+        (
+            lambda: liger_jax.linear_softmax_cross_entropy(
+                jnp.ones((2, 8)), jnp.ones((9, 8)), jnp.zeros(2, jnp.int32)
+            ),
+            ValueError,
+            r"weight has shape \(9, 8\)",
+        ),
+    ],
+)
+def test_bad_input(call: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_table_that_is_differentiated_is_refused() -> None:
+    q, k, cos, sin = CASES[4].make(np.random.default_rng(0), jnp.float32)
+    for implementation in ("triton", "xla"):
+        loss = lambda cos: jnp.sum(liger_jax.apply_rope(q, k, cos, sin, implementation=implementation)[0])  # noqa: B023, E731
+        with pytest.raises(ValueError, match=r"cos is differentiated.*stop_gradient\(cos\)"):
+            jax.grad(loss)(cos)

@@ -1,0 +1,103 @@
+"""Every address that the catalogue's launches touch lies inside its array, beyond 2**31 elements too.
+
+The last program of each launch runs in the interpreter, whose integers wrap around as they do on a GPU, on arrays
+that have addresses but no memory: loads give zeros, stores are dropped, and the addresses are looked at.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from triton.runtime import interpreter
+from triton.runtime.interpreter import InterpreterBuilder as Builder
+
+from liger import device as devices
+from liger import interpret, interpreter_repairs
+from liger.launch import DTYPE_BYTES, Launch
+from liger_triton.catalogue import Entry, catalogue
+
+SPACING = 44
+"""log2 of the distance between two arrays: more than any of them has bytes."""
+
+ENTRIES = catalogue(devices.DEFAULT)
+
+
+class Memory:
+    """Arrays without memory; keeps the addresses that were touched, array by array, as offsets in bytes."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.sizes = sizes
+        self.furthest = [-1] * len(sizes)
+
+    def touch(self, addresses: np.ndarray, mask: np.ndarray, itemsize: int) -> None:
+        addresses = np.broadcast_to(addresses, mask.shape)[mask]
+        if addresses.size == 0:
+            return
+        array = int(addresses[0] >> np.uint64(SPACING)) - 1
+        begin = address_of(array)
+        offsets = addresses.astype(np.int64) - begin
+        assert 0 <= array < len(self.sizes), hex(addresses[0])
+        assert offsets.min() >= 0, f"array {array}: {offsets.min()} bytes from its first element"
+        last = int(offsets.max()) + itemsize
+        assert last <= self.sizes[array], f"array {array} of {self.sizes[array]} bytes: byte {last}"
+        self.furthest[array] = max(self.furthest[array], last)
+
+
+def address_of(array: int) -> int:
+    return (array + 1) << SPACING
+
+
+def run_last_program(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> Memory:
+    launch = entry.launch
+    sizes = array_bytes(entry)
+    memory = Memory(sizes)
+    last = tuple(n - 1 for n in (*launch.grid, 1, 1)[:3])
+
+    def load(self: Any, pointers: Any, mask: Any, *_: Any) -> Any:
+        dtype = pointers.get_element_ty()
+        numpy_dtype = interpreter._get_np_dtype(dtype)
+        memory.touch(pointers.data, mask.data, numpy_dtype.itemsize)
+        return interpreter.TensorHandle(np.zeros(mask.data.shape, numpy_dtype), dtype)
+
+    def store(self: Any, pointers: Any, value: Any, mask: Any, *_: Any) -> None:
+        memory.touch(pointers.data, mask.data, value.data.itemsize)
+
+    set_dim, set_index = Builder.set_grid_dim, Builder.set_grid_idx
+    monkeypatch.setattr(Builder, "create_masked_load", load)
+    monkeypatch.setattr(Builder, "create_masked_store", store)
+    monkeypatch.setattr(Builder, "set_grid_dim", lambda self, *_: set_dim(self, *(n + 1 for n in last)))
+    monkeypatch.setattr(Builder, "set_grid_idx", lambda self, *_: set_index(self, *last))
+    interpreter_repairs.apply()
+    n_inputs = len(launch.inputs)
+    inputs = interpret._pointers([address_of(i) for i in range(n_inputs)], launch.inputs)
+    outputs = interpret._pointers([address_of(n_inputs + i) for i in range(len(launch.outputs))], launch.outputs)
+    executor = interpret._executor_class()(launch.kernel.rewrite(), launch.kernel.arg_names, (1, 1, 1))
+    with np.errstate(all="ignore"):  # the numbers are zeros
+        executor(*inputs, *launch.integers, *outputs, **dict(launch.constants))
+    return memory
+
+
+def array_bytes(entry: Entry) -> list[int]:
+    """Bytes of inputs and outputs; none of those that are not to be touched."""
+    launch: Launch = entry.launch
+    inputs = [
+        0 if spec.unread else extent * DTYPE_BYTES[spec.dtype]
+        for spec, extent in zip(launch.inputs, entry.extents, strict=True)
+    ]
+    outputs = [spec.nbytes for spec in launch.outputs]
+    for source, output in launch.aliases:
+        outputs[output] = inputs[source]
+    return inputs + outputs
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=[entry.name for entry in ENTRIES])
+def test_addresses_lie_inside(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = run_last_program(entry, monkeypatch)
+    dtypes = [spec.dtype for spec in (*entry.launch.inputs, *entry.launch.outputs)]
+    elements = [size // DTYPE_BYTES[dtype] for size, dtype in zip(memory.sizes, dtypes, strict=True)]
+    reached = [byte // DTYPE_BYTES[dtype] for byte, dtype in zip(memory.furthest, dtypes, strict=True)]
+    for size, last in zip(elements, reached, strict=True):
+        if size > 2**31:
+            assert last > 2**31, "the last program did not come near the end of a large array"
