@@ -1,0 +1,30 @@
+"""The JAX frontend: the package's ops as pure functions with gradients.
+
+Every function works under jit, grad, vmap, scan and checkpoint. What runs is decided when XLA lowers the program: on
+a GPU the Triton kernels, elsewhere the op's reference, which XLA compiles; with `TRITON_INTERPRET=1` the kernels on
+a CPU, in Triton's interpreter. `liger_jax.nnx` has layers for Flax NNX.
+"""
+
+from liger_jax.functional import (
+    AddRMSNorm,
+    CrossEntropy,
+    add_rms_norm,
+    apply_rope,
+    linear_softmax_cross_entropy,
+    rms_norm,
+    softmax_cross_entropy_with_integer_labels,
+    swiglu,
+)
+from liger_jax.planning import planning_for
+
+__all__ = [
+    "AddRMSNorm",
+    "CrossEntropy",
+    "add_rms_norm",
+    "apply_rope",
+    "linear_softmax_cross_entropy",
+    "planning_for",
+    "rms_norm",
+    "softmax_cross_entropy_with_integer_labels",
+    "swiglu",
+]

@@ -20,7 +20,8 @@ import liger_jax
 from liger.device import PRESETS
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs jax-cuda13-plugin (requirements-aot.txt)"
+    importlib.util.find_spec("jax_cuda13_plugin") is None,
+    reason="needs jax-cuda13-plugin (requirements-aot.txt)",
 )
 
 CALL = re.compile(r"stablehlo\.custom_call @(triton_kernel_call\w*)")
@@ -70,7 +71,9 @@ def test_every_nvidia_target(preset: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("launcher", ["jax_triton", "direct", None])
-def test_logits_gradient_is_written_over_the_logits(launcher: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_gradient_is_written_over_the_logits(
+    launcher: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if launcher is None:
         monkeypatch.delenv("LIGER_JAX_LAUNCHER", raising=False)
     else:
@@ -108,11 +111,16 @@ def test_xla_where_xla_is_better(name: str) -> None:
 
 @pytest.mark.parametrize("before", ["/tmp/a-cache", None])
 def test_importing_jax_triton_leaves_tritons_cache_alone(before: str | None) -> None:
-    script = "import os; from liger_jax import _jax_triton; _jax_triton.two_pointers(); print(os.environ.get('TRITON_CACHE_DIR'))"
+    script = (
+        "import os; from liger_jax import _jax_triton; _jax_triton.two_pointers();"
+        "print(os.environ.get('TRITON_CACHE_DIR'))"
+    )
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_CACHE_DIR"}
     if before is not None:
         environment["TRITON_CACHE_DIR"] = before
-    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == str(before)
 
 

@@ -32,7 +32,9 @@ def inputs(case: Case, seed: int = 0) -> tuple[tuple[Any, ...], Any]:
 
 
 @cases
-@pytest.mark.parametrize("transform", [lambda f: f, jax.jit, jax.checkpoint], ids=["eager", "jit", "checkpoint"])
+@pytest.mark.parametrize(
+    "transform", [lambda f: f, jax.jit, jax.checkpoint], ids=["eager", "jit", "checkpoint"]
+)
 def test_values_and_gradients(case: Case, transform: Any) -> None:
     arguments, cotangent = inputs(case)
     ours = jax_cases.gradients(transform(case.ours), case, arguments, cotangent)
@@ -82,7 +84,9 @@ def test_a_call_that_is_not_differentiated_saves_nothing() -> None:
     x, kernel, labels = next(c for c in CASES if c.name == "linear_cross_entropy").make(
         np.random.default_rng(0), jnp.float32
     )
-    jaxpr = jax.make_jaxpr(lambda *a: liger_jax.linear_softmax_cross_entropy(*a, reduction="mean"))(x, kernel, labels)
+    jaxpr = jax.make_jaxpr(lambda *a: liger_jax.linear_softmax_cross_entropy(*a, reduction="mean"))(
+        x, kernel, labels
+    )
     (call,) = primitives(jaxpr.jaxpr)
     assert call.params["call"].needs == (False,) * 7
     assert len(call.outvars) == 1
@@ -102,7 +106,9 @@ def test_two_operands_that_share_a_gradient() -> None:
     for argnums in (0, 1, (0, 1)):
 
         def gradient(function: Any, argnums: Any = argnums) -> Any:
-            loss = lambda x, r: sum(jnp.vdot(a, b) for a, b in zip(function(x, r, scale), (dy, ds), strict=True))  # noqa: E731
+            def loss(x: Any, r: Any) -> Any:
+                return sum(jnp.vdot(a, b) for a, b in zip(function(x, r, scale), (dy, ds), strict=True))
+
             return jax.grad(loss, argnums)(x, residual)
 
         close(gradient(liger_jax.add_rms_norm), gradient(jax_cases.plain_add_rms_norm))
@@ -190,8 +196,16 @@ def test_float64_is_left_to_xla() -> None:
         (lambda: liger_jax.rms_norm(jnp.ones((2, 8)), jnp.ones(7)), ValueError, r"weight has shape \(7,\)"),
         (lambda: liger_jax.rms_norm(jnp.ones((2, 8), jnp.int32)), TypeError, "x has dtype int32"),
         (lambda: liger_jax.rms_norm(jnp.ones((2, 8)), casting="bf16"), ValueError, "casting is 'bf16'"),
-        (lambda: liger_jax.rms_norm(jnp.ones((2, 8)), implementation="cuda"), ValueError, "implementation is 'cuda'"),
-        (lambda: liger_jax.add_rms_norm(jnp.ones((2, 8)), jnp.ones((2, 7))), ValueError, "residual has shape"),
+        (
+            lambda: liger_jax.rms_norm(jnp.ones((2, 8)), implementation="cuda"),
+            ValueError,
+            "implementation is 'cuda'",
+        ),
+        (
+            lambda: liger_jax.add_rms_norm(jnp.ones((2, 8)), jnp.ones((2, 7))),
+            ValueError,
+            "residual has shape",
+        ),
         (lambda: liger_jax.swiglu(jnp.ones((2, 7))), ValueError, "even last axis"),
         (
             lambda: liger_jax.apply_rope(*[jnp.ones((1, 2, 3, 4))] * 2, *[jnp.ones((5, 4))] * 2),
@@ -199,7 +213,9 @@ def test_float64_is_left_to_xla() -> None:
             "cos has shape",
         ),
         (
-            lambda: liger_jax.apply_rope(*[jnp.ones((1, 2, 3, 4))] * 2, *[jnp.ones((2, 4))] * 2, heads_axis=1),
+            lambda: liger_jax.apply_rope(
+                *[jnp.ones((1, 2, 3, 4))] * 2, *[jnp.ones((2, 4))] * 2, heads_axis=1
+            ),
             ValueError,
             "heads_axis is 1",
         ),

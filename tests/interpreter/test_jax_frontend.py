@@ -49,7 +49,9 @@ def test_vmap_over_tokens(case: Case) -> None:
     rng = np.random.default_rng(1)
     examples = [case.make(rng, jnp.float32) for _ in range(3)]
     shared = examples[0]
-    arguments = tuple(jnp.stack([e[i] for e in examples]) if r else shared[i] for i, r in enumerate(case.rows))
+    arguments = tuple(
+        jnp.stack([e[i] for e in examples]) if r else shared[i] for i, r in enumerate(case.rows)
+    )
     each = [tuple(e[i] if r else shared[i] for i, r in enumerate(case.rows)) for e in examples]
     axes = tuple(0 if r else None for r in case.rows)
     ours = jax.jit(jax.vmap(case.ours, axes))(*arguments)
@@ -105,7 +107,7 @@ def test_no_input_is_modified() -> None:
     x, kernel, labels = CASES[-2].make(np.random.default_rng(6), jnp.float32)
     before = [np.array(a) for a in (x, kernel)]
     loss = lambda x, kernel: liger_jax.linear_softmax_cross_entropy(x, kernel, labels, reduction="mean")  # noqa: E731
-    value, pull_back = jax.vjp(loss, x, kernel)
+    _, pull_back = jax.vjp(loss, x, kernel)
     first, second = pull_back(jnp.float32(3.0)), pull_back(jnp.float32(3.0))
     equal(first, second)
     for array, copy in zip((x, kernel), before, strict=True):
@@ -117,7 +119,13 @@ def test_extras_of_the_losses() -> None:
     logits, labels = jax_cases.normal(rng, (8, 30), jnp.float32), jax_cases.labels(rng, (8,), 30)
     where = jnp.asarray(rng.random(8) < 0.7)
     results = liger_jax.softmax_cross_entropy_with_integer_labels(
-        logits, labels, where=where, z_loss=0.1, return_z_loss=True, return_accuracy=True, return_predicted=True
+        logits,
+        labels,
+        where=where,
+        z_loss=0.1,
+        return_z_loss=True,
+        return_accuracy=True,
+        return_predicted=True,
     )
     valid = np.asarray(where & (labels != jax_cases.IGNORED))
     predicted = np.where(valid, np.argmax(logits, -1), -1)

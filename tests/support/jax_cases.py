@@ -50,7 +50,9 @@ def labels(rng: np.random.Generator, shape: tuple[int, ...], vocab: int) -> jax.
     return jnp.asarray(values, jnp.int32)
 
 
-def plain_rms_norm(x: jax.Array, scale: jax.Array | None, offset: float = 0.0, llama: bool = True) -> jax.Array:
+def plain_rms_norm(
+    x: jax.Array, scale: jax.Array | None, offset: float = 0.0, llama: bool = True
+) -> jax.Array:
     compute = jnp.promote_types(x.dtype, jnp.float32)
     wide = x.astype(compute)
     y = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)
@@ -102,12 +104,16 @@ def plain_linear(x: jax.Array, kernel: jax.Array, targets: jax.Array, reduction:
 def plain_z_loss(logits: jax.Array, targets: jax.Array) -> jax.Array:
     capped = 5.0 * jnp.tanh(logits / 5.0)
     valid = targets != IGNORED
-    smooth = optax.smooth_labels(jax.nn.one_hot(jnp.where(valid, targets, 0), logits.shape[-1], dtype=logits.dtype), 0.1)
+    smooth = optax.smooth_labels(
+        jax.nn.one_hot(jnp.where(valid, targets, 0), logits.shape[-1], dtype=logits.dtype), 0.1
+    )
     loss = optax.softmax_cross_entropy(capped, smooth) + 1e-2 * jax.nn.logsumexp(capped, axis=-1) ** 2
     return jnp.where(valid, loss, 0)
 
 
-def _rope_inputs(rng: np.random.Generator, dtype: Any, interleaved: bool, rotary: int, k_heads: int) -> tuple[Any, ...]:
+def _rope_inputs(
+    rng: np.random.Generator, dtype: Any, interleaved: bool, rotary: int, k_heads: int
+) -> tuple[Any, ...]:
     q, k = normal(rng, (2, 5, 4, 20), dtype), normal(rng, (2, 5, k_heads, 20), dtype)
     return q, k, *tables(5, rotary, interleaved, jnp.promote_types(dtype, jnp.float32))
 
@@ -253,7 +259,9 @@ def cotangents(rng: np.random.Generator, outputs: Any) -> Any:
     return jax.tree.map(lambda y: normal(rng, y.shape, y.dtype), outputs)
 
 
-def gradients(function: Callable[..., Any], case: Case, arguments: tuple[Any, ...], cotangent: Any) -> tuple[Any, Any]:
+def gradients(
+    function: Callable[..., Any], case: Case, arguments: tuple[Any, ...], cotangent: Any
+) -> tuple[Any, Any]:
     """Outputs and gradients of the differentiable arguments."""
 
     def partial(*active: Any) -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from cases import Case
+
 from liger_jax.vjp import apply
 
 

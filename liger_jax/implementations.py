@@ -1,0 +1,49 @@
+"""Which implementation a function takes: the Triton kernels, or the reference compiled by XLA.
+
+Both have the same gradients and keep the same little for the backward pass: "xla" is the op's reference under a
+`custom_vjp` that keeps the operands alone, where plain jnp code keeps several float32 intermediates.
+"""
+
+from __future__ import annotations
+
+from liger.op import Op
+from liger_jax.primitives import Specs
+
+TRITON, XLA = "triton", "xla"
+
+DEFAULTS: dict[str, str] = {
+    # XLA's forward pass is at the least traffic already; its backward pass moves 1.7 times the bytes.
+    "rms_norm": TRITON,
+    # XLA: 1.25 times the least traffic forward, 1.7 times backward.
+    "add_rms_norm": TRITON,
+    # XLA: 1.06 times the least traffic, and it can fuse the neighbours, which a kernel call cannot.
+    "rope": XLA,
+    # XLA: the least traffic, and it can fuse the neighbours.
+    "swiglu": XLA,
+    # XLA: 2 to 6 times the least traffic, and up to two float32 copies of the logits.
+    "cross_entropy": TRITON,
+    # XLA: the logits of the whole batch in memory.
+    "linear_cross_entropy": TRITON,
+}
+"""The better implementation of each op on a GPU, by XLA's own count of the bytes that its kernels move (H200)."""
+
+
+def use_kernels(op: Op, operands: Specs, implementation: str | None) -> bool:
+    """Whether to take the kernels. Without a choice, float64 operands take XLA: the kernels compute in float32."""
+    double = [
+        operand.name
+        for operand, spec in zip(op.operands, operands, strict=True)
+        if spec is not None and spec.dtype == "float64"
+    ]
+    if implementation is None:
+        return DEFAULTS[op.name] == TRITON and not double
+    if implementation not in (TRITON, XLA):
+        raise ValueError(
+            f"{op.name}: implementation is {implementation!r}; choose None, {TRITON!r} or {XLA!r}."
+        )
+    if implementation == TRITON and double:
+        raise TypeError(
+            f"{op.name}: {double[0]} has dtype float64, and the kernels compute in float32; "
+            f"cast it, or pass implementation={XLA!r}."
+        )
+    return implementation == TRITON

@@ -1,0 +1,140 @@
+"""An `Op` as a differentiable JAX function."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import SymbolicZero
+
+from liger.op import Arrays, Needs, Op
+from liger_jax import batching, implementations, primitives
+from liger_jax.planning import Plan, current_plan
+from liger_jax.primitives import Call, Specs, pack, present, spec_of, unpack
+
+batching.register()
+
+
+def apply(op: Op, options: Any, *operands: Any, implementation: str | None = None) -> tuple[Any, ...]:
+    """Apply an op.
+
+    Args:
+        op: what to compute.
+        options: the op's options.
+        operands: its array arguments in the declared order, None for those that are absent.
+        implementation: "triton", "xla", or None for the better one (`liger_jax.implementations`).
+
+    Returns:
+        The outputs in the declared order, None for those that the options do not ask for.
+
+    Raises:
+        TypeError, ValueError: an operand or option that the op does not take; nothing has been computed then.
+    """
+    arrays = tuple(None if operand is None else jnp.asarray(operand) for operand in operands)
+    specs = tuple(None if array is None else spec_of(array) for array in arrays)
+    op.check(specs, options)
+    kernels = implementations.use_kernels(op, specs, implementation)
+    function = _differentiable(op, options, specs, kernels, current_plan())
+    return unpack(present(_outputs(op, options, specs)), function(*pack(arrays)))
+
+
+@functools.lru_cache(4096)
+def _outputs(op: Op, options: Any, specs: Specs) -> Specs:
+    return op.infer(specs, options, (False,) * len(specs))[0]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Static:
+    """What the backward rule has to know beside arrays, in a form that JAX carries along."""
+
+    needs: Needs
+    call: Call | None
+
+
+@functools.lru_cache(4096)
+def _differentiable(
+    op: Op, options: Any, specs: Specs, kernels: bool, plan: Plan
+) -> Callable[..., tuple[Any, ...]]:
+    """The op for operands of these shapes, those present given one after the other."""
+    mask = present(specs)
+    nothing = (False,) * len(specs)
+
+    def compute(operands: Arrays, needs: Needs) -> tuple[Arrays, tuple[Any, ...], Call | None]:
+        if not kernels:
+            return op.reference(operands, options), (), None
+        call = Call(op, options, specs, computed(op, needs), plan)
+        outputs, saved = primitives.forward(call, operands)
+        arrays = dict(zip((o.name for o in op.outputs), outputs, strict=True))
+        arrays |= dict(zip((o.name for o in op.saved), saved, strict=True))
+        kept = tuple(checkpoint_name(arrays[name], f"liger_{op.name}_{name}") for name in call.kept)
+        return outputs, kept, call
+
+    @jax.custom_vjp
+    def function(*values: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(pack(compute(unpack(mask, values), nothing)[0]))
+
+    def forward_rule(*primals: Any) -> tuple[tuple[jax.Array, ...], Any]:
+        operands = unpack(mask, [p.value for p in primals])
+        needs = _needed(op, unpack(mask, primals))
+        outputs, kept, call = compute(operands, needs)
+        return tuple(pack(outputs)), (_Static(needs, call), tuple(pack(operands)), kept)
+
+    def backward_rule(residuals: Any, incoming: tuple[Any, ...]) -> tuple[Any, ...]:
+        static, values, kept = residuals
+        operands = unpack(mask, values)
+        cotangents = tuple(
+            None
+            if cotangent is None or isinstance(cotangent, SymbolicZero) or not output.differentiable
+            else cotangent
+            for output, cotangent in zip(
+                op.outputs, unpack(present(_outputs(op, options, specs)), incoming), strict=True
+            )
+        )
+        needs = static.needs
+        if not any(needs) or not any(present(cotangents)):
+            return (None,) * sum(mask)
+        if static.call is None:
+            gradients = primitives.reference_gradients(op, options, operands, cotangents, needs)
+        else:
+            gradients = shared(op, needs, primitives.backward(static.call, operands, kept, cotangents))
+        return tuple(gradient for gradient, here in zip(gradients, mask, strict=True) if here)
+
+    function.defvjp(forward_rule, backward_rule, symbolic_zeros=True)
+    return function
+
+
+def _needed(op: Op, primals: tuple[Any, ...]) -> Needs:
+    """Which gradients are asked for: those of operands that are really differentiated."""
+    needs = []
+    for operand, primal in zip(op.operands, primals, strict=True):
+        need = primal is not None and primal.perturbed and jnp.issubdtype(primal.value.dtype, jnp.inexact)
+        if need and not operand.differentiable:
+            raise ValueError(
+                f"{op.name}: {operand.name} is differentiated, but the op has no gradient for it; "
+                f"pass jax.lax.stop_gradient({operand.name})."
+            )
+        needs.append(bool(need))
+    return tuple(needs)
+
+
+def computed(op: Op, needs: Needs) -> Needs:
+    """Which gradients `op.backward` has to compute: where two operands share one, one stands for both."""
+    result = list(needs)
+    for name, source in op.same_gradient:
+        result[op.index(source)] |= result[op.index(name)]
+        result[op.index(name)] = False
+    return tuple(result)
+
+
+def shared(op: Op, needs: Needs, gradients: Arrays) -> Arrays:
+    """Give every operand its gradient, also those that share one."""
+    result = list(gradients)
+    for name, source in op.same_gradient:
+        result[op.index(name)] = gradients[op.index(source)]
+    return tuple(gradient if need else None for gradient, need in zip(result, needs, strict=True))
