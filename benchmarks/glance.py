@@ -9,6 +9,7 @@ liger-kernel is measured beside ours where it is installed.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import platform
 from collections.abc import Callable
@@ -39,48 +40,73 @@ def draw(*shape: int) -> torch.Tensor:
     return torch.randn(shape, device="cuda", dtype=torch.bfloat16).requires_grad_()
 
 
-def backward_of(output: torch.Tensor | tuple[torch.Tensor, ...], *operands: torch.Tensor) -> Callable[[], object]:
+def backward_of(
+    output: torch.Tensor | tuple[torch.Tensor, ...], *operands: torch.Tensor
+) -> Callable[[], object]:
     outputs = output if isinstance(output, tuple) else (output,)
     incoming = [torch.randn_like(o) for o in outputs]
     return lambda: torch.autograd.grad(outputs, operands, incoming, retain_graph=True)
 
 
+def scalar(loss: torch.Tensor | f.CrossEntropyOutput) -> torch.Tensor:
+    assert isinstance(loss, torch.Tensor)
+    return loss
+
+
+def gradient_of_cross_entropy(z: torch.Tensor, y: torch.Tensor) -> object:
+    return torch.autograd.grad(scalar(f.liger_cross_entropy(z, y)), z)
+
+
 def elementwise(rate: float) -> None:
     rows: list[tuple[str, int, Callable[[], object]]] = []
+
+    def add(name: str, moved: int, function: Callable[..., object], *arguments: torch.Tensor) -> None:
+        rows.append((name, moved, functools.partial(function, *arguments)))
+
+    def forward(function: Callable[..., object]) -> Callable[..., object]:
+        return lambda *operands: function(*(t.detach() for t in operands))
+
     for n, h in ((8192, 4096), (8192, 8192), (65_536, 1024)):
-        x, w = draw(n, h), draw(h)
-        size = x.nbytes
-        rows.append((f"rms_norm forward {n}x{h}", 2 * size, lambda x=x, w=w: f.liger_rms_norm(x.detach(), w.detach())))
-        rows.append((f"rms_norm backward {n}x{h}", 3 * size, backward_of(f.liger_rms_norm(x, w), x, w)))
-        r = draw(n, h)
-        rows.append(
-            (
-                f"add_rms_norm forward {n}x{h}",
-                4 * size,
-                lambda x=x, r=r, w=w: f.liger_fused_add_rms_norm(x.detach(), r.detach(), w.detach()),
-            )
+        x, r, w = draw(n, h), draw(n, h), draw(h)
+        add(f"rms_norm forward {n}x{h}", 2 * x.nbytes, forward(f.liger_rms_norm), x, w)
+        add(f"rms_norm backward {n}x{h}", 3 * x.nbytes, backward_of(f.liger_rms_norm(x, w), x, w))
+        add(f"add_rms_norm forward {n}x{h}", 4 * x.nbytes, forward(f.liger_fused_add_rms_norm), x, r, w)
+        add(
+            f"add_rms_norm backward {n}x{h}",
+            4 * x.nbytes,
+            backward_of(f.liger_fused_add_rms_norm(x, r, w), x, r, w),
         )
-        rows.append((f"add_rms_norm backward {n}x{h}", 4 * size, backward_of(f.liger_fused_add_rms_norm(x, r, w), x, r, w)))
     a, b = draw(8192, 14_336), draw(8192, 14_336)
-    rows.append(("swiglu forward 8192x14336", 3 * a.nbytes, lambda: f.liger_swiglu(a.detach(), b.detach())))
-    rows.append(("swiglu backward 8192x14336", 5 * a.nbytes, backward_of(f.liger_swiglu(a, b), a, b)))
-    q, k = draw(1, 8192, 32, 128).detach().transpose(1, 2), draw(1, 8192, 8, 128).detach().transpose(1, 2)
-    cos = sin = torch.randn(1, 8192, 128, device="cuda", dtype=torch.bfloat16)
-    rows.append(("rope 8192 tokens, 32+8 heads of 128", 2 * (q.nbytes + k.nbytes), lambda: f.liger_rope(q, k, cos, sin)))
+    add("swiglu forward 8192x14336", 3 * a.nbytes, forward(f.liger_swiglu), a, b)
+    add("swiglu backward 8192x14336", 5 * a.nbytes, backward_of(f.liger_swiglu(a, b), a, b))
+    q, k = draw(1, 8192, 32, 128).transpose(1, 2), draw(1, 8192, 8, 128).transpose(1, 2)
+    cos = torch.randn(1, 8192, 128, device="cuda", dtype=torch.bfloat16)
+    add(
+        "rope 8192 tokens, 32+8 heads of 128",
+        2 * (q.nbytes + k.nbytes),
+        forward(f.liger_rope),
+        q,
+        k,
+        cos,
+        cos,
+    )
     for n, v in ((8192, 128_256), (4096, 256_000), (16_384, 32_000)):
-        z = draw(n, v)
-        y = torch.randint(0, v, (n,), device="cuda")
-        rows.append((f"cross_entropy forward {n}x{v}", z.nbytes, lambda z=z, y=y: f.liger_cross_entropy(z.detach(), y)))
-        rows.append(
-            (
-                f"cross_entropy with gradient {n}x{v}",
-                2 * z.nbytes,
-                lambda z=z, y=y: torch.autograd.grad(f.liger_cross_entropy(z, y), z),
-            )
-        )
+        z, y = draw(n, v), torch.randint(0, v, (n,), device="cuda")
+        add(f"cross_entropy forward {n}x{v}", z.nbytes, forward(f.liger_cross_entropy), z, y)
+        add(f"cross_entropy with gradient {n}x{v}", 2 * z.nbytes, gradient_of_cross_entropy, z, y)
     for name, moved, function in rows:
         time = milliseconds(function)
         print(f"{name:44s} {time:8.3f} ms  {moved / time / rate:5.2f} of copy")
+
+
+def products(x: torch.Tensor, w: torch.Tensor, d: torch.Tensor) -> object:
+    return x @ w.t(), d @ w, d.t() @ x
+
+
+def step(
+    loss: Callable[..., torch.Tensor], x: torch.Tensor, w: torch.Tensor, *labels: torch.Tensor
+) -> object:
+    return torch.autograd.grad(loss(x, w, *labels), (x, w))
 
 
 def fused_loss() -> None:
@@ -92,34 +118,26 @@ def fused_loss() -> None:
         half = torch.where(torch.rand(n, device="cuda") < 0.5, y, -100)
         d = torch.empty(n, v, dtype=torch.bfloat16, device="cuda").normal_()
 
-        def products(x: torch.Tensor = x, w: torch.Tensor = w, d: torch.Tensor = d) -> None:
-            with torch.no_grad():
-                x @ w.t()
-                d @ w
-                d.t() @ x
-
-        def step(loss: Callable[[], torch.Tensor], x: torch.Tensor = x, w: torch.Tensor = w) -> Callable[[], object]:
-            return lambda: torch.autograd.grad(loss(), (x, w))
-
-        providers: dict[str, Callable[[], object]] = {
-            "ours": step(lambda: f.liger_fused_linear_cross_entropy(x, w, y)),
-            "ours, half ignored": step(
-                lambda: f.liger_fused_linear_cross_entropy(x, w, half, valid_rows=valid_rows(half))
-            ),
-            "ours, per token (recomputes)": step(
-                lambda: f.liger_fused_linear_cross_entropy(x, w, y, reduction="none").mean()
-            ),
-            "torch eager": step(lambda: F.cross_entropy(F.linear(x, w).float(), y)),
+        ours = f.liger_fused_linear_cross_entropy
+        losses: dict[str, Callable[..., torch.Tensor]] = {
+            "ours": lambda x, w, y, half: scalar(ours(x, w, y)),
+            "ours, half ignored": lambda x, w, y, half: scalar(ours(x, w, half, valid_rows=valid_rows(half))),
+            "ours, per token (recomputes)": lambda x, w, y, half: scalar(
+                ours(x, w, y, reduction="none")
+            ).mean(),
+            "torch eager": lambda x, w, y, half: F.cross_entropy(F.linear(x, w).float(), y),
         }
         if HAS_LIGER_KERNEL:
-            from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy as theirs
-
-            providers["liger-kernel"] = step(lambda: theirs(x, w, y))
-            providers["liger-kernel, half ignored"] = step(lambda: theirs(x, w, half))
-        floor = milliseconds(products)
+            theirs = importlib.import_module(
+                "liger_kernel.transformers.functional"
+            ).liger_fused_linear_cross_entropy
+            losses["liger-kernel"] = lambda x, w, y, half: theirs(x, w, y)
+            losses["liger-kernel, half ignored"] = lambda x, w, y, half: theirs(x, w, half)
+        floor = milliseconds(functools.partial(products, x.detach(), w.detach(), d))
         del d
         print(f"\nlinear_cross_entropy {n} tokens, hidden {h}, vocabulary {v}: three products {floor:.1f} ms")
-        for name, function in providers.items():
+        for name, loss in losses.items():
+            function = functools.partial(step, loss, x, w, y, half)
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()

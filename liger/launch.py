@@ -57,6 +57,7 @@ class Spec:
         passes: how many times the kernel streams the array through device memory.
         resident: read by many programs but small enough to stay in cache (a weight, a table): it counts once.
         unread: a pointer that the kernel takes but, with these constants, never dereferences.
+        lookups: where single elements are looked up, how many at most; None: all elements are read.
     """
 
     shape: tuple[int, ...]
@@ -64,6 +65,7 @@ class Spec:
     passes: int = 1
     resident: bool = False
     unread: bool = False
+    lookups: int | None = None
 
     @property
     def size(self) -> int:
@@ -72,8 +74,9 @@ class Spec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array, 0 for one that is not read."""
-        return 0 if self.unread else self.size * DTYPE_BYTES[self.dtype]
+        """Bytes of the array that are read or written: 0 for one that is not read."""
+        n = self.size if self.lookups is None else min(self.size, self.lookups)
+        return 0 if self.unread else n * DTYPE_BYTES[self.dtype]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

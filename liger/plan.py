@@ -142,11 +142,8 @@ def launches(
     planner = Planner(device)
     outputs, saved = op.forward(planner, tuple(operands), options, needs)
     if any(needs):
-        arrays: Mapping[str, Planned | None] = {
-            declared.name: array
-            for declarations, values in ((op.operands, operands), (op.outputs, outputs), (op.saved, saved))
-            for declared, array in zip(declarations, values, strict=True)
-        }
+        names = [declared.name for declared in (*op.operands, *op.outputs, *op.saved)]
+        arrays: Mapping[str, Planned | None] = dict(zip(names, (*operands, *outputs, *saved), strict=True))
         kept = {name: arrays[name] for name in (*op.keeps(options, needs), *(s.name for s in op.saved))}
         cotangents = tuple(
             None if array is None or not declared.differentiable else dense(array.shape, array.dtype)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from liger.launch import Launch
+from liger.launch import DTYPE_BYTES, Launch
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,20 +43,21 @@ class Traffic:
     def finish(self, launch: Launch, inputs: Sequence[int]) -> None:
         """Add up the launch that has just run."""
         moved = self._stored
-        once: dict[int, tuple[list[np.ndarray], int]] = {}
         resident = [
-            (address, address + spec.nbytes)
+            (address, spec)
             for address, spec in zip(inputs, launch.inputs, strict=True)
             if spec.resident and not spec.unread
         ]
+        once: list[list[np.ndarray]] = [[] for _ in resident]
         for addresses, itemsize in self._loads:
-            for begin, end in resident:
-                inside = (addresses >= begin) & (addresses < end)
-                once.setdefault(begin, ([], itemsize))[0].append(addresses[inside])
+            for (begin, spec), chunks in zip(resident, once, strict=True):
+                inside = (addresses >= begin) & (addresses < begin + spec.size * DTYPE_BYTES[spec.dtype])
+                chunks.append(addresses[inside])
                 addresses = addresses[~inside]
             moved += addresses.size * itemsize
-        for chunks, itemsize in once.values():
-            moved += np.unique(np.concatenate(chunks)).size * itemsize
+        for (_, spec), chunks in zip(resident, once, strict=True):
+            if chunks:
+                moved += np.unique(np.concatenate(chunks)).size * DTYPE_BYTES[spec.dtype]
         self.counts.append(Count(launch, moved))
         self._loads, self._stored = [], 0
 

@@ -116,7 +116,10 @@ def shared(op: Op, needs: Needs, gradients: Arrays) -> Arrays:
 
 @functools.lru_cache(4096)
 def _check(op: Op, options: Any, described: tuple[tuple[torch.Size, torch.dtype] | None, ...]) -> None:
-    op.check(tuple(None if d is None else Spec(tuple(d[0]), NAMES.get(d[1], str(d[1]))) for d in described), options)
+    op.check(
+        tuple(None if d is None else Spec(tuple(d[0]), NAMES.get(d[1], str(d[1]))) for d in described),
+        options,
+    )
 
 
 def _check_devices(op: Op, operands: Tensors, device: torch.device) -> None:
@@ -132,7 +135,7 @@ class _Function(torch.autograd.Function):
     """Any op with kernels, in eager mode."""
 
     @staticmethod
-    def forward(ctx: Any, op: Op, options: Any, needs: Needs, *operands: torch.Tensor | None) -> Tensors:  # type: ignore[override]
+    def forward(ctx: Any, op: Op, options: Any, needs: Needs, *operands: torch.Tensor | None) -> Tensors:
         assert operands[0] is not None
         backend = backend_for(operands[0].device)
         needs = ctx.needs = tuple(needs)
@@ -150,11 +153,7 @@ class _Function(torch.autograd.Function):
         ctx.save_for_backward(*(available[name] for name in names), *saved)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(
-            *(
-                t
-                for o, t in zip(op.outputs, outputs, strict=True)
-                if t is not None and not o.differentiable
-            )
+            *(t for o, t in zip(op.outputs, outputs, strict=True) if t is not None and not o.differentiable)
         )
         return outputs
 

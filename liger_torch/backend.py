@@ -179,7 +179,9 @@ class TorchBackend:
         """See `liger.backend.Backend`."""
         return array.to(DTYPES[dtype])
 
-    def sum_rows(self, matrix: torch.Tensor, dtype: str, *, add_to: torch.Tensor | None = None) -> torch.Tensor:
+    def sum_rows(
+        self, matrix: torch.Tensor, dtype: str, *, add_to: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """See `liger.backend.Backend`."""
         total = matrix.sum(0, dtype=DTYPES[dtype])
         return total if add_to is None else add_to.add_(total)

@@ -344,7 +344,7 @@ class _IntoBuffer(torch.autograd.Function):
         return tensor.view_as(tensor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None]:
         ctx.buffer.add_(gradient)
         return None, None
 
@@ -354,7 +354,9 @@ def _output(results: tuple[torch.Tensor | None, ...]) -> torch.Tensor | CrossEnt
     assert loss is not None
     if z_loss is None and accuracy is None and predicted is None:
         return loss
-    return CrossEntropyOutput(loss, z_loss, accuracy, None if predicted is None else predicted.to(torch.int64))
+    return CrossEntropyOutput(
+        loss, z_loss, accuracy, None if predicted is None else predicted.to(torch.int64)
+    )
 
 
 def _refuse_deprecated(size_average: None, reduce: None) -> None:

@@ -80,7 +80,7 @@ def _results(tensors: list[torch.Tensor]) -> Results:
 def _register(op: Op) -> None:
     n_operands = len(op.operands)
     n_options = len(dataclasses.fields(op.options))
-    kept_names = [o.name for o in (*op.operands, *op.outputs, *op.saved)]
+    kept_names = [*(o.name for o in op.operands), *(o.name for o in (*op.outputs, *op.saved))]
     options_schema = "".join(f", {part}" for part in [_option_schema(op)] if part)
 
     def split(arguments: tuple[Any, ...], n_tensors: int) -> tuple[Tensors, Any, Needs]:
@@ -129,16 +129,21 @@ def _register(op: Op) -> None:
         if op.backward_once(options, needs):
             for saved in op.saved:
                 if kept[saved.name] is not None:
-                    kept[saved.name] = kept[saved.name].clone()  # type: ignore[union-attr]
+                    kept[saved.name] = kept[saved.name].clone()
         gradients = op.backward(backend_for(device), kept, tensors[n_kept:], options, needs)
         return _results(_filled(gradients, device))
 
     def backward_fake(*arguments: Any) -> Results:
         tensors, options, needs = split(arguments, n_tensors)
         device = next(t.device for t in tensors if t is not None)
-        given = dict(zip((*kept_names, *(f"grad_{o.name}" for o in op.outputs)), _specs(tensors), strict=True))
+        given = dict(
+            zip((*kept_names, *(f"grad_{o.name}" for o in op.outputs)), _specs(tensors), strict=True)
+        )
         like = dict(op.gradient_like)
-        specs = [given[o.name] or given[like[o.name]] if n else None for o, n in zip(op.operands, needs, strict=True)]
+        specs = [
+            given[o.name] or given[like[o.name]] if n else None
+            for o, n in zip(op.operands, needs, strict=True)
+        ]
         return _results([_empty(spec, device) for spec in specs])
 
     for name, real, fake in (
@@ -157,7 +162,11 @@ def _register(op: Op) -> None:
         todo = computed(op, ctx.needs)
         outputs, saved = op.infer(_specs(operands), ctx.options, todo)
         present = dict(
-            zip(kept_names, (*(t is not None for t in operands), *(s is not None for s in (*outputs, *saved))), strict=True)
+            zip(
+                kept_names,
+                (*(t is not None for t in operands), *(s is not None for s in (*outputs, *saved))),
+                strict=True,
+            )
         )
         names = {*op.keeps(ctx.options, todo), *(s.name for s in op.saved)}
         available = dict(zip(kept_names, (*operands, *output), strict=True))

@@ -81,7 +81,9 @@ def find(name: str, device: Device) -> Entry:
 
 
 def _rms_norms() -> Iterator[_Call]:
-    def call(name: str, n_rows: int, hidden: int, dtype: str, weight_dtype: str | None = "", **options: Any) -> _Call:
+    def call(
+        name: str, n_rows: int, hidden: int, dtype: str, weight_dtype: str | None = "", **options: Any
+    ) -> _Call:
         x = dense((n_rows, hidden), dtype)
         weight = None if weight_dtype is None else dense((hidden,), weight_dtype or dtype)
         return _Call(f"rms_norm-{name}", rms_norm.RMS_NORM, rms_norm.Options(**options), (x, weight))
@@ -92,9 +94,9 @@ def _rms_norms() -> Iterator[_Call]:
         needs = (True, False, True)  # the two summands share one gradient
         return _Call(f"add_rms_norm-{name}", rms_norm.ADD_RMS_NORM, rms_norm.Options(), operands, needs)
 
-    for hidden in (64, 128, 1000, 1001, 2048, 4096, 8192, 16384, 20000, 70000):
+    for hidden in (64, 128, 256, 512, 1000, 1001, 2048, 4096, 8192, 12288, 16384, 20000, 70000):
         yield call(f"{hidden}-bf16", 8192, hidden, BF16)
-    for hidden in (128, 4096, 16384, 70000):
+    for hidden in (128, 256, 512, 4096, 8192, 16384, 70000):
         yield call(f"{hidden}-fp32", 8192, hidden, FP32)
     yield call("4096-no-weight", 8192, 4096, BF16, None)
     yield call("4096-fp32-weight", 8192, 4096, BF16, FP32)
@@ -117,7 +119,13 @@ def _rms_norms() -> Iterator[_Call]:
 
 def _ropes() -> Iterator[_Call]:
     def call(
-        name: str, head_dim: int, rotary_dim: int, dtype: str = BF16, batch: int = 4, seq: int = 4096, **options: Any
+        name: str,
+        head_dim: int,
+        rotary_dim: int,
+        dtype: str = BF16,
+        batch: int = 4,
+        seq: int = 4096,
+        **options: Any,
     ) -> _Call:
         q, k = (dense((batch, seq, heads, head_dim), dtype) for heads in (32, 8))
         table = dense((1, seq, rotary_dim), dtype)
@@ -222,7 +230,9 @@ def _linear_cross_entropies() -> Iterator[_Call]:
     yield call("128256-fp32", 128256, dtype=FP32)
     yield call("128256-everything", 128256, biased=True, **_EVERYTHING)
     yield call("128256-none", 128256, reduction="none")
-    yield call("128256-none-everything", 128256, biased=True, reduction="none", return_z_loss=True, **_EVERYTHING)
+    yield call(
+        "128256-none-everything", 128256, biased=True, reduction="none", return_z_loss=True, **_EVERYTHING
+    )
     yield call("32000-beyond-2**31", 32000, n_rows=2**19 + 9)
     yield call("128256-one-chunk-beyond-2**31", 128256, n_rows=16_800, chunk_bytes=2**33, reduction="none")
 

@@ -395,6 +395,12 @@ def _block(n_cols: int) -> tuple[int, int]:
     return block, min(max(block // 1024, 1), 8) * 2
 
 
+def _class_weights(n_rows: int, n_cols: int, dtype: str | None, options: Options) -> Spec:
+    """The class weights: those of the labels, or, where labels are smoothed, all of them."""
+    lookups = None if options.label_smoothing else n_rows
+    return Spec((n_cols,), dtype or "float32", resident=True, unread=dtype is None, lookups=lookups)
+
+
 @functools.lru_cache(4096)
 def forward_launch(
     n_rows: int,
@@ -418,7 +424,7 @@ def forward_launch(
         inputs=(
             dataclasses.replace(matrix, passes=2 if want_gradient and n_cols > 0 else 1),
             Spec((n_rows,), label_dtype),
-            Spec((n_cols,), weight_dtype or dtype, resident=True, unread=weight_dtype is None),
+            _class_weights(n_rows, n_cols, weight_dtype, options),
             Spec((n_cols,), bias_dtype or dtype, resident=True, unread=bias_dtype is None),
             Spec((3,), "float32", resident=True),
         ),
@@ -483,7 +489,7 @@ def backward_launch(
         inputs=(
             matrix,
             Spec((n_rows,), label_dtype),
-            Spec((n_cols,), weight_dtype or dtype, resident=True, unread=weight_dtype is None),
+            _class_weights(n_rows, n_cols, weight_dtype, options),
             Spec((n_cols,), bias_dtype or dtype, resident=True, unread=bias_dtype is None),
             Spec((n_rows,), "float32"),
             Spec((3,), "float32", resident=True),
@@ -520,7 +526,7 @@ def denominators_launch(
         grid=(1,),
         inputs=(
             Spec((n_rows,), label_dtype),
-            Spec((n_cols,), weight_dtype or "float32", resident=True, unread=weight_dtype is None),
+            Spec((n_cols,), weight_dtype or "float32", resident=True, unread=weight_dtype is None, lookups=n_rows),
         ),
         integers=(n_rows,),
         outputs=(Spec((3,), "float32"),),

@@ -122,16 +122,22 @@ class _Sums:
 class _Problem:
     """The operands of one call as matrices, cut into chunks."""
 
-    def __init__(self, backend: Backend, arrays: Mapping[str, Array | None], options: Options, needs: Needs) -> None:
+    def __init__(
+        self, backend: Backend, arrays: Mapping[str, Array | None], options: Options, needs: Needs
+    ) -> None:
         self.backend, self.options = backend, options
-        x, labels, self.weight = arrays["x"], arrays["labels"], arrays["weight"]
-        assert x is not None and labels is not None and self.weight is not None
+        x, labels, weight = arrays["x"], arrays["labels"], arrays["weight"]
+        assert x is not None and labels is not None and weight is not None
+        self.weight: Array = weight
         self.bias, self.class_weight, self.index = arrays["bias"], arrays["class_weight"], arrays["rows"]
         self.x = backend.matrix(x)
         self.labels = backend.reshape(backend.dense(labels), (-1,))
         self.n_all = self.x.shape[0]
         if self.index is not None:
-            self.x, self.labels = backend.take_rows(self.x, self.index), backend.take_rows(self.labels, self.index)
+            self.x, self.labels = (
+                backend.take_rows(self.x, self.index),
+                backend.take_rows(self.labels, self.index),
+            )
         self.n_rows, self.hidden_size = self.x.shape
         self.vocab_size = self.weight.shape[0 if options.weight_layout == "vh" else 1]
         self.want_x, self.want_weight, self.want_bias = needs[0], needs[1], needs[3]
@@ -184,7 +190,9 @@ class _Problem:
             rows = backend.matmul(dlogits, weight, out=backend.slice_rows(sums.x, start, stop))
             sums.x = backend.update_rows(sums.x, start, rows)
 
-    def finished(self, sums: _Sums, shape: tuple[int, ...]) -> tuple[Array | None, Array | None, Array | None]:
+    def finished(
+        self, sums: _Sums, shape: tuple[int, ...]
+    ) -> tuple[Array | None, Array | None, Array | None]:
         """The gradients of x, weight and bias in their operands' dtypes."""
         backend = self.backend
         self.workspace = None
@@ -255,7 +263,12 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
     if sums is not None:
         dx, dw, db = problem.finished(sums, x.shape)
         return (*outputs, predicted), (dx, dw, db, None, None)
-    return (*outputs, predicted), (None, None, None, *((lse, factors) if _any_needed(needs) else (None, None)))
+    return (*outputs, predicted), (
+        None,
+        None,
+        None,
+        *((lse, factors) if _any_needed(needs) else (None, None)),
+    )
 
 
 def _joined(
@@ -290,7 +303,13 @@ def _backward(
         sums.weight = kept["weight_grad"]
     per_row = options.reduction == "none"
     if per_row and problem.index is not None:
-        dloss, dz_loss = (None if c is None else backend.take_rows(c, problem.index) for c in (dloss, dz_loss))
+        dloss, dz_loss = (
+            None if c is None else backend.take_rows(c, problem.index) for c in (dloss, dz_loss)
+        )
+
+    def cotangent(whole: Array | None, start: int, stop: int) -> Array | None:
+        return backend.slice_rows(whole, start, stop) if per_row and whole is not None else whole
+
     for start, stop in problem.chunks():
         dlogits = loss_op.backward_rows(
             backend,
@@ -300,7 +319,8 @@ def _backward(
             problem.bias,
             backend.slice_rows(kept["lse"], start, stop),
             kept["denominators"],
-            *(c if c is None or not per_row else backend.slice_rows(c, start, stop) for c in (dloss, dz_loss)),
+            cotangent(dloss, start, stop),
+            cotangent(dz_loss, start, stop),
             options,
             in_place=True,
         )

@@ -345,8 +345,10 @@ def _backward_geometry(n_cols: int, itemsize: int, device: Device) -> tuple[int,
     """
     block = next_power_of_2(n_cols)
     warps = min(_warps(2 * block, device), 8)
+    if block <= 256:
+        return min(2048 // block, 16), 8, 4, 1
     if block <= 512:
-        return min(8192 // itemsize // block, 64 // itemsize), 4, 4, 3
+        return 16 // itemsize, 4, 4, 3
     if block <= 1024:
         return 4, 2, 4, 3
     if block <= 2048:

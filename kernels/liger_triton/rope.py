@@ -271,7 +271,13 @@ def _backward(
     # Where one result was not used its cotangent is absent: the other takes its place, and its own is dropped.
     given = (dq if dk is None else dk) if dq is None or dk is None else None
     rotated_q, rotated_k = _rotate(
-        backend, given if dq is None else dq, given if dk is None else dk, kept["cos"], kept["sin"], options, True
+        backend,
+        given if dq is None else dq,
+        given if dk is None else dk,
+        kept["cos"],
+        kept["sin"],
+        options,
+        True,
     )
     return (
         rotated_q if needs[0] and dq is not None else None,
@@ -290,7 +296,9 @@ def _check(operands: tuple[Spec | None, ...], options: Options) -> None:
     check.same_dtype("rope", "sin", sin, "cos", cos)
     for name, x in (("q", q), ("k", k)):
         if len(x.shape) != 4:
-            raise ValueError(f"rope: {name} has shape {tuple(x.shape)}; expected (batch, seq, heads, head_dim).")
+            raise ValueError(
+                f"rope: {name} has shape {tuple(x.shape)}; expected (batch, seq, heads, head_dim)."
+            )
     check.shape("rope", "k", k, (*q.shape[:2], k.shape[2], q.shape[3]), "batch, seq and head_dim of q")
     check.shape("rope", "sin", sin, tuple(cos.shape), "the shape of cos")
     if len(cos.shape) != 3 or cos.shape[1] != q.shape[1] or cos.shape[0] not in (1, q.shape[0]):

@@ -46,7 +46,9 @@ def cross_entropy(
     highest = stop_gradient(xp.max(z, axis=-1, keepdims=True))
     lse = xp.log(xp.sum(xp.exp(z - highest), axis=-1)) + highest[..., 0]
     label_logit = xp.take_along_axis(z, index[..., None], axis=-1)[..., 0]
-    label_weight = one if weight is None else xp.astype(xp.take(weight, xp.reshape(index, (-1,)), axis=0), z.dtype)
+    label_weight = (
+        one if weight is None else xp.astype(xp.take(weight, xp.reshape(index, (-1,)), axis=0), z.dtype)
+    )
     label_weight = xp.reshape(label_weight, index.shape)
     ce = (1 - label_smoothing) * label_weight * (lse - label_logit)
     if label_smoothing:

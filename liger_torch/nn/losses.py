@@ -29,6 +29,7 @@ class LigerCrossEntropyLoss(nn.Module):
         return_predicted_tokens: bool = False,
     ) -> None:
         super().__init__()
+        self.weight: torch.Tensor | None
         self.register_buffer("weight", weight, persistent=False)
         self.ignore_index = ignore_index
         self.lse_square_scale = lse_square_scale
@@ -77,6 +78,7 @@ class LigerFusedLinearCrossEntropyLoss(nn.Module):
         chunk_bytes: int | None = None,
     ) -> None:
         super().__init__()
+        self.ce_weight: torch.Tensor | None
         self.register_buffer("ce_weight", ce_weight, persistent=False)
         self.ignore_index = ignore_index
         self.lse_square_scale = lse_square_scale

@@ -65,7 +65,9 @@ class LigerRMSNorm(_RMSNorm):
 class LigerFusedAddRMSNorm(_RMSNorm):
     """Residual add and RMSNorm in one pass; the arguments are those of `LigerRMSNorm`."""
 
-    def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, hidden_states: torch.Tensor, residual: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Two tensors (..., hidden_size) to (normalised sum, sum)."""
         return liger_fused_add_rms_norm(
             hidden_states,

@@ -1,7 +1,8 @@
-"""Every launch of the catalogue compiles for every target, without spills and with 16-byte accesses where rows allow."""
+"""Every launch of the catalogue compiles for every target, without spills and by 16 bytes where rows allow."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 
@@ -62,7 +63,9 @@ def narrow(launch: Launch, report: Report) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(("target", "entry"), CASES, ids=[f"{target}-{entry.name}" for target, entry in CASES])
+@pytest.mark.parametrize(
+    ("target", "entry"), CASES, ids=[f"{target}-{entry.name}" for target, entry in CASES]
+)
 def test_compiles_well(target: str, entry: Entry) -> None:
     launch = entry.launch
     report = compile_launch(launch, PRESETS[target])
@@ -85,8 +88,6 @@ def test_odd_rows_are_found_narrow() -> None:
 
 def test_spills_are_seen() -> None:
     """And spills are found where there are some: the widest row, held by one warp."""
-    import dataclasses
-
     for target in ("sm_90", "gfx942"):
         entry = find("rms_norm-16384-bf16/rms_norm_backward", PRESETS[target])
         report = compile_launch(dataclasses.replace(entry.launch, num_warps=1), PRESETS[target])
@@ -118,7 +119,7 @@ def test_find_names_what_is_missing() -> None:
 def test_compile_refuses_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = catalogue(PRESETS["sm_90"])[0]
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with pytest.raises(RuntimeError, match="rms_norm_forward cannot be compiled: .* TRITON_INTERPRET=1"):
+    with pytest.raises(RuntimeError, match=r"rms_norm_forward cannot be compiled: .* TRITON_INTERPRET=1"):
         compile_launch(entry.launch, PRESETS["sm_90"])
 
 

@@ -17,14 +17,18 @@ LABELS = torch.tensor([[3, -100, 7], [0, 9, 9]])
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    return torch.randn(
+        shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    ).requires_grad_()
 
 
 def same(ours: torch.Tensor, theirs: torch.Tensor, *operands: torch.Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
     incoming = torch.randn(theirs.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     for a, b in zip(
-        torch.autograd.grad(ours, operands, incoming), torch.autograd.grad(theirs, operands, incoming), strict=True
+        torch.autograd.grad(ours, operands, incoming),
+        torch.autograd.grad(theirs, operands, incoming),
+        strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
@@ -37,7 +41,9 @@ def test_rms_norm_is_torchs() -> None:
     same(y + s, F.rms_norm(3 * x, (16,), w, 1e-6) + 3 * x, x, w)
 
 
-@pytest.mark.parametrize(("module", "options"), [(LlamaRMSNorm, {}), (GemmaRMSNorm, {"offset": 1.0, "casting_mode": "gemma"})])
+@pytest.mark.parametrize(
+    ("module", "options"), [(LlamaRMSNorm, {}), (GemmaRMSNorm, {"offset": 1.0, "casting_mode": "gemma"})]
+)
 def test_rounding_is_the_model_familys_bit_for_bit(module: type, options: dict) -> None:
     """In bf16, where it matters whether one rounds before or after the weight."""
     torch.manual_seed(0)
@@ -91,7 +97,9 @@ def test_cross_entropy_is_torchs(reduction: str, smoothing: float, weighted: boo
         h, weight, LABELS, bias, w, reduction=reduction, label_smoothing=smoothing, scale=0.5, softcap=2.0
     )
     logits = 2 * torch.tanh(0.5 * F.linear(h, weight, bias) / 2)
-    theirs = F.cross_entropy(logits.transpose(1, 2), LABELS, w, reduction=reduction, label_smoothing=smoothing)
+    theirs = F.cross_entropy(
+        logits.transpose(1, 2), LABELS, w, reduction=reduction, label_smoothing=smoothing
+    )
     same(linear, theirs, h, weight, bias)
 
 
@@ -123,7 +131,8 @@ def test_token_scaling_takes_the_probability_as_a_constant() -> None:
 SMALL = [
     c
     for c in CASES
-    if all(v is None or 0 < v.size < 10_000 for v in c.operands()) and not getattr(c.options, "token_scaling", False)
+    if all(v is None or 0 < v.size < 10_000 for v in c.operands())
+    and not getattr(c.options, "token_scaling", False)
 ]
 
 

@@ -42,7 +42,9 @@ def test_modules_compute_what_their_names_say() -> None:
     assert torch.allclose(loss, F.cross_entropy(x.transpose(1, 2), labels, label_smoothing=0.1))
     head = torch.randn(9, 8)
     fused = liger_torch.LigerFusedLinearCrossEntropyLoss(reduction="sum")(head, x, labels)
-    assert torch.allclose(fused, F.cross_entropy((x @ head.T).transpose(1, 2), labels, reduction="sum"), rtol=1e-5)
+    assert torch.allclose(
+        fused, F.cross_entropy((x @ head.T).transpose(1, 2), labels, reduction="sum"), rtol=1e-5
+    )
 
 
 def test_compiles_whole_on_a_cpu() -> None:
@@ -50,10 +52,14 @@ def test_compiles_whole_on_a_cpu() -> None:
     labels = torch.tensor([1, -100, 3, 0, 7, 7])
 
     def step(x: torch.Tensor, w: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        return f.liger_fused_linear_cross_entropy(f.liger_swiglu(f.liger_rms_norm(x, w).repeat(1, 2)), head, labels)
+        return f.liger_fused_linear_cross_entropy(
+            f.liger_swiglu(f.liger_rms_norm(x, w).repeat(1, 2)), head, labels
+        )
 
     expected = torch.autograd.grad(step(x, w, head), (x, w, head))
-    found = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(x, w, head), (x, w, head))
+    found = torch.autograd.grad(
+        torch.compile(step, fullgraph=True, backend="aot_eager")(x, w, head), (x, w, head)
+    )
     for a, b in zip(expected, found, strict=True):
         torch.testing.assert_close(a, b)
 

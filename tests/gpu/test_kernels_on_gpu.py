@@ -31,14 +31,18 @@ def _exact_products() -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_against_float64(case: Case, dtype: str) -> None:
     found = torch_runner.run(case, dtype, "cuda")
-    torch_runner.check_against_float64(case, dtype, found, torch_runner.run_reference(case, dtype, device="cuda"))
+    torch_runner.check_against_float64(
+        case, dtype, found, torch_runner.run_reference(case, dtype, device="cuda")
+    )
     again = torch_runner.run(case, dtype, "cuda")
     for a, b in zip((*found[0], *found[1]), (*again[0], *again[1]), strict=True):
         assert a is None or torch.equal(a, b), "the same inputs gave other bits"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", [c for c in CASES if c.op.name != "linear_cross_entropy"], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.op.name != "linear_cross_entropy"], ids=lambda c: c.name
+)
 def test_torch_and_jax_give_the_same_bits(case: Case, dtype: str) -> None:
     jax = pytest.importorskip("jax", reason="needs jax")
     # Looked for, not imported: importing it directly takes Triton's cache folder from the environment.
@@ -49,7 +53,9 @@ def test_torch_and_jax_give_the_same_bits(case: Case, dtype: str) -> None:
     import jax_runner
 
     outputs, gradients = torch_runner.run(case, dtype, "cuda")
-    incoming = [None if c is None else c.float().cpu().numpy() for c in torch_runner.cotangents(case, dtype, outputs)]
+    incoming = [
+        None if c is None else c.float().cpu().numpy() for c in torch_runner.cotangents(case, dtype, outputs)
+    ]
     jax_outputs, jax_gradients = jax_runner.run(case, dtype, incoming)
     names = [o.name for o in (*case.op.outputs, *case.op.operands)]
     for name, ours, theirs in zip(names, (*outputs, *gradients), (*jax_outputs, *jax_gradients), strict=True):
@@ -60,7 +66,9 @@ def test_torch_and_jax_give_the_same_bits(case: Case, dtype: str) -> None:
 
 def draw(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     generator = torch.Generator("cuda").manual_seed(seed)
-    return torch.randn(shape, generator=generator, device="cuda", dtype=torch.float32).to(dtype).requires_grad_()
+    return (
+        torch.randn(shape, generator=generator, device="cuda", dtype=torch.float32).to(dtype).requires_grad_()
+    )
 
 
 def test_a_step_never_waits_for_the_device() -> None:
@@ -116,7 +124,9 @@ def test_compiled_by_inductor() -> None:
     labels = torch.arange(512, device="cuda") % 1000
 
     def step(x: torch.Tensor, norm: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        return f.liger_fused_linear_cross_entropy(f.liger_swiglu(f.liger_rms_norm(x, norm)), head, labels[: x.shape[0]])
+        return f.liger_fused_linear_cross_entropy(
+            f.liger_swiglu(f.liger_rms_norm(x, norm)), head, labels[: x.shape[0]]
+        )
 
     compiled = torch.compile(step, fullgraph=True, dynamic=True)
     for rows in (512, 384):
@@ -134,7 +144,9 @@ def test_more_than_2_to_the_31_elements() -> None:
     x[-3:] = draw(3, hidden, seed=0).detach()
     x.requires_grad_()
     y = f.liger_rms_norm(x, None)
-    torch.testing.assert_close(y[-3:].float(), F.rms_norm(x[-3:].float(), (hidden,), None, 1e-6), atol=0.02, rtol=0.01)
+    torch.testing.assert_close(
+        y[-3:].float(), F.rms_norm(x[-3:].float(), (hidden,), None, 1e-6), atol=0.02, rtol=0.01
+    )
     assert not y[:-3].any()
     incoming = torch.zeros_like(y)
     incoming[-3:] = 1
@@ -158,7 +170,9 @@ def test_more_than_2_to_the_31_elements() -> None:
     assert not g[:-3].any()
 
 
-@pytest.mark.parametrize(("tokens", "options"), [(8192, {}), (16_384, {}), (16_384, {"accum_dtype": torch.float32})])
+@pytest.mark.parametrize(
+    ("tokens", "options"), [(8192, {}), (16_384, {}), (16_384, {"accum_dtype": torch.float32})]
+)
 def test_weight_gradient_error_at_full_size(tokens: int, options: dict) -> None:
     """At most twice that of one product in the weight's dtype, Llama-3's head."""
     x, head = draw(tokens, 4096, seed=0), draw(128_256, 4096, seed=1)

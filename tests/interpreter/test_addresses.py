@@ -72,7 +72,9 @@ def run_last_program(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> Memory:
     interpreter_repairs.apply()
     n_inputs = len(launch.inputs)
     inputs = interpret._pointers([address_of(i) for i in range(n_inputs)], launch.inputs)
-    outputs = interpret._pointers([address_of(n_inputs + i) for i in range(len(launch.outputs))], launch.outputs)
+    outputs = interpret._pointers(
+        [address_of(n_inputs + i) for i in range(len(launch.outputs))], launch.outputs
+    )
     executor = interpret._executor_class()(launch.kernel.rewrite(), launch.kernel.arg_names, (1, 1, 1))
     with np.errstate(all="ignore"):  # the numbers are zeros
         executor(*inputs, *launch.integers, *outputs, **dict(launch.constants))

@@ -23,7 +23,9 @@ def as_float(array: object) -> np.ndarray:
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_torch_and_jax_agree(case: Case, dtype: str) -> None:
     outputs, gradients = torch_runner.run(case, dtype)
-    incoming = [None if c is None else c.float().numpy() for c in torch_runner.cotangents(case, dtype, outputs)]
+    incoming = [
+        None if c is None else c.float().numpy() for c in torch_runner.cotangents(case, dtype, outputs)
+    ]
     jax_outputs, jax_gradients = jax_runner.run(case, dtype, incoming)
     names = [o.name for o in (*case.op.outputs, *case.op.operands)]
     pairs = zip(names, (*outputs, *gradients), (*jax_outputs, *jax_gradients), strict=True)

@@ -68,7 +68,9 @@ def operands(name: str, dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 ANGLES = torch.outer(torch.arange(48.0), 10_000 ** (-torch.arange(0, 64, 2) / 64)).repeat(1, 2)[None]
-LABELS = torch.randint(0, 1000, (48,), generator=torch.Generator().manual_seed(5)).where(torch.arange(48) % 4 != 0, -100)
+LABELS = torch.randint(0, 1000, (48,), generator=torch.Generator().manual_seed(5)).where(
+    torch.arange(48) % 4 != 0, -100
+)
 OURS = {
     "norm": lambda x, w: f.liger_rms_norm(x, w),
     "rope": lambda q, k: f.liger_rope(q, k, ANGLES.cos().to(q.dtype), ANGLES.sin().to(q.dtype)),
@@ -95,7 +97,9 @@ def test_error_is_no_larger_than_the_frameworks(name: str, dtype: torch.dtype) -
     def results(function: object, arguments: list[torch.Tensor]) -> list[torch.Tensor]:
         out = function(*arguments)  # type: ignore[operator]
         out = out if isinstance(out, tuple) else (out,)
-        incoming = [draw(*o.shape, dtype=dtype, seed=9).detach().to(o.dtype) if o.dim() else None for o in out]
+        incoming = [
+            draw(*o.shape, dtype=dtype, seed=9).detach().to(o.dtype) if o.dim() else None for o in out
+        ]
         return [*out, *torch.autograd.grad(out, arguments, incoming)]
 
     arguments = operands(name, dtype)
@@ -147,11 +151,15 @@ def test_only_some_outputs_used() -> None:
     x, r, w = (draw(5, 16, dtype=torch.float32, seed=i) for i in range(3))
     w = w[0].detach().requires_grad_()
     for pick in (0, 1):
-        ours = torch.autograd.grad(f.liger_fused_add_rms_norm(x, r, w)[pick].sum(), (x, r, w), allow_unused=True)
+        ours = torch.autograd.grad(
+            f.liger_fused_add_rms_norm(x, r, w)[pick].sum(), (x, r, w), allow_unused=True
+        )
         s = x + r
         plain = (plain_norm(s, w), s)[pick]
         for a, b in zip(ours, torch.autograd.grad(plain.sum(), (x, r, w), allow_unused=True), strict=True):
-            assert torch.allclose(torch.zeros(()) if a is None else a, torch.zeros(()) if b is None else b, atol=1e-5)
+            assert torch.allclose(
+                torch.zeros(()) if a is None else a, torch.zeros(()) if b is None else b, atol=1e-5
+            )
     q, k = draw(1, 2, 4, 16, dtype=torch.float32, seed=0), draw(1, 1, 4, 16, dtype=torch.float32, seed=1)
     cos, sin = ANGLES[:, :4, :16].cos(), ANGLES[:, :4, :16].sin()
     for pick, (mine, other) in enumerate(((q, k), (k, q))):
@@ -264,7 +272,9 @@ def test_ignored_rows_are_left_out_of_the_products(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("frozen", "products"), [((), 3), (("w",), 2), (("x",), 2), (("x", "w"), 1)], ids=["both", "head", "input", "all"]
+    ("frozen", "products"),
+    [((), 3), (("w",), 2), (("x",), 2), (("x", "w"), 1)],
+    ids=["both", "head", "input", "all"],
 )
 def test_nothing_is_computed_for_frozen_operands(
     frozen: tuple[str, ...], products: int, monkeypatch: pytest.MonkeyPatch
@@ -274,7 +284,9 @@ def test_nothing_is_computed_for_frozen_operands(
     calls: list[tuple[int, ...]] = []
     original = TorchBackend.matmul
     monkeypatch.setattr(
-        TorchBackend, "matmul", lambda self, a, b, **kw: (calls.append(a.shape), original(self, a, b, **kw))[1]
+        TorchBackend,
+        "matmul",
+        lambda self, a, b, **kw: (calls.append(a.shape), original(self, a, b, **kw))[1],
     )
     x, w = draw(6, 24, dtype=torch.float32, seed=0), draw(50, 24, dtype=torch.float32, seed=1)
     if "x" in frozen:
@@ -348,7 +360,9 @@ def test_strided_inputs_are_read_as_they_lie() -> None:
     half = wide[:, ::2]
     assert torch.allclose(f.liger_swiglu(half), F.silu(half[:, :10]) * half[:, 10:], atol=1e-6)
     logits = draw(50, 6, dtype=torch.float32, seed=4).t()
-    assert torch.allclose(f.liger_cross_entropy(logits, LABELS[:6] % 50), F.cross_entropy(logits, LABELS[:6] % 50))
+    assert torch.allclose(
+        f.liger_cross_entropy(logits, LABELS[:6] % 50), F.cross_entropy(logits, LABELS[:6] % 50)
+    )
 
 
 def test_autocast_casts_the_fused_loss_like_a_linear_layer() -> None:
@@ -364,13 +378,23 @@ def test_autocast_casts_the_fused_loss_like_a_linear_layer() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rows_wider_than_65536(dtype: str) -> None:
-    from liger_triton import rms_norm, swiglu
-
     import cases
 
+    from liger_triton import rms_norm, swiglu
+
     for case in (
-        Case("wide", rms_norm.RMS_NORM, rms_norm.Options(), cases.together(cases.normal(2, 65_537), cases.normal(65_537))),
-        Case("wide", swiglu.SWIGLU, swiglu.Options(), cases.together(cases.normal(2, 65_537), cases.normal(2, 65_537))),
+        Case(
+            "wide",
+            rms_norm.RMS_NORM,
+            rms_norm.Options(),
+            cases.together(cases.normal(2, 65_537), cases.normal(65_537)),
+        ),
+        Case(
+            "wide",
+            swiglu.SWIGLU,
+            swiglu.Options(),
+            cases.together(cases.normal(2, 65_537), cases.normal(2, 65_537)),
+        ),
     ):
         outputs, gradients = run(case, dtype)
         exact = run_reference(case, dtype)

@@ -9,6 +9,7 @@ from torch_runner import check_against_float64, run, run_reference, tensors
 
 from liger_torch.autograd import call
 
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
 def test_against_float64(case: Case, dtype: str) -> None:

@@ -56,7 +56,9 @@ def normal(*shape: int, scale: float = 1.0) -> Callable[[np.random.Generator], n
     return lambda rng: (rng.standard_normal(shape) * scale).astype(np.float32)
 
 
-def labels(shape: tuple[int, ...], n_classes: int, ignored: float = 0.3) -> Callable[[np.random.Generator], np.ndarray]:
+def labels(
+    shape: tuple[int, ...], n_classes: int, ignored: float = 0.3
+) -> Callable[[np.random.Generator], np.ndarray]:
     def make(rng: np.random.Generator) -> np.ndarray:
         y = rng.integers(0, n_classes, shape)
         return np.where(rng.random(shape) < ignored, IGNORED, y).astype(np.int32)
@@ -68,7 +70,9 @@ def positive(n: int) -> Callable[[np.random.Generator], np.ndarray]:
     return lambda rng: (rng.random(n) + 0.5).astype(np.float32)
 
 
-def together(*parts: Callable[[np.random.Generator], np.ndarray] | None) -> Callable[[np.random.Generator], Operands]:
+def together(
+    *parts: Callable[[np.random.Generator], np.ndarray] | None,
+) -> Callable[[np.random.Generator], Operands]:
     return lambda rng: tuple(None if part is None else part(rng) for part in parts)
 
 
@@ -77,7 +81,12 @@ def _norms() -> list[Case]:
     for shape in ((1, 8), (3, 5, 33), (7, 256), (2, 1000), (0, 16), (2, 0, 16)):
         h = shape[-1]
         cases.append(
-            Case(f"rms_norm-{shape}", rms_norm.RMS_NORM, rms_norm.Options(), together(normal(*shape), normal(h)))
+            Case(
+                f"rms_norm-{shape}",
+                rms_norm.RMS_NORM,
+                rms_norm.Options(),
+                together(normal(*shape), normal(h)),
+            )
         )
     wide = 20_001
     for casting, offset in (("llama", 0.0), ("gemma", 1.0), ("none", 0.0)):
@@ -191,7 +200,9 @@ def _losses() -> list[Case]:
                 Case(
                     f"linear_cross_entropy-{tail}",
                     linear_cross_entropy.LINEAR_CROSS_ENTROPY,
-                    linear_cross_entropy.Options(**options, weight_layout="hv" if weighted else "vh", chunk_bytes=3000),
+                    linear_cross_entropy.Options(
+                        **options, weight_layout="hv" if weighted else "vh", chunk_bytes=3000
+                    ),
                     together(
                         normal(4, 3, 24),
                         normal(*((24, vocab) if weighted else (vocab, 24))),
@@ -218,7 +229,9 @@ def _losses() -> list[Case]:
                 f"linear_cross_entropy-{name}",
                 linear_cross_entropy.LINEAR_CROSS_ENTROPY,
                 linear_cross_entropy.Options(return_accuracy=True),
-                together(normal(rows, 24), normal(50, 24), labels((rows,), 50, ignored), None, None, None, None),
+                together(
+                    normal(rows, 24), normal(50, 24), labels((rows,), 50, ignored), None, None, None, None
+                ),
             )
         )
     cases += [

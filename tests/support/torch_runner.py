@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from cases import Case
+
 from liger_torch.autograd import call
 from liger_torch.backend import DTYPES
 
