@@ -59,7 +59,13 @@ class Backend(Protocol):
         ...
 
     def matmul(
-        self, a: Array, b: Array, *, out: Array | None = None, add_to: Array | None = None, dtype: str | None = None
+        self,
+        a: Array,
+        b: Array,
+        *,
+        out: Array | None = None,
+        add_to: Array | None = None,
+        dtype: str | None = None,
     ) -> Array:
         """The product a @ b of two matrices, by the vendor's library, accumulated in fp32.
 

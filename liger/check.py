@@ -38,7 +38,9 @@ def same_dtype(op: str, argument: str, spec: Spec, other_name: str, other: Spec)
 def shape(op: str, argument: str, spec: Spec, expected: tuple[int, ...], meaning: str) -> None:
     """Raise ValueError unless the array has the expected shape; `meaning` says where that shape comes from."""
     if tuple(spec.shape) != tuple(expected):
-        raise ValueError(f"{op}: {argument} has shape {tuple(spec.shape)}; expected {tuple(expected)} ({meaning}).")
+        raise ValueError(
+            f"{op}: {argument} has shape {tuple(spec.shape)}; expected {tuple(expected)} ({meaning})."
+        )
 
 
 def rank_at_least(op: str, argument: str, spec: Spec, rank: int, meaning: str) -> None:

@@ -79,7 +79,9 @@ class Op:
     saved: tuple[Output, ...]
     options: type[Any]
     check: Callable[[tuple[Spec | None, ...], Any], None]
-    infer: Callable[[tuple[Spec | None, ...], Any, Needs], tuple[tuple[Spec | None, ...], tuple[Spec | None, ...]]]
+    infer: Callable[
+        [tuple[Spec | None, ...], Any, Needs], tuple[tuple[Spec | None, ...], tuple[Spec | None, ...]]
+    ]
     forward: Callable[[Backend, Arrays, Any, Needs], tuple[Arrays, Arrays]]
     backward: Callable[[Backend, Mapping[str, Array | None], Arrays, Any, Needs], Arrays]
     reference: Callable[[Arrays, Any], Arrays]
@@ -91,3 +93,20 @@ class Op:
     def index(self, operand: str) -> int:
         """Position of an operand by name."""
         return next(i for i, o in enumerate(self.operands) if o.name == operand)
+
+    def computed(self, needs: Needs) -> Needs:
+        """Which gradients `backward` has to compute: where two operands share one, one stands for both."""
+        result = list(needs)
+        for name, source in self.same_gradient:
+            result[self.index(source)] |= result[self.index(name)]
+            result[self.index(name)] = False
+        return tuple(result)
+
+    def spread(self, needs: Needs, gradients: Arrays) -> Arrays:
+        """Give every operand its gradient, also those that share one."""
+        result = list(gradients)
+        for name, source in self.same_gradient:
+            i, j = self.index(name), self.index(source)
+            result[i] = gradients[j] if needs[i] else None
+            result[j] = gradients[j] if needs[j] else None
+        return tuple(result)

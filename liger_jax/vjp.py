@@ -68,7 +68,7 @@ def _differentiable(
     def compute(operands: Arrays, needs: Needs) -> tuple[Arrays, tuple[Any, ...], Call | None]:
         if not kernels:
             return op.reference(operands, options), (), None
-        call = Call(op, options, specs, computed(op, needs), plan)
+        call = Call(op, options, specs, op.computed(needs), plan)
         outputs, saved = primitives.forward(call, operands)
         arrays = dict(zip((o.name for o in op.outputs), outputs, strict=True))
         arrays |= dict(zip((o.name for o in op.saved), saved, strict=True))
@@ -102,7 +102,7 @@ def _differentiable(
         if static.call is None:
             gradients = primitives.reference_gradients(op, options, operands, cotangents, needs)
         else:
-            gradients = shared(op, needs, primitives.backward(static.call, operands, kept, cotangents))
+            gradients = op.spread(needs, primitives.backward(static.call, operands, kept, cotangents))
         return tuple(gradient for gradient, here in zip(gradients, mask, strict=True) if here)
 
     function.defvjp(forward_rule, backward_rule, symbolic_zeros=True)
@@ -121,20 +121,3 @@ def _needed(op: Op, primals: tuple[Any, ...]) -> Needs:
             )
         needs.append(bool(need))
     return tuple(needs)
-
-
-def computed(op: Op, needs: Needs) -> Needs:
-    """Which gradients `op.backward` has to compute: where two operands share one, one stands for both."""
-    result = list(needs)
-    for name, source in op.same_gradient:
-        result[op.index(source)] |= result[op.index(name)]
-        result[op.index(name)] = False
-    return tuple(result)
-
-
-def shared(op: Op, needs: Needs, gradients: Arrays) -> Arrays:
-    """Give every operand its gradient, also those that share one."""
-    result = list(gradients)
-    for name, source in op.same_gradient:
-        result[op.index(name)] = gradients[op.index(source)]
-    return tuple(gradient if need else None for gradient, need in zip(result, needs, strict=True))

@@ -91,29 +91,6 @@ def needed(op: Op, operands: Tensors) -> Needs:
     return tuple(needs)
 
 
-def computed(op: Op, needs: Needs) -> Needs:
-    """Which gradients `op.backward` has to compute: where two operands share one, the first stands for both."""
-    if not op.same_gradient:
-        return needs
-    result = list(needs)
-    for name, source in op.same_gradient:
-        result[op.index(source)] |= result[op.index(name)]
-        result[op.index(name)] = False
-    return tuple(result)
-
-
-def shared(op: Op, needs: Needs, gradients: Arrays) -> Arrays:
-    """Give every operand its gradient, also those that share one."""
-    if not op.same_gradient:
-        return gradients
-    result = list(gradients)
-    for name, source in op.same_gradient:
-        i, j = op.index(name), op.index(source)
-        result[i] = gradients[j] if needs[i] else None
-        result[j] = gradients[j] if needs[j] else None
-    return tuple(result)
-
-
 @functools.lru_cache(4096)
 def _check(op: Op, options: Any, described: tuple[tuple[torch.Size, torch.dtype] | None, ...]) -> None:
     op.check(
@@ -139,7 +116,7 @@ class _Function(torch.autograd.Function):
         assert operands[0] is not None
         backend = backend_for(operands[0].device)
         needs = ctx.needs = tuple(needs)
-        todo = computed(op, needs)
+        todo = op.computed(needs)
         outputs, saved = op.forward(backend, operands, options, todo)
         ctx.op, ctx.options, ctx.backend = op, options, backend
         names = op.keeps(options, todo)
@@ -162,7 +139,7 @@ class _Function(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> Tensors:
         op: Op = ctx.op
         kept = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        todo = computed(op, ctx.needs)
+        todo = op.computed(ctx.needs)
         if op.backward_once(ctx.options, todo):
             if ctx.once is None:
                 raise RuntimeError(
@@ -174,4 +151,4 @@ class _Function(torch.autograd.Function):
         if all(c is None for c in cotangents):
             return (None,) * (3 + len(op.operands))
         gradients = op.backward(ctx.backend, kept, cotangents, ctx.options, todo)
-        return (None, None, None, *shared(op, ctx.needs, gradients))
+        return (None, None, None, *op.spread(ctx.needs, gradients))

@@ -17,7 +17,7 @@ import torch
 
 from liger.launch import Spec
 from liger.op import Needs, Op
-from liger_torch.autograd import Tensors, computed, shared
+from liger_torch.autograd import Tensors
 from liger_torch.backend import DTYPES, NAMES, backend_for
 from liger_triton.ops import OPS
 
@@ -49,7 +49,7 @@ def _values(options: Any) -> tuple[Any, ...]:
 
 
 def _present(op: Op, operands: Tensors, options: Any, needs: Needs) -> tuple[bool, ...]:
-    outputs, _ = op.infer(_specs(operands), options, computed(op, needs))
+    outputs, _ = op.infer(_specs(operands), options, op.computed(needs))
     return tuple(spec is not None for spec in outputs)
 
 
@@ -98,7 +98,7 @@ def _register(op: Op) -> None:
         operands, options, needs = split(arguments, n_operands)
         device = operands[0].device  # type: ignore[union-attr]
         op.check(_specs(operands), options)
-        outputs, saved = op.forward(backend_for(device), operands, options, computed(op, needs))
+        outputs, saved = op.forward(backend_for(device), operands, options, op.computed(needs))
         return _results(_filled((*outputs, *saved), device))
 
     def forward_fake(*arguments: Any) -> Results:
@@ -106,7 +106,7 @@ def _register(op: Op) -> None:
         device = operands[0].device  # type: ignore[union-attr]
         specs = _specs(operands)
         op.check(specs, options)
-        outputs, saved = op.infer(specs, options, computed(op, needs))
+        outputs, saved = op.infer(specs, options, op.computed(needs))
         return _results([_empty(spec, device) for spec in (*outputs, *saved)])
 
     # ---- backward
@@ -128,8 +128,9 @@ def _register(op: Op) -> None:
         device = next(t.device for t in tensors if t is not None)
         if op.backward_once(options, needs):
             for saved in op.saved:
-                if kept[saved.name] is not None:
-                    kept[saved.name] = kept[saved.name].clone()
+                handed_over = kept[saved.name]
+                if handed_over is not None:
+                    kept[saved.name] = handed_over.clone()
         gradients = op.backward(backend_for(device), kept, tensors[n_kept:], options, needs)
         return _results(_filled(gradients, device))
 
@@ -159,7 +160,7 @@ def _register(op: Op) -> None:
         if isinstance(output, torch.Tensor):
             output = (output,)
         operands, ctx.options, ctx.needs = split(inputs, n_operands)
-        todo = computed(op, ctx.needs)
+        todo = op.computed(ctx.needs)
         outputs, saved = op.infer(_specs(operands), ctx.options, todo)
         present = dict(
             zip(
@@ -175,7 +176,7 @@ def _register(op: Op) -> None:
         ctx.outputs_present = [s is not None for s in outputs]
 
     def autograd(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        todo = computed(op, ctx.needs)
+        todo = op.computed(ctx.needs)
         nothing = (None,) * (n_operands + n_options + 1)
         given = [
             c if present and o.differentiable else None
@@ -188,7 +189,7 @@ def _register(op: Op) -> None:
             *(kept.get(name) for name in kept_names), *given, *_values(ctx.options), list(todo)
         )
         wanted = tuple(g if need else None for g, need in zip(gradients, todo, strict=True))
-        return (*shared(op, ctx.needs, wanted), *nothing[n_operands:])
+        return (*op.spread(ctx.needs, wanted), *nothing[n_operands:])
 
     torch.library.register_autograd(f"liger::{op.name}", autograd, setup_context=setup_context, lib=_library)
 

@@ -56,14 +56,49 @@ def _capped(x, bias, scale: tl.constexpr, softcap: tl.constexpr):
 
 
 @triton.jit
-def _gradient(z, col, label, lse, a, b, c, class_weight, scale: tl.constexpr, softcap: tl.constexpr):
-    """dx of the columns `col`; see the top of the file."""
-    dz = a * tl.exp(z - lse) - c * class_weight
-    dz = tl.where(col == label, dz - b, dz)
-    if softcap > 0.0:
-        t = z / softcap
-        dz *= 1.0 - t * t
-    return dz * scale
+def _store_gradient(
+    row_ptr,
+    weight_ptr,
+    bias_ptr,
+    gradient_row_ptr,
+    label,
+    lse,
+    a,
+    b,
+    c,
+    n_cols: tl.constexpr,
+    label_smoothing: tl.constexpr,
+    softcap: tl.constexpr,
+    scale: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """dx of one row from its a, b and c; see the top of the file."""
+    for start in range(0, n_cols, BLOCK):
+        col = start + tl.arange(0, BLOCK)
+        mask = col < n_cols
+        x = tl.load(row_ptr + col, mask=mask, other=0.0).to(tl.float32)
+        bias = 0.0
+        class_weight = 1.0
+        if HAS_BIAS:
+            bias = tl.load(bias_ptr + col, mask=mask, other=0.0).to(tl.float32)
+        if HAS_WEIGHT and label_smoothing > 0.0:
+            class_weight = tl.load(weight_ptr + col, mask=mask, other=0.0).to(tl.float32)
+        z = _capped(x, bias, scale, softcap)
+        dz = a * tl.exp(z - lse) - c * class_weight
+        dz = tl.where(col == label, dz - b, dz)
+        if softcap > 0.0:
+            t = z / softcap
+            dz *= 1.0 - t * t
+        tl.store(gradient_row_ptr + col, (dz * scale).to(gradient_row_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _store_zeros(row_ptr, n_cols: tl.constexpr, BLOCK: tl.constexpr):
+    for start in range(0, n_cols, BLOCK):
+        col = start + tl.arange(0, BLOCK)
+        tl.store(row_ptr + col, tl.zeros((BLOCK,), row_ptr.dtype.element_ty), mask=col < n_cols)
 
 
 @triton.jit
@@ -109,11 +144,7 @@ def cross_entropy_forward(
         if WANT_PREDICTED:
             tl.store(predicted_ptr + row, -1)
         if WANT_GRADIENT:
-            for start in range(0, n_cols, BLOCK):
-                col = start + tl.arange(0, BLOCK)
-                tl.store(
-                    gradient_row_ptr + col, tl.zeros((BLOCK,), gradient_ptr.dtype.element_ty), mask=col < n_cols
-                )
+            _store_zeros(gradient_row_ptr, n_cols, BLOCK)
         return
     in_range = (label >= 0) & (label < n_cols)
     # Read before the sweep below, whose sums synchronise the program: the second sweep may overwrite it.
@@ -152,7 +183,9 @@ def cross_entropy_forward(
             block_best = tl.min(tl.where(z == block_highest, col, n_cols), axis=0)
             best = tl.where(block_highest > highest, block_best, best)
         new_highest = tl.maximum(highest, block_highest)
-        total = total * tl.exp(highest - new_highest) + tl.sum(tl.exp(z - new_highest), axis=0)
+        # A block of -inf alone (a masked part of the vocabulary) has nothing to be shifted by.
+        shift = tl.where(new_highest == float("-inf"), 0.0, new_highest)
+        total = total * tl.exp(highest - shift) + tl.sum(tl.exp(z - shift), axis=0)
         highest = new_highest
     lse = highest + tl.log(total)
     if not HAS_WEIGHT:
@@ -186,19 +219,10 @@ def cross_entropy_forward(
         c = g * smooth
         a = b + c * weights + 2.0 * z_loss * lse * z_denominator * factor
         a = tl.where(in_range, a, float("nan"))
-        for start in range(0, n_cols, BLOCK):
-            col = start + tl.arange(0, BLOCK)
-            mask = col < n_cols
-            x = tl.load(row_ptr + col, mask=mask, other=0.0).to(tl.float32)
-            bias = 0.0
-            w = 1.0
-            if HAS_BIAS:
-                bias = tl.load(bias_ptr + col, mask=mask, other=0.0).to(tl.float32)
-            if HAS_WEIGHT and label_smoothing > 0.0:
-                w = tl.load(weight_ptr + col, mask=mask, other=0.0).to(tl.float32)
-            z = _capped(x, bias, scale, softcap)
-            dx = _gradient(z, col, label, lse, a, b, c, w, scale, softcap)
-            tl.store(gradient_row_ptr + col, dx.to(gradient_ptr.dtype.element_ty), mask=mask)
+        _store_gradient(
+            row_ptr, weight_ptr, bias_ptr, gradient_row_ptr, label, lse, a, b, c,
+            n_cols, label_smoothing, softcap, scale, HAS_WEIGHT, HAS_BIAS, BLOCK,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -233,9 +257,7 @@ def cross_entropy_backward(
     gradient_row_ptr = gradient_ptr + row * gradient_stride
     label = tl.load(labels_ptr + row)
     if label == ignore_index:
-        for start in range(0, n_cols, BLOCK):
-            col = start + tl.arange(0, BLOCK)
-            tl.store(gradient_row_ptr + col, tl.zeros((BLOCK,), gradient_ptr.dtype.element_ty), mask=col < n_cols)
+        _store_zeros(gradient_row_ptr, n_cols, BLOCK)
         return
     in_range = (label >= 0) & (label < n_cols)
     label_weight = 1.0
@@ -246,7 +268,9 @@ def cross_entropy_backward(
             weights = 0.0
             for start in range(0, n_cols, BLOCK):
                 col = start + tl.arange(0, BLOCK)
-                weights += tl.sum(tl.load(weight_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32), axis=0)
+                weights += tl.sum(
+                    tl.load(weight_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32), axis=0
+                )
     lse = tl.load(lse_ptr + row)
     g = 0.0
     h = 0.0
@@ -272,19 +296,10 @@ def cross_entropy_backward(
     c = g * (label_smoothing / n_cols)
     a = b + c * weights + 2.0 * z_loss * lse * h
     a = tl.where(in_range, a, float("nan"))
-    for start in range(0, n_cols, BLOCK):
-        col = start + tl.arange(0, BLOCK)
-        mask = col < n_cols
-        x = tl.load(row_ptr + col, mask=mask, other=0.0).to(tl.float32)
-        bias = 0.0
-        w = 1.0
-        if HAS_BIAS:
-            bias = tl.load(bias_ptr + col, mask=mask, other=0.0).to(tl.float32)
-        if HAS_WEIGHT and label_smoothing > 0.0:
-            w = tl.load(weight_ptr + col, mask=mask, other=0.0).to(tl.float32)
-        z = _capped(x, bias, scale, softcap)
-        dx = _gradient(z, col, label, lse, a, b, c, w, scale, softcap)
-        tl.store(gradient_row_ptr + col, dx.to(gradient_ptr.dtype.element_ty), mask=mask)
+    _store_gradient(
+        row_ptr, weight_ptr, bias_ptr, gradient_row_ptr, label, lse, a, b, c,
+        n_cols, label_smoothing, softcap, scale, HAS_WEIGHT, HAS_BIAS, BLOCK,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -526,7 +541,13 @@ def denominators_launch(
         grid=(1,),
         inputs=(
             Spec((n_rows,), label_dtype),
-            Spec((n_cols,), weight_dtype or "float32", resident=True, unread=weight_dtype is None, lookups=n_rows),
+            Spec(
+                (n_cols,),
+                weight_dtype or "float32",
+                resident=True,
+                unread=weight_dtype is None,
+                lookups=n_rows,
+            ),
         ),
         integers=(n_rows,),
         outputs=(Spec((3,), "float32"),),
@@ -584,7 +605,12 @@ def denominators(
 
 
 def totals(
-    backend: Backend, loss: Array, z_loss: Array | None, correct: Array | None, factors: Array, options: Options
+    backend: Backend,
+    loss: Array,
+    z_loss: Array | None,
+    correct: Array | None,
+    factors: Array,
+    options: Options,
 ) -> tuple[Array, Array | None, Array | None]:
     """Scalar loss, z-loss and accuracy from those of the rows."""
     launch = totals_launch(loss.shape[0], options.return_z_loss, options.return_accuracy)
@@ -592,7 +618,9 @@ def totals(
         launch, loss, loss if z_loss is None else z_loss, loss if correct is None else correct, factors
     )
     wanted = (True, options.return_z_loss, options.return_accuracy)
-    total, z_total, accuracy = (backend.reshape(r, ()) if w else None for r, w in zip(results, wanted, strict=True))
+    total, z_total, accuracy = (
+        backend.reshape(r, ()) if w else None for r, w in zip(results, wanted, strict=True)
+    )
     return total, z_total, accuracy
 
 
@@ -618,7 +646,12 @@ def forward_rows(
         want_gradient,
     )
     loss, lse, z_loss, correct, predicted, gradient = backend.launch(
-        launch, logits, labels, labels if weight is None else weight, labels if bias is None else bias, factors
+        launch,
+        logits,
+        labels,
+        labels if weight is None else weight,
+        labels if bias is None else bias,
+        factors,
     )
     return (
         loss,
@@ -807,7 +840,10 @@ CROSS_ENTROPY = Op(
         Operand("weight", "shared", differentiable=False, optional=True),
     ),
     outputs=OUTPUTS,
-    saved=(Output("lse", "rows", differentiable=False), Output("denominators", "shared", differentiable=False)),
+    saved=(
+        Output("lse", "rows", differentiable=False),
+        Output("denominators", "shared", differentiable=False),
+    ),
     options=Options,
     check=_check,
     infer=_infer,

@@ -416,6 +416,18 @@ def test_out_of_range_label_gives_nan_in_its_row_alone() -> None:
     assert g.isnan().any(1).tolist() == [False, True, False, True]
 
 
+def test_masked_parts_of_the_vocabulary() -> None:
+    """Whole blocks of -inf, first, between and last."""
+    x = draw(3, 20_000, dtype=torch.float32, seed=0)
+    masked = x.detach().clone()
+    masked[0, :9000] = masked[1, 8000:17_000] = masked[2, 9000:] = float("-inf")
+    masked.requires_grad_()
+    labels = torch.tensor([19_000, 5, 5])
+    ours, plain = f.liger_cross_entropy(masked, labels), F.cross_entropy(masked, labels)
+    assert error(ours, plain) < 1e-6
+    assert error(*(torch.autograd.grad(loss, masked)[0] for loss in (ours, plain))) < 1e-6
+
+
 def test_float64_is_refused_by_the_kernels() -> None:
     with pytest.raises(TypeError, match=r"float64.*cast the operands to float32"):
         f.liger_rms_norm(torch.zeros(2, 4, dtype=torch.float64), None)

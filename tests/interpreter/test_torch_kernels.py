@@ -48,13 +48,12 @@ def test_same_bits_twice_and_inputs_unmodified(case: Case) -> None:
 def test_shapes_and_dtypes_are_those_inferred(case: Case) -> None:
     """`Op.infer`, on which torch.compile and JAX rely, tells the truth."""
     from liger.launch import Spec
-    from liger_torch.autograd import computed
     from liger_torch.backend import NAMES, backend_for
 
     operands = tuple(tensors(case, "bfloat16"))
     specs = tuple(None if t is None else Spec(tuple(t.shape), NAMES[t.dtype]) for t in operands)
     for needs in (case.needs(), (False,) * len(operands)):
-        todo = computed(case.op, needs)
+        todo = case.op.computed(needs)
         expected = case.op.infer(specs, case.options, todo)
         with torch.no_grad():
             found = case.op.forward(backend_for(torch.device("cpu")), operands, case.options, todo)

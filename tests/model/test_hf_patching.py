@@ -127,6 +127,32 @@ def test_ignore_index() -> None:
     assert abs(expected[0] - step(plain, **inputs)[0]) > 1e-4, "ignore_index made no difference"
 
 
+def test_ignored_rows_are_counted_first_and_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the count travels to the host while the backbone runs."""
+    _, patched = pair()
+    order: list[str] = []
+    rows: list[torch.Tensor] = []
+    count, own = liger_torch.hf.loss.valid_rows, liger_torch.functional.call
+
+    def counted(*args: Any) -> Any:
+        order.append("count")
+        return count(*args)
+
+    def call(op: Any, options: Any, *operands: Any) -> Any:
+        if op.name == "linear_cross_entropy":
+            rows.append(operands[op.index("rows")])
+        return own(op, options, *operands)
+
+    monkeypatch.setattr(liger_torch.hf.loss, "valid_rows", counted)
+    monkeypatch.setattr(liger_torch.functional, "call", call)
+    patched.model.register_forward_pre_hook(lambda *_: order.append("backbone"))
+    inputs = batch()
+    patched(**inputs)
+    assert order == ["count", "backbone"]
+    target = nn.functional.pad(inputs["labels"], (0, 1), value=-100)[:, 1:].reshape(-1)
+    assert rows[0].tolist() == (target != -100).nonzero().flatten().tolist()
+
+
 def test_labels_all_ignored() -> None:
     plain, patched = pair()
     inputs = batch()
