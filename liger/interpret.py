@@ -76,7 +76,7 @@ def _pointers(addresses: Sequence[int], specs: Sequence[Spec]) -> Iterator[_Poin
 def _executor_class() -> type:
     from triton.runtime import interpreter
 
-    class HostExecutor(interpreter.GridExecutor):  # type: ignore[name-defined, misc]
+    class HostExecutor(interpreter.GridExecutor):
         """The interpreter's loop over the grid; the base class copies arguments with torch, ours are on the host."""
 
         def _init_args_hst(self, args: Any, kwargs: Any) -> tuple[list[Any], dict[str, Any]]:

@@ -142,7 +142,7 @@ def launches(
     planner = Planner(device)
     outputs, saved = op.forward(planner, tuple(operands), options, needs)
     if any(needs):
-        names = [declared.name for declared in (*op.operands, *op.outputs, *op.saved)]
+        names = [*(o.name for o in op.operands), *(o.name for o in (*op.outputs, *op.saved))]
         arrays: Mapping[str, Planned | None] = dict(zip(names, (*operands, *outputs, *saved), strict=True))
         kept = {name: arrays[name] for name in (*op.keeps(options, needs), *(s.name for s in op.saved))}
         cotangents = tuple(

@@ -16,7 +16,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from liger.launch import Spec
-from liger.op import Arrays, Needs, Op
+from liger.op import Needs, Op
 from liger_torch.backend import INTERPRET, NAMES, backend_for
 
 Tensors = tuple[torch.Tensor | None, ...]

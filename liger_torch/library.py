@@ -135,7 +135,7 @@ def _register(op: Op) -> None:
         return _results(_filled(gradients, device))
 
     def backward_fake(*arguments: Any) -> Results:
-        tensors, options, needs = split(arguments, n_tensors)
+        tensors, _, needs = split(arguments, n_tensors)
         device = next(t.device for t in tensors if t is not None)
         given = dict(
             zip((*kept_names, *(f"grad_{o.name}" for o in op.outputs)), _specs(tensors), strict=True)

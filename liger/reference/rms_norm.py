@@ -16,7 +16,8 @@ def rms_norm(x: Any, weight: Any | None, *, eps: float, offset: float, casting: 
     xp = namespace(x)
     compute = compute_dtype(x)
     wide = xp.astype(x, compute)
-    normed = wide / xp.sqrt(xp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    # Times the inverse root, not divided by the root: the model families' rounding, to the bit.
+    normed = wide * (1 / xp.sqrt(xp.mean(wide * wide, axis=-1, keepdims=True) + eps))
     if weight is None:
         return xp.astype(normed, x.dtype)
     if casting == "llama":

@@ -179,7 +179,7 @@ def test_second_backward_is_right_or_refused(case: Case) -> None:
     first = torch.autograd.grad(outputs, wanted, incoming, retain_graph=True)
     first = [g.clone() for g in first]
     if case.op.backward_once(case.options, needed(case.op, tuple(given))):
-        with pytest.raises(RuntimeError, match='second backward pass.*reduction="none"'):
+        with pytest.raises(RuntimeError, match=r'second backward pass.*reduction="none"'):
             torch.autograd.grad(outputs, wanted, incoming)
     else:
         for a, b in zip(first, torch.autograd.grad(outputs, wanted, incoming), strict=True):

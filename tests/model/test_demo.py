@@ -13,11 +13,14 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+# For these imports only: the tests are to see the installed packages, and the Hub's `kernels`.
 sys.path.insert(0, str(ROOT))
 
 from examples import report  # noqa: E402
 from examples.live_memory import LiveMemory  # noqa: E402
 from examples.settings import PRESETS  # noqa: E402
+
+sys.path.remove(str(ROOT))
 
 KEYS = ["hf", "hf_liger", "flax", "flax_liger"]
 

@@ -1,0 +1,42 @@
+"""Loading a causal language model and patching it in one call."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from transformers import AutoModelForCausalLM
+
+from liger_torch.hf.patch import apply_liger_kernel
+
+_ARGUMENTS = tuple(
+    p.name for p in inspect.signature(apply_liger_kernel).parameters.values() if p.name != "model"
+)
+
+
+class AutoLigerKernelForCausalLM(AutoModelForCausalLM):
+    """transformers' AutoModelForCausalLM, whose models come patched.
+
+    Both methods take the arguments of `apply_liger_kernel` beside transformers' own.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """A pretrained model, patched."""
+        options = _split(kwargs)
+        model = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        apply_liger_kernel(model, **options)
+        return model
+
+    @classmethod
+    def from_config(cls, config: Any, **kwargs: Any) -> Any:
+        """A model with random weights, patched."""
+        options = _split(kwargs)
+        model = super().from_config(config, **kwargs)
+        apply_liger_kernel(model, **options)
+        return model
+
+
+def _split(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Take out of `kwargs` what is meant for `apply_liger_kernel`."""
+    return {name: kwargs.pop(name) for name in _ARGUMENTS if name in kwargs}
