@@ -86,7 +86,8 @@ def needed(op: Op, operands: Tensors) -> Needs:
     for operand, need in zip(op.operands, needs, strict=True):
         if need and not operand.differentiable:
             raise ValueError(
-                f"{op.name}: {operand.name} requires a gradient, but the op has none for it; pass {operand.name}.detach()."
+                f"{op.name}: {operand.name} requires a gradient, but the op has none for it; "
+                f"pass {operand.name}.detach()."
             )
     return tuple(needs)
 

@@ -95,9 +95,9 @@ def _rms_norms() -> Iterator[_Call]:
         return _Call(f"add_rms_norm-{name}", rms_norm.ADD_RMS_NORM, rms_norm.Options(), operands, needs)
 
     for hidden in (64, 128, 256, 512, 1000, 1001, 2048, 4096, 8192, 12288, 16384, 20000, 70000):
-        yield call(f"{hidden}-bf16", 8192, hidden, BF16)
+        yield call(f"{hidden}-bf16", max(8192, 2**25 // hidden), hidden, BF16)
     for hidden in (128, 256, 512, 4096, 8192, 16384, 70000):
-        yield call(f"{hidden}-fp32", 8192, hidden, FP32)
+        yield call(f"{hidden}-fp32", max(8192, 2**25 // hidden), hidden, FP32)
     yield call("4096-no-weight", 8192, 4096, BF16, None)
     yield call("4096-fp32-weight", 8192, 4096, BF16, FP32)
     yield call("4096-gemma", 8192, 4096, BF16, casting="gemma", offset=1.0)

@@ -6,8 +6,8 @@ Rows go through in a few large chunks: a product by the vendor's library into a 
 `liger_triton.cross_entropy` over it, and, with the logits' gradient left in its place, two more products.
 
 A reduced loss computes its gradients in the forward pass, for a cotangent of 1, and the backward pass scales them:
-three products in all. What depends on cotangents that are only known later (reduction "none", a z-loss returned on its own,
-a weight gradient that is added to a buffer) recomputes the logits in the backward pass: four products.
+three products in all. What depends on cotangents that are only known later (reduction "none", a z-loss returned on
+its own, a weight gradient that is added to a buffer) recomputes the logits in the backward pass: four products.
 
 The scheme is Liger-Kernel's (arXiv:2410.10989, section 3.2); the size of the chunks and the accumulation are not.
 """

@@ -571,7 +571,9 @@ def _backward(
     return (backend.reshape(dx, x.shape) if want_dx else None), dw
 
 
-def _rms_norm_forward(backend: Backend, operands: Arrays, options: Options, needs: Needs) -> tuple[Arrays, Arrays]:
+def _rms_norm_forward(
+    backend: Backend, operands: Arrays, options: Options, needs: Needs
+) -> tuple[Arrays, Arrays]:
     x, weight = operands
     y, rstd, _ = _forward(backend, x, None, weight, options)
     return (y,), (rstd,)
@@ -631,7 +633,9 @@ def _check_add_rms_norm(operands: tuple[Spec | None, ...], options: Options) -> 
 
 
 def _infer(x: Spec, weight: Spec | None, options: Options) -> tuple[Spec, Spec]:
-    out_dtype = promote(x.dtype, weight.dtype) if weight is not None and options.casting == "llama" else x.dtype
+    out_dtype = (
+        promote(x.dtype, weight.dtype) if weight is not None and options.casting == "llama" else x.dtype
+    )
     return Spec(x.shape, out_dtype), Spec(x.shape[:-1], "float32")
 
 

@@ -87,12 +87,12 @@ def test_odd_rows_are_found_narrow() -> None:
 
 
 def test_spills_are_seen() -> None:
-    """And spills are found where there are some: the widest row, held by one warp."""
-    for target in ("sm_90", "gfx942"):
-        entry = find("rms_norm-16384-bf16/rms_norm_backward", PRESETS[target])
-        report = compile_launch(dataclasses.replace(entry.launch, num_warps=1), PRESETS[target])
+    """And spills are found where there are some: a wide row held by too few warps."""
+    for target, warps in (("sm_90", 4), ("gfx942", 2)):
+        entry = find("rms_norm-8192-fp32/rms_norm_backward", PRESETS[target])
+        report = compile_launch(dataclasses.replace(entry.launch, num_warps=warps), PRESETS[target])
         assert report.spill_bytes > 0
-        assert report.stack_bytes >= report.spill_bytes / 2  # a spill may be stored more than once
+        assert report.stack_bytes > 0
 
 
 def test_the_catalogue_is_complete() -> None:
@@ -135,7 +135,7 @@ define ptx_kernel void @copy(ptr addrspace(1) %0, ptr addrspace(1) %1, i32 %2, p
   store <1 x float> zeroinitializer, ptr addrspace(3) @shared
   LINE
 }
-"""  # noqa: E501
+"""
 
 
 @pytest.mark.parametrize(
