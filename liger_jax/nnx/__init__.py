@@ -1,5 +1,10 @@
-"""Layers for Flax NNX: constructors and parameters as in `flax.nnx`, so that a checkpoint still loads."""
+"""Layers for Flax NNX: constructors and parameters as in `flax.nnx`, so that a checkpoint still loads.
 
+`Decoder` is a Llama, Qwen2 or Mistral on them, which loads what Hugging Face saved.
+"""
+
+from liger_jax.nnx.decoder import Decoder
+from liger_jax.nnx.decoder_config import DecoderConfig
 from liger_jax.nnx.layers import RMSNorm, SwiGLU, apply_liger_kernel
 
-__all__ = ["RMSNorm", "SwiGLU", "apply_liger_kernel"]
+__all__ = ["Decoder", "DecoderConfig", "RMSNorm", "SwiGLU", "apply_liger_kernel"]
