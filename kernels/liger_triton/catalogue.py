@@ -81,6 +81,7 @@ def find(name: str, device: Device) -> Entry:
 
 
 def _rms_norms() -> Iterator[_Call]:
+    # An odd number of rows: the last tile is never full.
     def call(
         name: str, n_rows: int, hidden: int, dtype: str, weight_dtype: str | None = "", **options: Any
     ) -> _Call:
@@ -95,24 +96,24 @@ def _rms_norms() -> Iterator[_Call]:
         return _Call(f"add_rms_norm-{name}", rms_norm.ADD_RMS_NORM, rms_norm.Options(), operands, needs)
 
     for hidden in (64, 128, 256, 512, 1000, 1001, 2048, 4096, 8192, 12288, 16384, 20000, 70000):
-        yield call(f"{hidden}-bf16", max(8192, 2**25 // hidden), hidden, BF16)
+        yield call(f"{hidden}-bf16", max(8191, 2**25 // hidden - 1), hidden, BF16)
     for hidden in (128, 256, 512, 4096, 8192, 16384, 70000):
-        yield call(f"{hidden}-fp32", max(8192, 2**25 // hidden), hidden, FP32)
-    yield call("4096-no-weight", 8192, 4096, BF16, None)
-    yield call("4096-fp32-weight", 8192, 4096, BF16, FP32)
-    yield call("4096-gemma", 8192, 4096, BF16, casting="gemma", offset=1.0)
+        yield call(f"{hidden}-fp32", max(8191, 2**25 // hidden - 1), hidden, FP32)
+    yield call("4096-no-weight", 8191, 4096, BF16, None)
+    yield call("4096-fp32-weight", 8191, 4096, BF16, FP32)
+    yield call("4096-gemma", 8191, 4096, BF16, casting="gemma", offset=1.0)
     yield call("4096-one-row", 1, 4096, BF16)
-    yield dataclasses.replace(call("4096-frozen-weight", 8192, 4096, BF16), needs=(True, False))
-    yield dataclasses.replace(call("4096-frozen-input", 8192, 4096, BF16), needs=(False, True))
+    yield dataclasses.replace(call("4096-frozen-weight", 8191, 4096, BF16), needs=(True, False))
+    yield dataclasses.replace(call("4096-frozen-input", 8191, 4096, BF16), needs=(False, True))
     yield _Call(  # a slice of a wider array
         "rms_norm-4096-strided",
         rms_norm.RMS_NORM,
         rms_norm.Options(),
-        (Planned((8192, 4096), BF16, (6144, 1)), dense((4096,), BF16)),
+        (Planned((8191, 4096), BF16, (6144, 1)), dense((4096,), BF16)),
     )
     for hidden in (4096, 8192, 16384, 20000):
-        yield add(f"{hidden}-bf16", 8192, hidden, BF16)
-    yield add("16384-fp32", 8192, 16384, FP32)
+        yield add(f"{hidden}-bf16", 8191, hidden, BF16)
+    yield add("16384-fp32", 8191, 16384, FP32)
     yield add("4096-beyond-2**31", 2**19 + 999, 4096, BF16)
     yield add("20000-beyond-2**31", 107_500, 20000, BF16)
 
@@ -149,10 +150,10 @@ def _ropes() -> Iterator[_Call]:
         (Planned((4, 4096, 32, 128), BF16, strides), Planned((4, 4096, 8, 128), BF16, strides), table, table),
     )
     # (batch, heads, seq, head_dim) transposed, as Hugging Face models hand it over.
-    transposed = tuple(
-        Planned((4, 4096, n, 128), BF16, (n * 4096 * 128, 128, 4096 * 128, 1)) for n in (32, 8)
-    )
-    yield _Call("rope-128-transposed", rope.ROPE, rope.Options(), (*transposed, table, table))
+    for name, batch, seq in (("transposed", 4, 4096), ("transposed-beyond-2**31", 1, 600_000)):
+        q, k = (Planned((batch, seq, n, 128), BF16, (n * seq * 128, 128, seq * 128, 1)) for n in (32, 8))
+        table = dense((batch, seq, 128), FP32)
+        yield _Call(f"rope-128-{name}", rope.ROPE, rope.Options(), (q, k, table, table))
 
 
 def _swiglus() -> Iterator[_Call]:
@@ -161,13 +162,13 @@ def _swiglus() -> Iterator[_Call]:
         return _Call(f"swiglu-{name}", swiglu.SWIGLU, swiglu.Options(), (gate, None if packed else gate))
 
     for width in (64, 1001, 11008, 14336):
-        yield call(f"{width}-bf16", 8192, width)
-    yield call("14336-fp32", 8192, 14336, FP32)
-    yield call("14336-packed", 8192, 14336, packed=True)
-    yield call("1001-packed", 8192, 1001, packed=True)
+        yield call(f"{width}-bf16", 8191, width)
+    yield call("14336-fp32", 8191, 14336, FP32)
+    yield call("14336-packed", 8191, 14336, packed=True)
+    yield call("1001-packed", 8191, 1001, packed=True)
     yield call("14336-beyond-2**31", 149_900, 14336)
     yield call("14336-packed-beyond-2**31", 149_900, 14336, packed=True)
-    yield dataclasses.replace(call("14336-frozen-up", 8192, 14336), needs=(True, False))
+    yield dataclasses.replace(call("14336-frozen-up", 8191, 14336), needs=(True, False))
 
 
 _EVERYTHING: dict[str, Any] = {

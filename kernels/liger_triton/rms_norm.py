@@ -157,7 +157,7 @@ def rms_norm_backward(
     dw = tl.zeros((ROWS, BLOCK), tl.float32)
     # Rows are dealt out in turn, always to the same program in the same order: the sums do not depend on timing.
     for start in tl.range(program.to(tl.int64) * ROWS, n_rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
-        row = start + tl.arange(0, ROWS)[:, None]
+        row = start + tl.arange(0, ROWS)[:, None].to(tl.int64)
         mask = (row < n_rows) & (col < n_cols)
         x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
         dy = tl.load(dy_ptr + row * dy_stride + col, mask=mask, other=0.0).to(tl.float32)
@@ -346,7 +346,8 @@ def _backward_geometry(n_cols: int, itemsize: int, device: Device) -> tuple[int,
     block = next_power_of_2(n_cols)
     warps = min(_warps(2 * block, device), 8)
     if block <= 256:
-        return min(2048 // block, 16), 8, 4, 1
+        rows = min(2048 // block, 16)
+        return rows, 8, min(max(rows * block // (8 * device.warp_size), 1), 4), 1
     if block <= 512:
         return 16 // itemsize, 4, 4, 3
     if block <= 1024:
@@ -383,8 +384,7 @@ def backward_launch(
     # x, dy, dw and the weight of such a row do not fit NVIDIA's 65,536 registers of a multiprocessor. The weight is
     # read again for every row, from the cache; x and dy also are where the compiler would otherwise spill.
     widest = want_dx and n_cols > 8192 and device.vendor == "cuda"
-    newest = isinstance(device.arch, int) and device.arch >= 100
-    reread = widest and (itemsize > 2 or (has_ds and newest))
+    reread = widest and (itemsize > 2 or (has_ds and device.arch != 90))
     passes = 2 if reread else 1
     return Launch(
         kernel=rms_norm_backward,
