@@ -101,6 +101,7 @@ class TorchBackend:
                     **dict(launch.constants),
                     num_warps=launch.num_warps,
                     num_stages=launch.num_stages,
+                    enable_fp_fusion=True,  # Triton is about to change the default; all frontends fuse
                 )
         elif kind == "cpu":
             interpret.run(launch, [t.data_ptr() for t in inputs], [t.data_ptr() for t in outputs])

@@ -404,9 +404,9 @@ class Options:
     return_predicted: bool = False
 
 
-def _block(n_cols: int) -> tuple[int, int]:
-    """Columns of a block and warps of a program."""
-    block = min(next_power_of_2(n_cols), 8192)
+def _block(n_cols: int, smooths_weighted: bool = False) -> tuple[int, int]:
+    """Columns of a block and warps of a program. Class weights in every sweep take registers that 8192 columns need."""
+    block = min(next_power_of_2(n_cols), 4096 if smooths_weighted else 8192)
     return block, min(max(block // 1024, 1), 8) * 2
 
 
@@ -429,7 +429,7 @@ def forward_launch(
     want_gradient: bool,
 ) -> Launch:
     """Per-row losses, and with `want_gradient` the gradient for a cotangent of 1, written over the logits."""
-    block, warps = _block(n_cols)
+    block, warps = _block(n_cols, weight_dtype is not None and options.label_smoothing > 0)
     per_row = Spec((n_rows,), "float32")
     nothing = Spec((0,), "float32")
     matrix = Spec((n_rows, n_cols), dtype)

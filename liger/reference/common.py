@@ -23,6 +23,11 @@ def compute_dtype(array: Any) -> Any:
     return xp.float64 if str(array.dtype).endswith("float64") else xp.float32
 
 
+def along_last(vector: Any, array: Any) -> Any:
+    """The vector with axes of length one in front, as many as `array` has: ranks that differ need not be promoted."""
+    return namespace(vector).reshape(vector, (1,) * (array.ndim - 1) + tuple(vector.shape))
+
+
 def stop_gradient(array: Any) -> Any:
     """The same values, constant for differentiation; the array API has no word for it."""
     if hasattr(array, "detach"):

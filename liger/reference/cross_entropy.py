@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from liger.reference.common import compute_dtype, namespace, stop_gradient
+from liger.reference.common import along_last, compute_dtype, namespace, stop_gradient
 
 
 def cross_entropy(
@@ -29,6 +29,8 @@ def cross_entropy(
         zl   = z_loss * lse^2
         loss = ce + zl
 
+    A label outside the vocabulary that is not `ignore_index` makes its row's loss and gradient NaN.
+
     "mean" divides ce by the sum of w_y and zl by the number of labels that are not ignored; over no label it is 0.
     `token_scaling` multiplies a token's losses by its probability of the label, taken as a constant
     (arXiv:2508.05629). ce is torch.nn.CrossEntropyLoss's; zl is PaLM's (arXiv:2204.02311, section 5).
@@ -42,7 +44,8 @@ def cross_entropy(
     valid = labels != ignore_index
     one = xp.ones_like(z[..., 0])
     labels = xp.astype(labels, best.dtype)  # the only integers that torch indexes with
-    index = xp.where(valid, labels, xp.zeros_like(labels))
+    in_range = (labels >= 0) & (labels < vocab_size)
+    index = xp.where(valid & in_range, labels, xp.zeros_like(labels))
     highest = stop_gradient(xp.max(z, axis=-1, keepdims=True))
     lse = xp.log(xp.sum(xp.exp(z - highest), axis=-1)) + highest[..., 0]
     label_logit = xp.take_along_axis(z, index[..., None], axis=-1)[..., 0]
@@ -52,12 +55,14 @@ def cross_entropy(
     label_weight = xp.reshape(label_weight, index.shape)
     ce = (1 - label_smoothing) * label_weight * (lse - label_logit)
     if label_smoothing:
-        classes = xp.ones_like(z[..., :1]) if weight is None else xp.astype(weight, z.dtype)
+        classes = xp.ones_like(z[..., :1]) if weight is None else along_last(xp.astype(weight, z.dtype), z)
         ce = ce + label_smoothing / vocab_size * xp.sum(classes * (lse[..., None] - z), axis=-1)
     zl = z_loss * lse * lse
     if token_scaling:
         probability = stop_gradient(xp.exp(label_logit - lse))
         ce, zl = ce * probability, zl * probability
+    # Multiplied in, so that the gradient is NaN as well.
+    ce = ce * xp.where(valid & ~in_range, xp.full_like(one, xp.nan), one)
     nothing = xp.zeros_like(one)
     ce, zl = xp.where(valid, ce, nothing), xp.where(valid, zl, nothing)
     correct = xp.where(valid & (best == labels), one, nothing)
@@ -86,4 +91,4 @@ def linear(x: Any, weight: Any, bias: Any | None, weight_layout: str) -> Any:
     compute = compute_dtype(x)
     wide = xp.astype(weight, compute)
     logits = xp.astype(x, compute) @ (xp.matrix_transpose(wide) if weight_layout == "vh" else wide)
-    return logits if bias is None else logits + xp.astype(bias, compute)
+    return logits if bias is None else logits + along_last(xp.astype(bias, compute), logits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from liger.reference.common import compute_dtype, namespace
+from liger.reference.common import along_last, compute_dtype, namespace
 
 
 def rms_norm(x: Any, weight: Any | None, *, eps: float, offset: float, casting: str) -> Any:
@@ -25,7 +25,8 @@ def rms_norm(x: Any, weight: Any | None, *, eps: float, offset: float, casting: 
         out_dtype = xp.result_type(x.dtype, weight.dtype)
     else:
         out_dtype = x.dtype
-    return xp.astype(xp.astype(normed, compute) * (xp.astype(weight, compute) + offset), out_dtype)
+    factor = along_last(xp.astype(weight, compute) + offset, x)
+    return xp.astype(xp.astype(normed, compute) * factor, out_dtype)
 
 
 def add_rms_norm(

@@ -121,6 +121,18 @@ def test_z_loss_accuracy_and_predictions() -> None:
     assert call(x).token_accuracy == (best == LABELS)[valid].double().mean()
 
 
+def test_label_out_of_range_gives_nan_in_its_row_alone() -> None:
+    """As on a GPU: the functional form raises before, where it can look."""
+    from liger_triton.cross_entropy import CROSS_ENTROPY, Options
+
+    x = draw(4, 10)
+    (loss, *_) = call(CROSS_ENTROPY, Options(reduction="none"), x, torch.tensor([1, 10, -100, -1]), None)
+    assert loss.isnan().tolist() == [False, True, False, True]
+    (g,) = torch.autograd.grad(loss.sum(), x)
+    assert g.isnan().all(1).tolist() == [False, True, False, True]
+    assert not g[[0, 2]].isnan().any()
+
+
 def test_token_scaling_takes_the_probability_as_a_constant() -> None:
     h, weight = draw(2, 3, 4), draw(10, 4, seed=1)
     ours = f.liger_fused_linear_cross_entropy(h, weight, LABELS, use_token_scaling=True)
