@@ -51,6 +51,14 @@ def rank_at_least(op: str, argument: str, spec: Spec, rank: int, meaning: str) -
         )
 
 
+def not_empty(op: str, argument: str, spec: Spec, axis: int, meaning: str) -> None:
+    """Raise ValueError if an axis that the op works along has no entries."""
+    if spec.shape[axis] == 0:
+        raise ValueError(
+            f"{op}: {argument} has shape {tuple(spec.shape)}; its {meaning} axis must have at least one entry."
+        )
+
+
 def in_range(op: str, argument: str, value: float, low: float, high: float) -> None:
     """Raise ValueError unless low <= value <= high."""
     if not low <= value <= high:

@@ -158,7 +158,7 @@ def _add_product(total: jax.Array, a: Factor, b: Factor) -> jax.Array:
     """total + a @ b, in place and part by part: XLA would hold the whole product, or those of all chunks, beside it."""
     axis = 0 if total.shape[0] <= total.shape[1] else 1
     length = total.shape[axis]
-    parts = max(cdiv(4 * total.size, PART_BYTES), 1)
+    parts = max(min(cdiv(4 * total.size, PART_BYTES), length), 1)
     while length % parts:
         parts += 1
     step = length // parts

@@ -17,10 +17,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
+from liger import check
 from liger_jax import vjp
+from liger_jax.primitives import spec_of
 from liger_triton import cross_entropy, linear_cross_entropy, rope
 from liger_triton import rms_norm as rms_norm_op
 from liger_triton import swiglu as swiglu_op
+
+# What the ops' arguments are called here, where the name is another one.
+_NORM_NAMES = {"weight": "scale"}
+_LOSS_NAMES = {"z_loss (lse_square_scale)": "z_loss"}
 
 
 class AddRMSNorm(NamedTuple):
@@ -88,7 +94,10 @@ def rms_norm(
     Array([ 849., 2263.], dtype=float32)
     """
     options = rms_norm_op.Options(eps=float(epsilon), offset=float(scale_offset), casting=casting)
-    (y,) = vjp.apply(rms_norm_op.RMS_NORM, options, x, scale, implementation=implementation)
+    operands = (x, scale)
+    (y,) = vjp.apply(
+        rms_norm_op.RMS_NORM, options, *operands, implementation=implementation, names=_NORM_NAMES
+    )
     return y
 
 
@@ -128,7 +137,11 @@ def add_rms_norm(
     """
     options = rms_norm_op.Options(eps=float(epsilon), offset=float(scale_offset), casting=casting)
     operands = (x, residual, scale)
-    return AddRMSNorm(*vjp.apply(rms_norm_op.ADD_RMS_NORM, options, *operands, implementation=implementation))
+    return AddRMSNorm(
+        *vjp.apply(
+            rms_norm_op.ADD_RMS_NORM, options, *operands, implementation=implementation, names=_NORM_NAMES
+        )
+    )
 
 
 def apply_rope(
@@ -278,7 +291,7 @@ def softmax_cross_entropy_with_integer_labels(
         \mathrm{loss} = (1 - a) w_t (l - z_t) + \frac{a}{V} \sum_j w_j (l - z_j) + \lambda l^2
 
     Args:
-        logits: (..., vocab), floating.
+        logits: (..., vocab), floating; (vocab,) for one token.
         labels: (...), int32 or int64: indices in [0, vocab), or `ignore_index`. A value outside is not
             looked for, since that would stall the device; on the kernels its loss and gradient are NaN.
         where: (...), bool: tokens where it is False are ignored.
@@ -319,8 +332,21 @@ def softmax_cross_entropy_with_integer_labels(
         return_accuracy=return_accuracy,
         return_predicted=return_predicted,
     )
-    operands = (logits, _masked(labels, where, ignore_index), class_weights)
-    return _loss(vjp.apply(cross_entropy.CROSS_ENTROPY, options, *operands, implementation=implementation))
+    op = cross_entropy.CROSS_ENTROPY
+    logits, labels = jnp.asarray(logits), _masked(op.name, labels, where, ignore_index)
+    one = logits.ndim == 1
+    if one:
+        logits, labels = _one_row(op.name, "logits", logits, labels)
+    outputs = vjp.apply(
+        op,
+        options,
+        logits,
+        labels,
+        class_weights,
+        implementation=implementation,
+        names=_LOSS_NAMES | {"weight": "class_weights"},
+    )
+    return _loss(outputs, one)
 
 
 def linear_softmax_cross_entropy(
@@ -352,7 +378,7 @@ def linear_softmax_cross_entropy(
     them again.
 
     Args:
-        x: (..., hidden), floating.
+        x: (..., hidden), floating; (hidden,) for one token.
         kernel: (hidden, vocab) of x's dtype, as a flax `Linear` holds it; (vocab, hidden) with kernel_layout "vh".
         labels: (...), int32 or int64, as in `softmax_cross_entropy_with_integer_labels`.
         bias: (vocab,), floating.
@@ -402,31 +428,57 @@ def linear_softmax_cross_entropy(
         weight_layout=kernel_layout,
         accum_dtype=None if accum_dtype is None else jnp.dtype(accum_dtype).name,
         chunk_bytes=chunk_bytes,
+        # In float16 gradients must be computed when the loss scale is known.
+        recompute=jnp.result_type(x) == jnp.float16,
     )
     op = linear_cross_entropy.LINEAR_CROSS_ENTROPY
+    x, kernel, labels = jnp.asarray(x), jnp.asarray(kernel), _masked(op.name, labels, where, ignore_index)
+    one = x.ndim == 1
+    if one:
+        x, labels = _one_row(op.name, "x", x, labels)
+    if class_weights is not None and kernel.ndim == 2 and kernel_layout in linear_cross_entropy.LAYOUTS:
+        # The op calls both the kernel and these `weight` in its errors.
+        weights, vocab = spec_of(jnp.asarray(class_weights)), kernel.shape[kernel_layout.index("v")]
+        check.dtype(op.name, "class_weights", weights, check.REFERENCE_FLOATS)
+        check.shape(op.name, "class_weights", weights, (vocab,), "one weight per class")
     given = {
         "x": x,
         "weight": kernel,
-        "labels": _masked(labels, where, ignore_index),
+        "labels": labels,
         "bias": bias,
         "class_weight": class_weights,
     }
     operands: list[Any] = [given.get(operand.name) for operand in op.operands]
-    return _loss(vjp.apply(op, options, *operands, implementation=implementation))
+    names = _LOSS_NAMES | {
+        "weight": "kernel",
+        "class_weight": "class_weights",
+        "weight_layout": "kernel_layout",
+    }
+    return _loss(vjp.apply(op, options, *operands, implementation=implementation, names=names), one)
 
 
-def _masked(labels: ArrayLike, where: ArrayLike | None, ignore_index: int) -> jax.Array:
+def _one_row(op: str, name: str, array: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One token's array and label, with the token axis that the ops need."""
+    check.shape(op, "labels", spec_of(labels), (), f"one label per row of {name}")
+    return array[None], labels[None]
+
+
+def _masked(op: str, labels: ArrayLike, where: ArrayLike | None, ignore_index: int) -> jax.Array:
     labels = jnp.asarray(labels)
     if where is None:
         return labels
     where = jnp.asarray(where)
     if where.dtype != jnp.bool_ or where.shape != labels.shape:
         raise ValueError(
-            f"where is {where.dtype}{list(where.shape)}; expected bool{list(labels.shape)}, the shape of labels."
+            f"{op}: where is {where.dtype}{list(where.shape)}; expected bool{list(labels.shape)}, "
+            "the shape of labels."
         )
     return jnp.where(where, labels, jnp.asarray(ignore_index, labels.dtype))
 
 
-def _loss(outputs: tuple[Any, ...]) -> jax.Array | CrossEntropy:
-    result = CrossEntropy(*outputs)
+def _loss(outputs: tuple[Any, ...], one_row: bool) -> jax.Array | CrossEntropy:
+    """What the user gets; `one_row` takes off the axis of `_one_row`, where the output is not reduced."""
+    result = CrossEntropy(
+        *(output[0] if one_row and output is not None and output.ndim else output for output in outputs)
+    )
     return result.loss if all(output is None for output in result[1:]) else result

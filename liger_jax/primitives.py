@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, mlir
+from jax.sharding import ManualAxisType, NamedSharding, PartitionSpec
 
 from liger import interpret
 from liger.launch import Spec
@@ -153,7 +154,12 @@ def _primitive(name: str) -> Primitive:
     def compiled(**params: Any) -> Callable[..., Any]:
         return jax.jit(functools.partial(primitive.bind, **params))
 
-    primitive.def_impl(lambda *args, **params: compiled(**params)(*args))
+    def impl(*args: Any, **params: Any) -> Any:
+        # Without jit, what `compiled` holds would come back here.
+        with jax.disable_jit(False):
+            return compiled(**params)(*args)
+
+    primitive.def_impl(impl)
 
     def no_jvp(*_: Any, call: Call, **__: Any) -> None:
         raise NotImplementedError(
@@ -174,14 +180,35 @@ def _aval(spec: Spec) -> jax.core.ShapedArray:
     return jax.core.ShapedArray(spec.shape, jax.dtypes.canonicalize_dtype(jnp.dtype(spec.dtype)))
 
 
+def varying(avals: Iterable[Any]) -> frozenset[str]:
+    """The mesh axes over which values of these types differ, inside `jax.shard_map` with check_vma=True."""
+    return frozenset().union(*(aval.manual_axis_type.varying for aval in avals))
+
+
+def _announced(specs: Sequence[Spec], avals: Sequence[Any]) -> list[jax.core.ShapedArray]:
+    """Types of results: they vary over the mesh axes that the arguments vary over."""
+    axes = varying(avals)
+    if not axes:
+        return [_aval(spec) for spec in specs]
+    mesh = avals[0].sharding.mesh
+    return [
+        _aval(spec).update(
+            sharding=NamedSharding(mesh, PartitionSpec(*(None,) * len(spec.shape))),
+            manual_axis_type=ManualAxisType(varying=axes),
+        )
+        for spec in specs
+    ]
+
+
 @forward_p.def_abstract_eval
-def _forward_abstract_eval(*_: Any, call: Call) -> list[jax.core.ShapedArray]:
-    return [_aval(spec) for spec in pack((*call.outputs, *call.saved))]
+def _forward_abstract_eval(*avals: Any, call: Call) -> list[jax.core.ShapedArray]:
+    return _announced(pack((*call.outputs, *call.saved)), avals)
 
 
 @backward_p.def_abstract_eval
-def _backward_abstract_eval(*_: Any, call: Call, cotangents: Mask) -> list[jax.core.ShapedArray]:
-    return [_aval(spec) for spec, need in zip(call.operands, call.needs, strict=True) if need and spec]
+def _backward_abstract_eval(*avals: Any, call: Call, cotangents: Mask) -> list[jax.core.ShapedArray]:
+    specs = [spec for spec, need in zip(call.operands, call.needs, strict=True) if need and spec]
+    return _announced(specs, avals)
 
 
 def _typed(specs: Sequence[Spec | None], arrays: Arrays) -> list[jax.Array]:
@@ -247,6 +274,10 @@ def reference_gradients(op: Op, options: Any, operands: Arrays, cotangents: Arra
     return unpack(needs, pull_back([cotangents[i] for i in given]))
 
 
+def _plain(aval: Any) -> jax.core.ShapedArray:
+    return jax.core.ShapedArray(aval.shape, aval.dtype)
+
+
 def _rule(function: Callable[..., list[jax.Array]]) -> Callable[..., Any]:
     """A lowering by tracing, under the settings that held where the op was called."""
 
@@ -254,7 +285,14 @@ def _rule(function: Callable[..., list[jax.Array]]) -> Callable[..., Any]:
         with jax.default_matmul_precision(call.plan.precision):
             return function(*values, call=call, **params)
 
-    return mlir.lower_fun(traced, multiple_results=True)
+    lowered = mlir.lower_fun(traced, multiple_results=True)
+
+    def rule(ctx: mlir.LoweringRuleContext, *values: Any, **params: Any) -> Any:
+        # Here every device is on its own: the types that tell which mesh axes a value varies over have done their work.
+        plain_in, plain_out = ([_plain(aval) for aval in avals] for avals in (ctx.avals_in, ctx.avals_out))
+        return lowered(ctx.replace(avals_in=plain_in, avals_out=plain_out), *values, **params)
+
+    return rule
 
 
 for _p, _kernels, _reference in (

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -20,7 +22,13 @@ from liger_jax.primitives import Call, Specs, pack, present, spec_of, unpack
 batching.register()
 
 
-def apply(op: Op, options: Any, *operands: Any, implementation: str | None = None) -> tuple[Any, ...]:
+def apply(
+    op: Op,
+    options: Any,
+    *operands: Any,
+    implementation: str | None = None,
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[Any, ...]:
     """Apply an op.
 
     Args:
@@ -28,6 +36,7 @@ def apply(op: Op, options: Any, *operands: Any, implementation: str | None = Non
         options: the op's options.
         operands: its array arguments in the declared order, None for those that are absent.
         implementation: "triton", "xla", or None for the better one (`liger_jax.implementations`).
+        names: what the caller's arguments are called where the op's operand or option has another name, for errors.
 
     Returns:
         The outputs in the declared order, None for those that the options do not ask for.
@@ -35,12 +44,36 @@ def apply(op: Op, options: Any, *operands: Any, implementation: str | None = Non
     Raises:
         TypeError, ValueError: an operand or option that the op does not take; nothing has been computed then.
     """
-    arrays = tuple(None if operand is None else jnp.asarray(operand) for operand in operands)
+    arrays = _equally_varying(
+        tuple(None if operand is None else jnp.asarray(operand) for operand in operands)
+    )
     specs = tuple(None if array is None else spec_of(array) for array in arrays)
-    op.check(specs, options)
-    kernels = implementations.use_kernels(op, specs, implementation)
-    function = _differentiable(op, options, specs, kernels, current_plan())
+    try:
+        op.check(specs, options)
+        kernels = implementations.use_kernels(op, specs, implementation)
+    except (TypeError, ValueError) as error:
+        raise type(error)(_renamed(str(error), names)) from None
+    arguments = tuple(names.get(operand.name, operand.name) for operand in op.operands)
+    function = _differentiable(op, options, specs, kernels, current_plan(), arguments)
     return unpack(present(_outputs(op, options, specs)), function(*pack(arrays)))
+
+
+def _equally_varying(arrays: Arrays) -> Arrays:
+    """The arrays, all varying over the same mesh axes: the gradient of a replicated one is then summed over them."""
+    axes = primitives.varying(map(jax.typeof, pack(arrays)))
+
+    def cast(array: jax.Array) -> jax.Array:
+        missing = tuple(axes - primitives.varying([jax.typeof(array)]))
+        return jax.lax.pcast(array, missing, to="varying") if missing else array
+
+    return tuple(None if array is None else cast(array) for array in arrays)
+
+
+def _renamed(message: str, names: Mapping[str, str]) -> str:
+    """An error's message with the caller's names where it tells what an argument is or has."""
+    for name, caller in names.items():
+        message = re.sub(rf"(?<!\w){re.escape(name)}(?= (is|has) )", caller, message)
+    return message
 
 
 @functools.lru_cache(4096)
@@ -59,9 +92,9 @@ class _Static:
 
 @functools.lru_cache(4096)
 def _differentiable(
-    op: Op, options: Any, specs: Specs, kernels: bool, plan: Plan
+    op: Op, options: Any, specs: Specs, kernels: bool, plan: Plan, arguments: tuple[str, ...]
 ) -> Callable[..., tuple[Any, ...]]:
-    """The op for operands of these shapes, those present given one after the other."""
+    """The op for operands of these shapes, those present given one after the other; `arguments` names them all."""
     mask = present(specs)
     nothing = (False,) * len(specs)
 
@@ -81,7 +114,7 @@ def _differentiable(
 
     def forward_rule(*primals: Any) -> tuple[tuple[jax.Array, ...], Any]:
         operands = unpack(mask, [p.value for p in primals])
-        needs = _needed(op, unpack(mask, primals))
+        needs = _needed(op, arguments, unpack(mask, primals))
         outputs, kept, call = compute(operands, needs)
         return tuple(pack(outputs)), (_Static(needs, call), tuple(pack(operands)), kept)
 
@@ -109,15 +142,15 @@ def _differentiable(
     return function
 
 
-def _needed(op: Op, primals: tuple[Any, ...]) -> Needs:
+def _needed(op: Op, arguments: tuple[str, ...], primals: tuple[Any, ...]) -> Needs:
     """Which gradients are asked for: those of operands that are really differentiated."""
     needs = []
-    for operand, primal in zip(op.operands, primals, strict=True):
+    for operand, name, primal in zip(op.operands, arguments, primals, strict=True):
         need = primal is not None and primal.perturbed and jnp.issubdtype(primal.value.dtype, jnp.inexact)
         if need and not operand.differentiable:
             raise ValueError(
-                f"{op.name}: {operand.name} is differentiated, but the op has no gradient for it; "
-                f"pass jax.lax.stop_gradient({operand.name})."
+                f"{op.name}: {name} is differentiated, but the op has no gradient for it; "
+                f"pass jax.lax.stop_gradient({name})."
             )
         needs.append(bool(need))
     return tuple(needs)

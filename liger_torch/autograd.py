@@ -16,7 +16,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from liger.launch import Spec
-from liger.op import Needs, Op
+from liger.op import Needs, Op, Operand
 from liger_torch.backend import INTERPRET, NAMES, backend_for
 
 Tensors = tuple[torch.Tensor | None, ...]
@@ -39,15 +39,10 @@ def call(op: Op, options: Any, *operands: torch.Tensor | None) -> Tensors:
     first = operands[0]
     assert first is not None
     kind = first.device.type
+    if autocasting(kind):
+        operands = _promoted(op, operands)
     needs = needed(op, operands)
-    if torch.compiler.is_compiling():
-        if uses_reference(first):
-            return op.reference(operands, options)
-        from liger_torch import library
-
-        return library.call(op, options, operands, needs)
-    _check(op, options, tuple([None if t is None else (t.shape, t.dtype) for t in operands]))
-    _check_devices(op, operands, first.device)
+    check_operands(op, options, operands)
     if uses_reference(first):
         return op.reference(operands, options)
     if any(t is not None and t.dtype == torch.float64 for t in operands):
@@ -55,6 +50,10 @@ def call(op: Op, options: Any, *operands: torch.Tensor | None) -> Tensors:
             f"{op.name}: float64 on {kind}: the kernels compute in float32; cast the operands to float32 or move "
             "them to the CPU, where the reference computes in float64."
         )
+    if torch.compiler.is_compiling():
+        from liger_torch import library
+
+        return library.call(op, options, operands, needs)
     if autocasting(kind):
         with torch.autocast(kind, enabled=False):
             return _run(op, options, needs, operands)
@@ -92,15 +91,42 @@ def needed(op: Op, operands: Tensors) -> Needs:
     return tuple(needs)
 
 
-@functools.lru_cache(4096)
-def _check(op: Op, options: Any, described: tuple[tuple[torch.Size, torch.dtype] | None, ...]) -> None:
-    op.check(
-        tuple(None if d is None else Spec(tuple(d[0]), NAMES.get(d[1], str(d[1]))) for d in described),
-        options,
-    )
+Described = tuple[tuple[torch.Size, torch.dtype] | None, ...]
 
 
-def _check_devices(op: Op, operands: Tensors, device: torch.device) -> None:
+def check_operands(op: Op, options: Any, operands: Tensors) -> None:
+    """Raise for operands or options that the op does not take."""
+    described = tuple([None if t is None else (t.shape, t.dtype) for t in operands])
+    # Symbolic shapes have no hash; and what is traced is traced once.
+    (_check if torch.compiler.is_compiling() else _checked)(op, options, described)
+    _check_devices(op, operands)
+
+
+def _check(op: Op, options: Any, described: Described) -> None:
+    specs = (None if d is None else Spec(tuple(d[0]), NAMES.get(d[1], str(d[1]))) for d in described)
+    op.check(tuple(specs), options)
+
+
+_checked = functools.lru_cache(4096)(_check)
+
+
+def _promoted(op: Op, operands: Tensors) -> Tensors:
+    """Under autocast: differentiable operands that run along rows (x and residual, q and k) in their common dtype."""
+
+    def promotes(operand: Operand, tensor: torch.Tensor | None) -> bool:
+        return tensor is not None and operand.role == "rows" and operand.differentiable
+
+    pairs = list(zip(op.operands, operands, strict=True))
+    dtypes = {t.dtype for o, t in pairs if t is not None and promotes(o, t)}
+    if len(dtypes) < 2:
+        return operands
+    common = functools.reduce(torch.promote_types, dtypes)
+    return tuple(t.to(common) if t is not None and promotes(o, t) else t for o, t in pairs)
+
+
+def _check_devices(op: Op, operands: Tensors) -> None:
+    assert operands[0] is not None
+    device = operands[0].device
     for operand, tensor in zip(op.operands, operands, strict=True):
         if tensor is not None and tensor.device != device:
             raise ValueError(
@@ -151,5 +177,10 @@ class _Function(torch.autograd.Function):
             ctx.once = None
         if all(c is None for c in cotangents):
             return (None,) * (3 + len(op.operands))
-        gradients = op.backward(ctx.backend, kept, cotangents, ctx.options, todo)
+        kind = ctx.backend.torch_device.type
+        if autocasting(kind):
+            with torch.autocast(kind, enabled=False):
+                gradients = op.backward(ctx.backend, kept, cotangents, ctx.options, todo)
+        else:
+            gradients = op.backward(ctx.backend, kept, cotangents, ctx.options, todo)
         return (None, None, None, *op.spread(ctx.needs, gradients))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import array_api_compat.torch
@@ -29,6 +30,9 @@ DTYPES: dict[str, torch.dtype] = {
 NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
 NAMESPACES.update({torch.Tensor: array_api_compat.torch, torch.nn.Parameter: array_api_compat.torch})
+
+WIDEST_GAP = 16
+"""Row stride, in rows, up to which a matrix with gaps is read as it lies."""
 
 INTERPRET = interpret.enabled()
 """Whether kernels run in Triton's interpreter, on CPU tensors. Fixed when the process starts."""
@@ -72,9 +76,15 @@ class TorchBackend:
         """See `liger.backend.Backend`."""
         if array.dim() == 1:
             array = array.unsqueeze(0)
-        if array.stride(-1) != 1 and array.shape[-1] != 1:
+        rows, columns = math.prod(array.shape[:-1]), array.shape[-1]
+        if array.stride(-1) != 1 and columns != 1:
             array = array.contiguous()
-        return array if array.dim() == 2 else array.reshape(-1, array.shape[-1])
+        matrix = array if array.dim() == 2 else array.reshape(rows, columns)
+        # Strides are compiled in. Those of a slice of a wider array are fixed by the model; those of the last tokens
+        # of a batch change with its length, and such a slice is small: it is cheaper copied than compiled for anew.
+        if rows == 1:
+            return matrix.as_strided((1, columns), (columns, 1))
+        return matrix.contiguous() if matrix.stride(0) > WIDEST_GAP * columns else matrix
 
     def dense(self, array: torch.Tensor) -> torch.Tensor:
         """See `liger.backend.Backend`."""
@@ -137,6 +147,8 @@ class TorchBackend:
         if add_to is not None:
             if add_to.dtype == a.dtype:
                 return torch.addmm(add_to, a, b, out=add_to)
+            if a.is_meta:
+                return add_to
             if a.is_cuda and torch.version.hip is None:
                 # Operands stay in their 16-bit dtype, on the fast matrix units; only the sum is wide.
                 return torch.addmm(add_to, a, b, out_dtype=add_to.dtype, out=add_to)
@@ -146,6 +158,8 @@ class TorchBackend:
         return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
 
     def _product(self, a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if a.is_meta:  # planned as on a GPU, which needs no copies of the operands
+            return torch.empty(a.shape[0], b.shape[1], dtype=dtype, device="meta")
         if a.is_cuda and torch.version.hip is None:
             return torch.mm(a, b, out_dtype=dtype)
         return torch.mm(a.to(dtype), b.to(dtype))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from liger_torch.autograd import autocasting, call, uses_reference
+from liger_torch.autograd import autocasting, call, check_operands, uses_reference
 from liger_torch.backend import NAMES
 from liger_torch.valid_rows import ValidRows
 from liger_triton import cross_entropy, linear_cross_entropy, rms_norm, rope, swiglu
@@ -46,7 +46,7 @@ def liger_rms_norm(
         casting_mode: where the result is rounded to X's dtype. "llama": before the weight, the result then having the
             common dtype of X and W, as in Hugging Face's Llama. "gemma" and "none": after it.
         in_place: the backward pass may write the gradient of X over that of y. Only for a y whose gradient nothing
-            else reads.
+            else reads: not for one that enters an addition, whose gradient both terms are handed.
 
     Returns:
         (..., hidden).
@@ -266,6 +266,10 @@ def liger_fused_linear_cross_entropy(
     A reduced loss computes its gradients in the forward pass (three matrix products) and can go back once.
     reduction="none", return_z_loss and weight_grad recompute the logits in the backward pass (four products).
 
+    Under torch.compile the weight's gradient exists twice for a moment in the backward pass: once as what the forward
+    pass left, once scaled. In float16 gradients are always computed in the backward pass, where the loss scale is
+    known.
+
     Under autocast, input, weight and bias are cast to its dtype, as in a linear layer.
 
     Args:
@@ -280,16 +284,19 @@ def liger_fused_linear_cross_entropy(
         reduction: "mean", "sum" or "none".
         softcap: cap of the logits' magnitude.
         return_z_loss: return the z-loss too, with a gradient of its own.
-        accum_dtype: dtype in which the weight gradient is gathered over the chunks. By default the weight's where
-            that keeps its error within twice that of one product, else float32.
+        accum_dtype: dtype in which the weight gradient is gathered over the chunks: the weight's or float32. By
+            default the weight's where that keeps its error within twice that of one product, else float32.
         use_token_scaling: see above.
         return_token_accuracy: return the share of labels that have the highest logit (per token for "none").
         return_predicted_tokens: return the index of the highest logit, -1 for ignored rows, int64.
         scale: factor of the logits.
         valid_rows: from `liger_torch.valid_rows(target, ignore_index)`: ignored rows are then left out of the products.
-        weight_grad: a buffer of the weight's shape to which the backward pass adds the weight's gradient; the weight
-            itself then gets none. Saves the memory of a gradient where one is accumulated anyway.
-        chunk_bytes: memory for the logits of one chunk. By default half the bytes of the weight, at least 512 MB.
+        weight_grad: a buffer of the weight's shape, in its dtype or float32, to which the backward pass adds the
+            weight's gradient; the weight itself then gets none. Saves the memory of a gradient where one is
+            accumulated anyway.
+        chunk_bytes: memory for the logits of one chunk. By default half the bytes of the weight, at least 512 MB, and
+            more where that takes less memory than gathering more than four chunks in float32. A smaller value saves
+            memory only beside accum_dtype=weight.dtype, which gives up the bound on the gradient's error.
 
     Returns:
         The float32 loss; a `CrossEntropyOutput` if anything else is asked for.
@@ -308,14 +315,17 @@ def liger_fused_linear_cross_entropy(
         bias = None if bias is None else bias.to(dtype)
     rows = None
     if valid_rows is not None:
+        if valid_rows.ignore_index != ignore_index:
+            raise ValueError(
+                f"linear_cross_entropy: valid_rows was made for ignore_index {valid_rows.ignore_index}, the loss has "
+                f"{ignore_index}; give both the same."
+            )
         if valid_rows.n_labels != target.numel():
             raise ValueError(
                 f"linear_cross_entropy: valid_rows was made for {valid_rows.n_labels} labels, target has "
                 f"{target.numel()}; make it from the very labels that the loss is given."
             )
         rows = valid_rows.index()
-    if weight_grad is not None and uses_reference(input):
-        weight, weight_grad = _IntoBuffer.apply(weight, weight_grad), None
     options = linear_cross_entropy.Options(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
@@ -329,9 +339,14 @@ def liger_fused_linear_cross_entropy(
         return_predicted=return_predicted_tokens,
         accum_dtype=None if accum_dtype is None else NAMES.get(accum_dtype, str(accum_dtype)),
         chunk_bytes=chunk_bytes,
+        # In float16 gradients must be computed when the loss scale is known.
+        recompute=weight_grad is not None or input.dtype == torch.float16,
         into_buffer=weight_grad is not None,
     )
     operands = (input, weight, target, bias, ce_weight, rows, weight_grad)
+    if weight_grad is not None and uses_reference(input):
+        check_operands(linear_cross_entropy.LINEAR_CROSS_ENTROPY, options, operands)
+        operands = (input, _IntoBuffer.apply(weight, weight_grad), target, bias, ce_weight, rows, None)
     return _output(call(linear_cross_entropy.LINEAR_CROSS_ENTROPY, options, *operands))
 
 

@@ -132,6 +132,9 @@ def _register(op: Op) -> None:
                 if handed_over is not None:
                     kept[saved.name] = handed_over.clone()
         gradients = op.backward(backend_for(device), kept, tensors[n_kept:], options, needs)
+        gradients = tuple(
+            g.clone() if any(g is t for t in tensors) and g is not None else g for g in gradients
+        )
         return _results(_filled(gradients, device))
 
     def backward_fake(*arguments: Any) -> Results:

@@ -18,6 +18,7 @@ class ValidRows:
         valid = flat != ignore_index
         # A stable sort keeps the rows in their order, so that sums over them do too.
         self._order = torch.argsort(~valid, stable=True)
+        self.ignore_index = ignore_index
         self.n_labels = flat.shape[0]
         self._event: torch.cuda.Event | None = None
         count = valid.sum()

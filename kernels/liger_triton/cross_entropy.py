@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Mapping
 
 import triton
@@ -43,7 +44,10 @@ REDUCTIONS = ("none", "sum", "mean")
 
 @triton.jit
 def _tanh(x):
-    return 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0
+    # Near 0 the quotient would lose the digits that its terms share; the odd series has them (2e-9 at 1/4).
+    square = x * x
+    series = x * (1.0 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
+    return tl.where(tl.abs(x) < 0.25, series, 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0)
 
 
 @triton.jit
@@ -62,7 +66,8 @@ def _store_gradient(
     bias_ptr,
     gradient_row_ptr,
     label,
-    lse,
+    highest,
+    log_total,
     a,
     b,
     c,
@@ -86,7 +91,7 @@ def _store_gradient(
         if HAS_WEIGHT and label_smoothing > 0.0:
             class_weight = tl.load(weight_ptr + col, mask=mask, other=0.0).to(tl.float32)
         z = _capped(x, bias, scale, softcap)
-        dz = a * tl.exp(z - lse) - c * class_weight
+        dz = a * tl.exp(z - highest - log_total) - c * class_weight
         dz = tl.where(col == label, dz - b, dz)
         if softcap > 0.0:
             t = z / softcap
@@ -109,7 +114,8 @@ def cross_entropy_forward(
     bias_ptr,  # (n_cols,)
     denominators_ptr,  # (3,) float32: see cross_entropy_denominators
     loss_ptr,  # (n_rows,) float32
-    lse_ptr,  # (n_rows,) float32
+    highest_ptr,  # (n_rows,) float32: the highest logit
+    log_total_ptr,  # (n_rows,) float32: lse = highest + log_total
     z_loss_ptr,  # (n_rows,) float32
     correct_ptr,  # (n_rows,) float32
     predicted_ptr,  # (n_rows,) int32
@@ -136,7 +142,8 @@ def cross_entropy_forward(
     label = tl.load(labels_ptr + row)
     if label == ignore_index:
         tl.store(loss_ptr + row, 0.0)
-        tl.store(lse_ptr + row, 0.0)
+        tl.store(highest_ptr + row, 0.0)
+        tl.store(log_total_ptr + row, 0.0)
         if WANT_Z_LOSS:
             tl.store(z_loss_ptr + row, 0.0)
         if WANT_CORRECT:
@@ -187,25 +194,29 @@ def cross_entropy_forward(
         shift = tl.where(new_highest == float("-inf"), 0.0, new_highest)
         total = total * tl.exp(highest - shift) + tl.sum(tl.exp(z - shift), axis=0)
         highest = new_highest
-    lse = highest + tl.log(total)
+    log_total = tl.log(total)
+    lse = highest + log_total
+    # Not lse - label_z: where the label has nearly all of the probability, the two are nearly equal.
+    nll = log_total + (highest - label_z)
     if not HAS_WEIGHT:
         weights = n_cols * 1.0
 
     keep = 1.0 - label_smoothing
     smooth = label_smoothing / n_cols
-    ce = keep * label_weight * (lse - label_z)
+    ce = keep * label_weight * nll
     if label_smoothing > 0.0:
         ce += smooth * (weights * lse - weighted)
     zl = z_loss * lse * lse
     factor = 1.0
     if TOKEN_SCALING:
-        factor = tl.exp(label_z - lse)
+        factor = tl.exp(-nll)
         ce *= factor
         zl *= factor
     ce_denominator = tl.load(denominators_ptr)
     z_denominator = tl.load(denominators_ptr + 1)
     tl.store(loss_ptr + row, ce * ce_denominator + zl * z_denominator)
-    tl.store(lse_ptr + row, lse)
+    tl.store(highest_ptr + row, highest)
+    tl.store(log_total_ptr + row, log_total)
     if WANT_Z_LOSS:
         tl.store(z_loss_ptr + row, zl * z_denominator)
     if WANT_CORRECT:
@@ -220,7 +231,7 @@ def cross_entropy_forward(
         a = b + c * weights + 2.0 * z_loss * lse * z_denominator * factor
         a = tl.where(in_range, a, float("nan"))
         _store_gradient(
-            row_ptr, weight_ptr, bias_ptr, gradient_row_ptr, label, lse, a, b, c,
+            row_ptr, weight_ptr, bias_ptr, gradient_row_ptr, label, highest, log_total, a, b, c,
             n_cols, label_smoothing, softcap, scale, HAS_WEIGHT, HAS_BIAS, BLOCK,
         )  # fmt: skip
 
@@ -231,7 +242,8 @@ def cross_entropy_backward(
     labels_ptr,  # (n_rows,)
     weight_ptr,  # (n_cols,)
     bias_ptr,  # (n_cols,)
-    lse_ptr,  # (n_rows,) float32
+    highest_ptr,  # (n_rows,) float32
+    log_total_ptr,  # (n_rows,) float32
     denominators_ptr,  # (3,) float32
     dloss_ptr,  # (n_rows,) or (1,) float32
     dz_loss_ptr,  # likewise
@@ -271,7 +283,9 @@ def cross_entropy_backward(
                 weights += tl.sum(
                     tl.load(weight_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32), axis=0
                 )
-    lse = tl.load(lse_ptr + row)
+    highest = tl.load(highest_ptr + row)
+    log_total = tl.load(log_total_ptr + row)
+    lse = highest + log_total
     g = 0.0
     h = 0.0
     if HAS_DLOSS:
@@ -287,7 +301,7 @@ def cross_entropy_backward(
         label_bias = 0.0
         if HAS_BIAS:
             label_bias = tl.load(bias_ptr + label, mask=in_range, other=0.0).to(tl.float32)
-        probability = tl.exp(_capped(label_logit, label_bias, scale, softcap) - lse)
+        probability = tl.exp(_capped(label_logit, label_bias, scale, softcap) - highest - log_total)
         g *= probability
         h *= probability
         # Every thread has read the label's logit before any of them may overwrite it.
@@ -297,7 +311,7 @@ def cross_entropy_backward(
     a = b + c * weights + 2.0 * z_loss * lse * h
     a = tl.where(in_range, a, float("nan"))
     _store_gradient(
-        row_ptr, weight_ptr, bias_ptr, gradient_row_ptr, label, lse, a, b, c,
+        row_ptr, weight_ptr, bias_ptr, gradient_row_ptr, label, highest, log_total, a, b, c,
         n_cols, label_smoothing, softcap, scale, HAS_WEIGHT, HAS_BIAS, BLOCK,
     )  # fmt: skip
 
@@ -446,6 +460,7 @@ def forward_launch(
         outputs=(
             per_row,
             per_row,
+            per_row,
             per_row if options.return_z_loss else nothing,
             per_row if options.return_accuracy else nothing,
             Spec((n_rows,), "int32") if options.return_predicted else Spec((0,), "int32"),
@@ -465,7 +480,7 @@ def forward_launch(
             ("BLOCK", block),
         ),
         num_warps=warps,
-        aliases=((0, 5),) if want_gradient else (),
+        aliases=((0, 6),) if want_gradient else (),
         flops=(12 if want_gradient else 5) * n_rows * n_cols,
     )
 
@@ -506,6 +521,7 @@ def backward_launch(
             Spec((n_rows,), label_dtype),
             _class_weights(n_rows, n_cols, weight_dtype, options),
             Spec((n_cols,), bias_dtype or dtype, resident=True, unread=bias_dtype is None),
+            Spec((n_rows,), "float32"),
             Spec((n_rows,), "float32"),
             Spec((3,), "float32", resident=True),
             Spec((rows,), "float32", resident=rows == 1, unread=not has_dloss),
@@ -633,8 +649,11 @@ def forward_rows(
     factors: Array,
     options: Options,
     want_gradient: bool,
-) -> tuple[Array, Array, Array | None, Array | None, Array | None, Array | None]:
-    """(loss, lse, z_loss, correct, predicted, gradient) of a matrix of logits, which the gradient overwrites."""
+) -> tuple[Array, Array, Array, Array | None, Array | None, Array | None, Array | None]:
+    """(loss, highest, log_total, z_loss, correct, predicted, gradient) of logits, which the gradient overwrites.
+
+    lse = highest + log_total; the two are kept apart because their sum has not the digits of the second.
+    """
     launch = forward_launch(
         *logits.shape,
         backend.dtype(logits),
@@ -645,7 +664,7 @@ def forward_rows(
         options,
         want_gradient,
     )
-    loss, lse, z_loss, correct, predicted, gradient = backend.launch(
+    loss, highest, log_total, z_loss, correct, predicted, gradient = backend.launch(
         launch,
         logits,
         labels,
@@ -655,7 +674,8 @@ def forward_rows(
     )
     return (
         loss,
-        lse,
+        highest,
+        log_total,
         z_loss if options.return_z_loss else None,
         correct if options.return_accuracy else None,
         predicted if options.return_predicted else None,
@@ -669,7 +689,8 @@ def backward_rows(
     labels: Array,
     weight: Array | None,
     bias: Array | None,
-    lse: Array,
+    highest: Array,
+    log_total: Array,
     factors: Array,
     dloss: Array | None,
     dz_loss: Array | None,
@@ -696,7 +717,8 @@ def backward_rows(
         labels,
         unread if weight is None else weight,
         unread if bias is None else bias,
-        lse,
+        highest,
+        log_total,
         factors,
         unread if dloss is None else dloss,
         unread if dz_loss is None else dz_loss,
@@ -716,7 +738,7 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
     matrix = backend.matrix(logits)
     flat = backend.reshape(backend.dense(labels), (-1,))
     factors = denominators(backend, flat, weight, matrix.shape[1], options)
-    loss, lse, z_loss, correct, predicted, _ = forward_rows(
+    loss, highest, log_total, z_loss, correct, predicted, _ = forward_rows(
         backend, matrix, flat, weight, None, factors, options, want_gradient=False
     )
     shape = tuple(labels.shape)
@@ -726,7 +748,7 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
         outputs = tuple(None if r is None else backend.reshape(r, shape) for r in (loss, z_loss, correct))
     else:
         outputs = totals(backend, loss, z_loss, correct, factors, options)
-    return (*outputs, predicted), (lse, factors)
+    return (*outputs, predicted), (highest, log_total, factors)
 
 
 def _backward(
@@ -741,7 +763,8 @@ def _backward(
         backend.reshape(backend.dense(labels), (-1,)),
         weight,
         None,
-        kept["lse"],
+        kept["highest"],
+        kept["log_total"],
         kept["denominators"],
         cotangent_rows(backend, cotangents[0]),
         cotangent_rows(backend, cotangents[1]),
@@ -760,8 +783,8 @@ def check_options(name: str, options: Options) -> None:
     check.in_range(name, "label_smoothing", options.label_smoothing, 0.0, 1.0)
     if options.softcap is not None:
         check.positive(name, "softcap", options.softcap)
-    if options.z_loss < 0:
-        raise ValueError(f"{name}: z_loss (lse_square_scale) is {options.z_loss}; it must not be negative.")
+    check.in_range(name, "z_loss", options.z_loss, 0.0, sys.float_info.max)
+    check.in_range(name, "scale", options.scale, -sys.float_info.max, sys.float_info.max)
 
 
 def check_labels(name: str, labels: Spec, leading: tuple[int, ...], weight: Spec | None, n_cols: int) -> None:
@@ -778,6 +801,7 @@ def _check(operands: tuple[Spec | None, ...], options: Options) -> None:
     assert logits is not None and labels is not None
     check.rank_at_least("cross_entropy", "logits", logits, 2, "(..., vocab)")
     check.dtype("cross_entropy", "logits", logits, check.REFERENCE_FLOATS)
+    check.not_empty("cross_entropy", "logits", logits, -1, "vocab")
     check_labels("cross_entropy", labels, tuple(logits.shape[:-1]), weight, logits.shape[-1])
     check_options("cross_entropy", options)
 
@@ -801,7 +825,8 @@ def _infer(
     n_rows = 1
     for n in labels.shape:
         n_rows *= n
-    return infer_outputs(labels.shape, options), (Spec((n_rows,), "float32"), Spec((3,), "float32"))
+    per_row = Spec((n_rows,), "float32")
+    return infer_outputs(labels.shape, options), (per_row, per_row, Spec((3,), "float32"))
 
 
 def reference_outputs(results: Arrays, options: Options) -> Arrays:
@@ -841,7 +866,8 @@ CROSS_ENTROPY = Op(
     ),
     outputs=OUTPUTS,
     saved=(
-        Output("lse", "rows", differentiable=False),
+        Output("highest", "rows", differentiable=False),
+        Output("log_total", "rows", differentiable=False),
         Output("denominators", "shared", differentiable=False),
     ),
     options=Options,

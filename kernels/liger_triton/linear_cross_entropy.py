@@ -7,7 +7,8 @@ Rows go through in a few large chunks: a product by the vendor's library into a 
 
 A reduced loss computes its gradients in the forward pass, for a cotangent of 1, and the backward pass scales them:
 three products in all. What depends on cotangents that are only known later (reduction "none", a z-loss returned on
-its own, a weight gradient that is added to a buffer) recomputes the logits in the backward pass: four products.
+its own, a weight gradient that is added to a buffer) recomputes the logits in the backward pass: four products. So
+does float16: the gradients of a mean's logits are too small for it before the loss scale is known.
 
 The scheme is Liger-Kernel's (arXiv:2410.10989, section 3.2); the size of the chunks and the accumulation are not.
 """
@@ -45,13 +46,16 @@ class Options(loss_op.Options):
         weight_layout: "vh" for a weight (vocab, hidden), torch's; "hv" for (hidden, vocab), Flax's.
         accum_dtype: dtype in which the chunks' weight gradients are added. None chooses: the weight's for few
             chunks, float32 where more chunks cost less memory than larger ones.
-        chunk_bytes: memory for one chunk's logits. None: half the bytes of the weight, at least 512 MB.
-        into_buffer: the weight's gradient is added to the operand `weight_grad`, in the backward pass.
+        chunk_bytes: memory for one chunk's logits. None: half the bytes of the weight, at least 512 MB, and more
+            where that gives more than four chunks and an fp32 sum of the weight's gradient would take more memory.
+        recompute: compute gradients in the backward pass, from logits computed anew.
+        into_buffer: the weight's gradient is added to the operand `weight_grad`; needs `recompute`.
     """
 
     weight_layout: str = "vh"
     accum_dtype: str | None = None
     chunk_bytes: int | None = None
+    recompute: bool = False
     into_buffer: bool = False
 
 
@@ -74,6 +78,7 @@ def plan(
     accum_dtype: str | None,
     chunk_bytes: int | None,
     device: Device,
+    buffer_dtype: str | None = None,
 ) -> Plan:
     """Cut the rows by the bytes of their logits, as little as the memory allows.
 
@@ -83,18 +88,21 @@ def plan(
     itemsize = DTYPE_BYTES[dtype]
     row_bytes = vocab_size * itemsize
     weight_bytes = hidden_size * row_bytes
-    # Below this a chunk's products no longer fill the multiprocessors with tiles of 128 x 256.
-    fewest = max(1024, _round_up(cdiv(128 * 256 * device.multiprocessors, hidden_size), 256))
-    budget = max(512_000_000, weight_bytes // 2) if chunk_bytes is None else chunk_bytes
-    rows = max(budget // row_bytes, fewest if chunk_bytes is None else 1)
+    if chunk_bytes is None:
+        budget = max(512_000_000, weight_bytes // 2)
+        # Below this a chunk's products no longer fill the multiprocessors with tiles of 128 x 256.
+        fewest = _round_up(cdiv(128 * 256 * device.multiprocessors, hidden_size), 256)
+        rows = max(budget // row_bytes, min(max(1024, fewest), 2 * budget // row_bytes), 1)
+    else:
+        rows = max(chunk_bytes // row_bytes, 1)
     n_chunks = max(cdiv(n_rows, rows), 1)
-    accum = accum_dtype or dtype
-    if weight_gradient and accum_dtype is None and itemsize < 4 and n_chunks > MAX_ROUNDED_SUMS:
-        few_large = MAX_ROUNDED_SUMS if chunk_bytes is None else n_chunks
-        larger_workspace = cdiv(n_rows, few_large) * row_bytes + weight_bytes
+    accum = accum_dtype or buffer_dtype or dtype
+    chosen = accum_dtype is None and weight_gradient
+    if chosen and DTYPE_BYTES[accum] < 4 and n_chunks > MAX_ROUNDED_SUMS:
+        larger_workspace = cdiv(n_rows, MAX_ROUNDED_SUMS) * row_bytes + weight_bytes
         wide_sum = 2 * weight_bytes + max(rows * row_bytes, weight_bytes)
-        if chunk_bytes is None and larger_workspace <= wide_sum:
-            n_chunks = few_large
+        if buffer_dtype is not None or (chunk_bytes is None and larger_workspace <= wide_sum):
+            n_chunks = MAX_ROUNDED_SUMS
         else:
             accum = "float32"
     chunk = cdiv(n_rows, n_chunks)
@@ -151,6 +159,7 @@ class _Problem:
             options.accum_dtype,
             options.chunk_bytes,
             backend.device,
+            None if arrays["weight_grad"] is None else backend.dtype(arrays["weight_grad"]),
         )
         self.workspace: Array | None = None
 
@@ -222,7 +231,7 @@ NAMES = ("x", "weight", "labels", "bias", "class_weight", "rows", "weight_grad")
 def _in_forward(options: Options, needs: Needs) -> bool:
     """Whether the forward pass computes the gradients: it does where one scalar cotangent is all that can come."""
     one_cotangent = options.reduction != "none" and not options.return_z_loss
-    return _any_needed(needs) and one_cotangent and not options.into_buffer
+    return _any_needed(needs) and one_cotangent and not options.recompute
 
 
 def _any_needed(needs: Needs) -> bool:
@@ -252,7 +261,8 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
         parts.append(tuple(rows))
         if sums is not None:
             problem.add(sums, dlogits, start, stop)
-    loss, lse, z_loss, correct, predicted = _joined(backend, parts, options)
+        del dlogits  # a view of the workspace, which is to be free when the gradients are finished
+    loss, highest, log_total, z_loss, correct, predicted = _joined(backend, parts, options)
     shape = tuple(labels.shape)
     if predicted is not None:
         predicted = problem.spread(predicted, shape, fill=-1)
@@ -262,23 +272,24 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
         outputs = loss_op.totals(backend, loss, z_loss, correct, factors, options)
     if sums is not None:
         dx, dw, db = problem.finished(sums, x.shape)
-        return (*outputs, predicted), (dx, dw, db, None, None)
+        return (*outputs, predicted), (dx, dw, db, None, None, None)
     return (*outputs, predicted), (
         None,
         None,
         None,
-        *((lse, factors) if _any_needed(needs) else (None, None)),
+        *((highest, log_total, factors) if _any_needed(needs) else (None,) * 3),
     )
 
 
 def _joined(
     backend: Backend, parts: list[tuple[Array | None, ...]], options: Options
 ) -> tuple[Array | None, ...]:
-    """(loss, lse, z_loss, correct, predicted) of all chunks."""
+    """(loss, highest, log_total, z_loss, correct, predicted) of all chunks."""
     if parts:
         return tuple(None if c[0] is None else backend.concat_rows(c) for c in zip(*parts, strict=True))
     empty = backend.zeros((0,), "float32")
     return (
+        empty,
         empty,
         empty,
         empty if options.return_z_loss else None,
@@ -317,7 +328,8 @@ def _backward(
             backend.slice_rows(problem.labels, start, stop),
             problem.class_weight,
             problem.bias,
-            backend.slice_rows(kept["lse"], start, stop),
+            backend.slice_rows(kept["highest"], start, stop),
+            backend.slice_rows(kept["log_total"], start, stop),
             kept["denominators"],
             cotangent(dloss, start, stop),
             cotangent(dz_loss, start, stop),
@@ -325,6 +337,7 @@ def _backward(
             in_place=True,
         )
         problem.add(sums, dlogits, start, stop)
+        del dlogits
     if options.into_buffer:
         problem.want_weight = False  # it is where it was asked for
     assert kept["x"] is not None
@@ -340,18 +353,20 @@ def _check(operands: tuple[Spec | None, ...], options: Options) -> None:
     x, weight, labels, bias, class_weight, rows, weight_grad = operands
     assert x is not None and weight is not None and labels is not None
     check.one_of(name, "weight_layout", options.weight_layout, LAYOUTS)
-    check.one_of(name, "accum_dtype", options.accum_dtype, (None, *check.KERNEL_FLOATS))
     if options.chunk_bytes is not None:
         check.positive(name, "chunk_bytes", options.chunk_bytes)
     check.rank_at_least(name, "x", x, 2, "(..., hidden)")
     check.dtype(name, "x", x, check.REFERENCE_FLOATS)
     check.same_dtype(name, "weight", weight, "x", x)
+    check.not_empty(name, "x", x, -1, "hidden")
+    check.one_of(name, "accum_dtype", options.accum_dtype, (None, weight.dtype, "float32"))
     vh = options.weight_layout == "vh"
     if len(weight.shape) != 2 or weight.shape[1 if vh else 0] != x.shape[-1]:
         raise ValueError(
             f"{name}: weight has shape {tuple(weight.shape)}; expected "
             f"{'(vocab, hidden)' if vh else '(hidden, vocab)'} with hidden {x.shape[-1]}, the last axis of x."
         )
+    check.not_empty(name, "weight", weight, 0 if vh else 1, "vocab")
     vocab_size = weight.shape[0 if vh else 1]
     if bias is not None:
         check.dtype(name, "bias", bias, check.REFERENCE_FLOATS)
@@ -361,7 +376,12 @@ def _check(operands: tuple[Spec | None, ...], options: Options) -> None:
         check.dtype(name, "rows", rows, check.LABEL_DTYPES)
     if weight_grad is not None:
         check.shape(name, "weight_grad", weight_grad, tuple(weight.shape), "the shape of weight")
-        check.dtype(name, "weight_grad", weight_grad, check.KERNEL_FLOATS)
+        check.dtype(name, "weight_grad", weight_grad, dict.fromkeys((weight.dtype, "float32")))
+        if options.accum_dtype is not None:
+            raise ValueError(
+                f"{name}: accum_dtype is {options.accum_dtype!r} beside weight_grad; the gradient is gathered in the "
+                f"buffer, in its dtype ({weight_grad.dtype}). Leave accum_dtype out, or pass a float32 buffer."
+            )
     loss_op.check_options(name, options)
 
 
@@ -373,13 +393,19 @@ def _infer(
     outputs = loss_op.infer_outputs(labels.shape, options)
     if _in_forward(options, needs):
         gradients = (s if n else None for s, n in ((x, needs[0]), (weight, needs[1]), (bias, needs[3])))
-        return outputs, (*(None if g is None else Spec(g.shape, g.dtype) for g in gradients), None, None)
+        return outputs, (
+            *(None if g is None else Spec(g.shape, g.dtype) for g in gradients),
+            None,
+            None,
+            None,
+        )
     if not _any_needed(needs):
-        return outputs, (None,) * 5
+        return outputs, (None,) * 6
     n_rows = 1
     for n in labels.shape if rows is None else rows.shape:
         n_rows *= n
-    return outputs, (None, None, None, Spec((n_rows,), "float32"), Spec((3,), "float32"))
+    per_row = Spec((n_rows,), "float32")
+    return outputs, (None, None, None, per_row, per_row, Spec((3,), "float32"))
 
 
 def _keeps(options: Options, needs: Needs) -> tuple[str, ...]:
@@ -409,7 +435,8 @@ LINEAR_CROSS_ENTROPY = Op(
         Output("grad_x", "rows", differentiable=False),
         Output("grad_weight", "shared", differentiable=False),
         Output("grad_bias", "shared", differentiable=False),
-        Output("lse", "rows", differentiable=False),
+        Output("highest", "rows", differentiable=False),
+        Output("log_total", "rows", differentiable=False),
         Output("denominators", "shared", differentiable=False),
     ),
     options=Options,

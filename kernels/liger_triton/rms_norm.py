@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Mapping
 
 import triton
@@ -601,7 +602,8 @@ def _add_rms_norm_backward(
     want_dx, _, want_dw = needs
     weight, total = kept["weight"], kept["sum"]
     if dy is None:
-        return ds, None, None if weight is None else backend.zeros(weight.shape, backend.dtype(weight))
+        dw = backend.zeros(weight.shape, backend.dtype(weight)) if want_dw and weight is not None else None
+        return ds if want_dx else None, None, dw
     dx, dw = _backward(backend, dy, ds, total, weight, kept["rstd"], options, want_dx, want_dw)
     return dx, None, dw
 
@@ -611,11 +613,13 @@ def _add_rms_norm_backward(
 
 def _check(name: str, x: Spec, weight: Spec | None, options: Options) -> None:
     check.rank_at_least(name, "x", x, 1, "the last axis is normalised")
+    check.not_empty(name, "x", x, -1, "last")
     check.dtype(name, "x", x, check.REFERENCE_FLOATS)
     if weight is not None:
         check.dtype(name, "weight", weight, check.REFERENCE_FLOATS)
         check.shape(name, "weight", weight, (x.shape[-1],), "the last axis of x")
     check.one_of(name, "casting", options.casting, CASTINGS)
+    check.in_range(name, "eps", options.eps, 0.0, sys.float_info.max)
 
 
 def _check_rms_norm(operands: tuple[Spec | None, ...], options: Options) -> None:

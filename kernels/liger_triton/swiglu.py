@@ -223,6 +223,7 @@ def _check(operands: tuple[Spec | None, ...], options: Options) -> None:
     gate, up = operands
     assert gate is not None
     check.rank_at_least("swiglu", "gate", gate, 1, "it works along the last axis")
+    check.not_empty("swiglu", "gate", gate, -1, "last")
     check.dtype("swiglu", "gate", gate, check.REFERENCE_FLOATS)
     if up is not None:
         check.shape("swiglu", "up", up, gate.shape, "the shape of gate")

@@ -28,6 +28,13 @@ def along_last(vector: Any, array: Any) -> Any:
     return namespace(vector).reshape(vector, (1,) * (array.ndim - 1) + tuple(vector.shape))
 
 
+def take_last(array: Any, index: Any) -> Any:
+    """array[..., index[...]], one entry of the last axis for each of the leading ones."""
+    if hasattr(array, "gather"):  # torch: its take_along_dim would be compiled anew for every length
+        return array.gather(-1, index[..., None])[..., 0]
+    return namespace(array).take_along_axis(array, index[..., None], axis=-1)[..., 0]
+
+
 def stop_gradient(array: Any) -> Any:
     """The same values, constant for differentiation; the array API has no word for it."""
     if hasattr(array, "detach"):

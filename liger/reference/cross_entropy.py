@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from liger.reference.common import along_last, compute_dtype, namespace, stop_gradient
+from liger.reference.common import along_last, compute_dtype, namespace, stop_gradient, take_last
 
 
 def cross_entropy(
@@ -47,19 +47,22 @@ def cross_entropy(
     in_range = (labels >= 0) & (labels < vocab_size)
     index = xp.where(valid & in_range, labels, xp.zeros_like(labels))
     highest = stop_gradient(xp.max(z, axis=-1, keepdims=True))
-    lse = xp.log(xp.sum(xp.exp(z - highest), axis=-1)) + highest[..., 0]
-    label_logit = xp.take_along_axis(z, index[..., None], axis=-1)[..., 0]
+    log_total = xp.log(xp.sum(xp.exp(z - highest), axis=-1))
+    lse = log_total + highest[..., 0]
+    label_logit = take_last(z, index)
     label_weight = (
         one if weight is None else xp.astype(xp.take(weight, xp.reshape(index, (-1,)), axis=0), z.dtype)
     )
     label_weight = xp.reshape(label_weight, index.shape)
-    ce = (1 - label_smoothing) * label_weight * (lse - label_logit)
+    # Not lse - label_logit: where the label has nearly all of the probability, the two are nearly equal.
+    nll = log_total + (highest[..., 0] - label_logit)
+    ce = (1 - label_smoothing) * label_weight * nll
     if label_smoothing:
         classes = xp.ones_like(z[..., :1]) if weight is None else along_last(xp.astype(weight, z.dtype), z)
         ce = ce + label_smoothing / vocab_size * xp.sum(classes * (lse[..., None] - z), axis=-1)
     zl = z_loss * lse * lse
     if token_scaling:
-        probability = stop_gradient(xp.exp(label_logit - lse))
+        probability = stop_gradient(xp.exp(-nll))
         ce, zl = ce * probability, zl * probability
     # Multiplied in, so that the gradient is NaN as well.
     ce = ce * xp.where(valid & ~in_range, xp.full_like(one, xp.nan), one)

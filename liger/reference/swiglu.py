@@ -18,4 +18,7 @@ def swiglu(gate: Any, up: Any | None) -> Any:
         gate, up = gate[..., :half], gate[..., half:]
     compute = compute_dtype(gate)
     wide = xp.astype(gate, compute)
-    return xp.astype(wide / (1 + xp.exp(-wide)) * xp.astype(up, compute), gate.dtype)
+    # Only the exponential of a negative number is taken: it and its derivative stay finite.
+    small = xp.exp(-xp.abs(wide))
+    sigmoid = xp.where(wide >= 0, xp.ones_like(wide), small) / (1 + small)
+    return xp.astype(wide * sigmoid * xp.astype(up, compute), gate.dtype)

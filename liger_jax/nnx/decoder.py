@@ -1,6 +1,6 @@
 """A decoder with the shapes of Llama, Mistral and Qwen2, on this package's layers or on plain Flax.
 
-The two differ in five functions (`LayerFunctions`), not in the model: parameters, their paths and the order of the
+The two differ in `LayerFunctions`, not in the model: parameters, their paths and the order of the
 computation are the same, so a checkpoint of one is a checkpoint of the other.
 """
 
@@ -19,6 +19,7 @@ from flax import nnx
 from liger_jax import functional
 from liger_jax.nnx import checkpoint
 from liger_jax.nnx.decoder_config import DecoderConfig
+from liger_jax.nnx.layers import RMSNorm
 
 IGNORE_INDEX = -100
 """The label of a token that does not count, as in Hugging Face's models."""
@@ -32,6 +33,7 @@ class LayerFunctions:
     """What a layer computes with its parameters.
 
     Attributes:
+        norm_class: the norms' class.
         norm: (layer, x) -> the normalised x.
         add_norm: (layer, x, residual) -> (the normalised sum, the sum).
         rope: (q, k, cos, sin) -> the rotated (q, k), all (batch, seq, heads, head_dim).
@@ -39,6 +41,7 @@ class LayerFunctions:
         loss: (x, kernel, layout, labels) -> the mean over the labels that count.
     """
 
+    norm_class: type[nnx.RMSNorm]
     norm: Callable[[nnx.RMSNorm, jax.Array], jax.Array]
     add_norm: Callable[[nnx.RMSNorm, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
     rope: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -67,6 +70,10 @@ def _liger_loss(x: jax.Array, kernel: jax.Array, layout: KernelLayout, labels: j
     return loss
 
 
+def _plain_norm(layer: nnx.RMSNorm, x: jax.Array) -> jax.Array:
+    return layer(x)
+
+
 def _plain_add_norm(layer: nnx.RMSNorm, x: jax.Array, residual: jax.Array) -> tuple[jax.Array, jax.Array]:
     total = residual + x
     return layer(total), total
@@ -82,6 +89,10 @@ def _plain_rope(q: jax.Array, k: jax.Array, cos: jax.Array, sin: jax.Array) -> t
     return rotate(q), rotate(k)
 
 
+def _plain_gate(gate: jax.Array, up: jax.Array) -> jax.Array:
+    return nnx.silu(gate) * up
+
+
 def _plain_loss(x: jax.Array, kernel: jax.Array, layout: KernelLayout, labels: jax.Array) -> jax.Array:
     logits = _project(x, kernel, layout).astype(jnp.float32)
     counts = labels != IGNORE_INDEX
@@ -91,17 +102,16 @@ def _plain_loss(x: jax.Array, kernel: jax.Array, layout: KernelLayout, labels: j
 
 LAYERS: dict[str, LayerFunctions] = {
     "liger": LayerFunctions(
-        _liger_norm, _liger_add_norm, functional.apply_rope, functional.swiglu, _liger_loss
+        RMSNorm, _liger_norm, _liger_add_norm, functional.apply_rope, functional.swiglu, _liger_loss
     ),
-    "plain": LayerFunctions(
-        nnx.RMSNorm.__call__,
-        _plain_add_norm,
-        _plain_rope,
-        lambda gate, up: nnx.silu(gate) * up,
-        _plain_loss,
-    ),
+    "plain": LayerFunctions(nnx.RMSNorm, _plain_norm, _plain_add_norm, _plain_rope, _plain_gate, _plain_loss),
 }
 """The layers that a decoder can be built on, by name."""
+
+
+def _check_rank(name: str, array: jax.Array) -> None:
+    if array.ndim != 2:
+        raise ValueError(f"Decoder: {name} has shape {array.shape}; expected (batch, seq).")
 
 
 def _project(x: jax.Array, kernel: jax.Array, layout: KernelLayout) -> jax.Array:
@@ -115,8 +125,8 @@ def _linear(
     return nnx.Linear(inputs, outputs, use_bias=bias, param_dtype=dtype, kernel_init=init, rngs=rngs)
 
 
-def _norm(config: DecoderConfig, dtype: Any, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    return nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, param_dtype=dtype, rngs=rngs)
+def _norm(config: DecoderConfig, functions: LayerFunctions, dtype: Any, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return functions.norm_class(config.hidden_size, epsilon=config.rms_norm_eps, param_dtype=dtype, rngs=rngs)
 
 
 class Attention(nnx.Module):
@@ -125,6 +135,7 @@ class Attention(nnx.Module):
     def __init__(
         self, config: DecoderConfig, window: int | None, functions: LayerFunctions, dtype: Any, rngs: nnx.Rngs
     ) -> None:
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
         self.head_dim = config.head_dim
         self.window = window
         self.functions = functions
@@ -136,13 +147,19 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array, mask: jax.Array | None) -> jax.Array:
         """x: (batch, seq, hidden); cos, sin: (batch or 1, seq, head_dim); mask: (batch, 1, seq, seq), or None."""
-        heads = (*x.shape[:-1], -1, self.head_dim)
-        q, k, v = (projection(x).reshape(heads) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            projection(x).reshape(*x.shape[:-1], heads, self.head_dim)
+            for projection, heads in (
+                (self.q_proj, self.num_heads),
+                (self.k_proj, self.num_kv_heads),
+                (self.v_proj, self.num_kv_heads),
+            )
+        )
         q, k = self.functions.rope(q, k, cos, sin)
         # A window of w tokens holds the token itself and w - 1 before it.
         window = None if self.window is None else (self.window - 1, 0)
         y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, local_window_size=window)
-        return self.o_proj(y.reshape(*x.shape[:-1], -1))
+        return self.o_proj(y.reshape(*x.shape[:-1], self.num_heads * self.head_dim))
 
 
 class MLP(nnx.Module):
@@ -166,9 +183,9 @@ class DecoderLayer(nnx.Module):
     def __init__(
         self, config: DecoderConfig, window: int | None, functions: LayerFunctions, dtype: Any, rngs: nnx.Rngs
     ) -> None:
-        self.input_layernorm = _norm(config, dtype, rngs)
+        self.input_layernorm = _norm(config, functions, dtype, rngs)
         self.self_attn = Attention(config, window, functions, dtype, rngs)
-        self.post_attention_layernorm = _norm(config, dtype, rngs)
+        self.post_attention_layernorm = _norm(config, functions, dtype, rngs)
         self.mlp = MLP(config, functions, dtype, rngs)
 
 
@@ -214,7 +231,7 @@ class Decoder(nnx.Module):
         self.layers = nnx.List(
             [DecoderLayer(config, window, self.functions, dtype, rngs) for window in config.windows]
         )
-        self.norm = _norm(config, dtype, rngs)
+        self.norm = _norm(config, self.functions, dtype, rngs)
         if not config.tie_word_embeddings:
             self.lm_head = _linear(config, config.hidden_size, config.vocab_size, False, dtype, rngs)
 
@@ -255,6 +272,9 @@ class Decoder(nnx.Module):
 
         Returns:
             (batch, seq, vocab), in the parameters' dtype.
+
+        Raises:
+            ValueError: tokens that are not (batch, seq).
         """
         kernel, layout = self._head()
         return _project(self._hidden(tokens, positions, segments), kernel, layout)
@@ -277,7 +297,11 @@ class Decoder(nnx.Module):
 
         Returns:
             A float32 scalar; 0, with zero gradients, if no label counts.
+
+        Raises:
+            ValueError: tokens or labels that are not (batch, seq).
         """
+        _check_rank("labels", labels)
         # The labels move, not the hidden states: nothing large is copied, and the last token has no label.
         shifted = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE_INDEX)
         kernel, layout = self._head()
@@ -292,7 +316,11 @@ class Decoder(nnx.Module):
         self, tokens: jax.Array, positions: jax.Array | None, segments: jax.Array | None
     ) -> jax.Array:
         """The final, normalised hidden states (batch, seq, hidden)."""
+        _check_rank("tokens", tokens)
         x = self.embed_tokens(tokens)
+        if self.config.pad_token_id is not None:
+            padding = (tokens == self.config.pad_token_id)[..., None]
+            x = jnp.where(padding, jax.lax.stop_gradient(x), x)
         if positions is None:
             positions = jnp.arange(tokens.shape[1])[None]
         cos, sin = self._rotary_tables(positions, x.dtype)

@@ -64,6 +64,7 @@ class DecoderConfig:
         rms_norm_eps: added to the mean square.
         rope: the rotary embedding.
         tie_word_embeddings: whether the head is the embedding.
+        pad_token_id: the token whose embedding gets no gradient (as torch's padding_idx), or None.
         qkv_bias: whether the query, key and value projections have a bias.
         o_bias: whether the output projection of the attention has one.
         mlp_bias: whether the three projections of the MLP have one.
@@ -81,6 +82,7 @@ class DecoderConfig:
     rms_norm_eps: float = 1e-6
     rope: RopeConfig = RopeConfig()
     tie_word_embeddings: bool = False
+    pad_token_id: int | None = None
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
@@ -136,6 +138,7 @@ class DecoderConfig:
             rms_norm_eps=raw.get("rms_norm_eps", cls.rms_norm_eps),
             rope=_rope(raw),
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            pad_token_id=raw.get("pad_token_id"),
             qkv_bias=llama_bias or family == "qwen2",
             o_bias=llama_bias,
             mlp_bias=family == "llama" and bool(raw.get("mlp_bias")),

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM
 
-from liger_torch.hf.patch import apply_liger_kernel
+from liger_torch.hf.patch import Parts, apply_liger_kernel
 
 _ARGUMENTS = tuple(
     p.name for p in inspect.signature(apply_liger_kernel).parameters.values() if p.name != "model"
@@ -22,11 +22,11 @@ class AutoLigerKernelForCausalLM(AutoModelForCausalLM):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """A pretrained model, patched."""
+        """A pretrained model, patched; with `output_loading_info=True`, and what transformers says about loading."""
         options = _split(kwargs)
-        model = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        apply_liger_kernel(model, **options)
-        return model
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        apply_liger_kernel(loaded[0] if isinstance(loaded, tuple) else loaded, **options)
+        return loaded
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> Any:
@@ -38,5 +38,7 @@ class AutoLigerKernelForCausalLM(AutoModelForCausalLM):
 
 
 def _split(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Take out of `kwargs` what is meant for `apply_liger_kernel`."""
-    return {name: kwargs.pop(name) for name in _ARGUMENTS if name in kwargs}
+    """Take out of `kwargs` what is meant for `apply_liger_kernel`, and check it before a checkpoint is read."""
+    options = {name: kwargs.pop(name) for name in _ARGUMENTS if name in kwargs}
+    Parts(**{name: value for name, value in options.items() if name != "strict"})
+    return options

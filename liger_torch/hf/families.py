@@ -14,12 +14,13 @@ from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from liger_torch.hf.patch import Parts, apply_liger_kernel
-from liger_torch.hf.report import PatchReport
+from liger_torch.hf.report import PatchReport, warn_once
 
 
 class PendingPatch:
-    """Models of a class that are built from now on will be patched, until `remove` is called.
+    """Models of exactly this class that are built from now on will be patched, until `remove` is called.
 
+    Models of a subclass are not; a warning says so, once per subclass.
     Of several for one class the last one counts. Models that were patched stay patched.
     """
 
@@ -53,7 +54,13 @@ def _install(model_class: type[Any]) -> None:
     def post_init(self: Any) -> None:
         inherited(self)
         # A subclass's constructor goes on after that, and may still change what it has inherited.
-        if type(self) is model_class:
+        if type(self) is not model_class:
+            warn_once(
+                type(self),
+                f"{type(self).__name__}: a subclass of {model_class.__name__} is not patched when it is built; call "
+                "apply_liger_kernel on the model.",
+            )
+        else:
             apply_liger_kernel(self, **dataclasses.asdict(_pending[model_class][-1].parts))
 
     model_class.post_init = post_init
@@ -115,7 +122,8 @@ def family_function(family: str) -> FamilyFunction:
         swiglu: the elementwise part of gated MLPs with SiLU.
         cross_entropy: the loss, computed from the logits.
         fused_linear_cross_entropy: the loss, computed together with the output layer, without the logits.
-        model: the model. Without it, every {family} causal language model that is built from now on is patched.
+        model: the model. Without it, every {family} causal language model that is built from now on is
+            patched, but none of a subclass.
 
     Returns:
         The report; without a model, a `PendingPatch`, whose `remove()` ends it.

@@ -4,9 +4,11 @@ The output layer of a patched model returns, while a loss is wanted and logits a
 full of NaN, so that whatever else used it would be seen; and it keeps the hidden states. When the model's forward
 then asks for its loss, the output layer is called a second time with these hidden states and with the labels, and
 computes both in one. Because that is an ordinary call of the module, FSDP and ZeRO gather its weight around it.
+Other hooks on the output layer would run twice and see neither logits nor, the second time, anything they expect:
+with them the loss is not fused.
 
 Whether that is right for a model is found by running its own forward once, between a backbone and an output layer that
-return made-up values.
+return made-up values, and once more with the NaN in the place of the logits.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import dataclasses
 import functools
 import inspect
 import math
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -52,7 +56,10 @@ class Tail:
 class _Call:
     """One forward pass in which the loss is fused."""
 
-    def __init__(self, labels: torch.Tensor, shift_labels: torch.Tensor | None, ignore_index: int) -> None:
+    def __init__(
+        self, head: nn.Module, labels: torch.Tensor, shift_labels: torch.Tensor | None, ignore_index: int
+    ) -> None:
+        self.head = head
         self.labels, self.shift_labels, self.ignore_index = labels, shift_labels, ignore_index
         self.target = _target(labels, shift_labels, ignore_index)
         # Started before the model runs: the number of rows has reached the host by the time the loss needs it.
@@ -70,6 +77,19 @@ class _Call:
         if same and self.target.device == device:
             return self.target, self.rows
         return _target(labels, shift_labels, ignore_index).to(device), None
+
+
+class _Innermost(threading.local):
+    """The innermost patched model whose forward this thread is inside of, and its call; None where it is not fused.
+
+    Each forward puts the one around it back, so that a model may run inside another, or inside itself.
+    """
+
+    model: nn.Module | None = None
+    call: _Call | None = None
+
+
+_innermost = _Innermost()
 
 
 def _target(labels: torch.Tensor, shift_labels: torch.Tensor | None, ignore_index: int) -> torch.Tensor:
@@ -101,9 +121,9 @@ class HeadRecipe:
                 loss = liger_fused_linear_cross_entropy(rows, self.weight, bias=self.bias, **liger_loss)
                 assert isinstance(loss, torch.Tensor)
                 return loss
-            call = self.__dict__.get("_liger_call")
+            call = _innermost.call
             # Split over GPUs (tensor parallelism) the weight is still a DTensor here; the plain path handles it.
-            if call is None or isinstance(self.weight, DTensor):
+            if call is None or call.head is not self or isinstance(self.weight, DTensor):
                 return base.forward(self, input)
             call.hidden = input
             return input.new_full((*input.shape[:-1], 1), math.nan)
@@ -115,7 +135,9 @@ class HeadRecipe:
 class FusedLossRecipe:
     """A model whose loss is fused with its output layer where logits are not wanted.
 
-    They are wanted in evaluation and not in training, unless `skip_logits` says otherwise.
+    They are wanted in evaluation and not in training, unless `skip_logits` says otherwise. Where the loss cannot be
+    fused, `skip_logits=True` warns, once per model, and the logits come back: transformers' Trainer passes it in every
+    evaluation with `prediction_loss_only`, which must not fail for it.
     """
 
     tail: Tail
@@ -125,6 +147,14 @@ class FusedLossRecipe:
         tail = self.tail
         names = [p.name for p in probe.parameters_of(base.forward)]
         own_loss = base.loss_function
+
+        def run(self: Any, call: _Call | None, /, *args: Any, **kwargs: Any) -> Any:
+            outer = _innermost.model, _innermost.call
+            _innermost.model, _innermost.call = self, call
+            try:
+                return base.forward(self, *args, **kwargs)
+            finally:
+                _innermost.model, _innermost.call = outer
 
         @functools.wraps(base.forward)
         def forward(self: Any, *args: Any, skip_logits: bool | None = None, **kwargs: Any) -> Any:
@@ -137,20 +167,21 @@ class FusedLossRecipe:
                 )
             wanted = self.training if skip_logits is None else skip_logits
             head = _fused_head(self) if wanted and labels is not None else None
-            if labels is None or head is None or own_loss.fget(self) is not ForCausalLMLoss:
-                return base.forward(self, *args, **kwargs)
+            if head is not None and own_loss.fget(self) is not ForCausalLMLoss:
+                head = None
+                if skip_logits:
+                    _warn_of_logits(self, "its loss is not ForCausalLMLoss")
+            if labels is None or head is None:
+                return run(self, None, *args, **kwargs)
             return_dict = given.pop("return_dict", None)
             if return_dict is None:
                 return_dict = getattr(self.config, "return_dict", True)
-            call = _Call(labels, given.get("shift_labels"), given.get("ignore_index", IGNORE_INDEX))
-            head.__dict__["_liger_call"] = self.__dict__["_liger_call"] = call
-            try:
-                output = base.forward(self, **given, return_dict=True)
-            finally:
-                del head.__dict__["_liger_call"], self.__dict__["_liger_call"]
-            if (
-                call.hidden is None
-            ):  # the output layer has returned logits, and the loss was computed from them
+            call = _Call(head, labels, given.get("shift_labels"), given.get("ignore_index", IGNORE_INDEX))
+            output = run(self, call, **given, return_dict=True)
+            if call.hidden is None:
+                # The output layer has returned logits, and the loss was computed from them.
+                if skip_logits:
+                    _warn_of_logits(self, "its output layer is split over devices")
                 return output if return_dict else output.to_tuple()
             if call.losses != 1:
                 raise RuntimeError(
@@ -163,6 +194,7 @@ class FusedLossRecipe:
 
         def fused_loss(
             self: Any,
+            call: _Call,
             logits: torch.Tensor,
             labels: torch.Tensor,
             vocab_size: int | None = None,
@@ -171,7 +203,6 @@ class FusedLossRecipe:
             shift_labels: torch.Tensor | None = None,
             **kwargs: Any,
         ) -> torch.Tensor:
-            call = self.__dict__["_liger_call"]
             if call.hidden is None:
                 return own_loss.fget(self)(
                     logits=logits,
@@ -184,7 +215,7 @@ class FusedLossRecipe:
                 )
             call.losses += 1
             target, rows = call.targets(labels, shift_labels, ignore_index, call.hidden.device)
-            loss = self.get_output_embeddings()(
+            loss = call.head(
                 call.hidden,
                 liger_loss={
                     "target": target,
@@ -198,23 +229,52 @@ class FusedLossRecipe:
             return loss if num_items_in_batch is None else _per_item(loss, num_items_in_batch)
 
         def loss_function(self: Any) -> Any:
-            if "_liger_call" in self.__dict__:
-                return functools.partial(fused_loss, self)
+            call = _innermost.call
+            if call is not None and _innermost.model is self:
+                return functools.partial(fused_loss, self, call)
             return own_loss.fget(self)
 
         return {"forward": forward, "loss_function": property(loss_function, own_loss.fset)}
 
 
 def _fused_head(model: Any) -> Any:
-    """The output layer, looked up at every call: it may have been replaced or wrapped since."""
+    """The output layer, looked up at every call: it may have been replaced, wrapped or given hooks since."""
     head = model.get_output_embeddings()
-    if head is not None and recipe_of(head) == HeadRecipe():
-        return head
-    warn_once(
-        f"{type(model).__name__}: its output layer has been replaced since it was patched, and its loss is not fused; "
-        "call apply_liger_kernel again."
-    )
-    return None
+    if head is None or recipe_of(head) != HeadRecipe():
+        _warn_of_logits(
+            model, "its output layer has been replaced since it was patched; call apply_liger_kernel again"
+        )
+        return None
+    if head._forward_hooks or head._forward_pre_hooks:
+        reason = hooks_reason(head)
+        if reason:
+            _warn_of_logits(model, reason)
+            return None
+    return head
+
+
+def _warn_of_logits(model: Any, reason: str) -> None:
+    # The record, and not the model: nn.DataParallel's replicas are new at every call, and share it.
+    owner = model.__dict__.get("_liger_record", model)
+    warn_once(owner, f"{type(model).__name__}: its loss is not fused, logits are computed: {reason}.")
+
+
+_GATHERING = ("torch.distributed.", "deepspeed.", "accelerate.")
+"""Whose hooks are there for every call of a module, whatever it computes."""
+
+
+def hooks_reason(head: Any) -> str:
+    """Why the hooks on an output layer do not allow it to be called twice; empty where they do."""
+    hooks = (*head._forward_pre_hooks.values(), *head._forward_hooks.values())
+    foreign = [name for name in map(_hook_name, hooks) if not name.startswith(_GATHERING)]
+    return f"its output layer has forward hooks ({', '.join(foreign)})" if foreign else ""
+
+
+def _hook_name(hook: Callable[..., Any]) -> str:
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    named: Any = hook if hasattr(hook, "__name__") else type(hook)
+    return f"{named.__module__}.{named.__name__}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,12 +326,17 @@ def head_of(model: Any) -> nn.Module | None:
     return None if getter is None else getter()
 
 
+def has_own_loss(model: nn.Module) -> bool:
+    """Whether the model has a property `loss_function`, as those of transformers do."""
+    return isinstance(getattr(original_class(model), "loss_function", None), property)
+
+
 def own_loss_reason(model: Any) -> str:
     """Why the model's loss cannot be replaced; empty where it can."""
-    own = getattr(original_class(model), "loss_function", None)
-    if not isinstance(own, property):
+    if not has_own_loss(model):
         return "the model has no loss function of its own"
-    function = own.fget(model)  # type: ignore[misc]
+    cls: Any = original_class(model)
+    function = cls.loss_function.fget(model)
     if function is not ForCausalLMLoss:
         return f"its loss is {getattr(function, '__qualname__', function)}, not ForCausalLMLoss"
     return ""
@@ -293,7 +358,7 @@ def fusable(model: nn.Module) -> Tail | str:
         return "an instance attribute `forward` (a hook of another library) hides the class's"
     if not head.weight.is_floating_point():  # type: ignore[operator]
         return "its output layer is quantised"
-    return _tail(model, name)
+    return hooks_reason(head) or _tail(model, name)
 
 
 class _Hidden:
@@ -330,8 +395,7 @@ _BETWEEN = (-30.0, -3.0, -0.5, 0.0, 0.5, 1.0, 3.0, 30.0)
 
 
 def _tail(model: nn.Module, head_name: str) -> Tail | str:
-    """Run the model's forward, with logits from tiny to huge, and see what its loss gets."""
-    cls = original_class(model)
+    """Run the model's forward, with logits from tiny to huge, and see what its loss gets; then without logits."""
     labels = torch.tensor([[1, 2, 3, 4]])
     hidden = torch.zeros(1, labels.shape[1], 8, dtype=torch.float64)
     made_up = torch.tensor((_TINY, _HUGE, *_BETWEEN), dtype=torch.float64).repeat(1, labels.shape[1], 1)
@@ -341,24 +405,13 @@ def _tail(model: nn.Module, head_name: str) -> Tail | str:
         seen.append((logits, labels))
         return torch.zeros((), dtype=torch.float64)
 
-    namespace = {"__module__": cls.__module__, "loss_function": staticmethod(loss)}
-    metaclass: Any = type(cls)
-    clone: Any = cls.__new__(metaclass(cls.__name__, (cls,), namespace))
-    nn.Module.__init__(clone)
-    own = clone.__dict__.keys() | {"forward"}
-    clone.__dict__.update((name, value) for name, value in model.__dict__.items() if name not in own)
-    config = copy.copy(getattr(model, "config", None))
-    for name, _ in model.named_children():
-        clone.add_module(name, _Returns(made_up if name == head_name else _Hidden(hidden), config))
-    options = {"return_dict": True} if "return_dict" in inspect.signature(cls.forward).parameters else {}
+    head = _Returns(made_up, None)
     try:
-        clone.train()(input_ids=labels.clone(), labels=labels, **options)
+        _run_between(model, head_name, head, hidden, labels, loss)
     except Exception as error:  # the model's own code, fed with what it may not expect
         return f"its forward could not be probed: {type(error).__name__}: {error}"
-    if len(seen) != 1 or getattr(clone, head_name).calls != 1:
-        return (
-            f"its forward asks for {len(seen)} losses and {getattr(clone, head_name).calls} times for logits"
-        )
+    if len(seen) != 1 or head.calls != 1:
+        return f"its forward asks for {len(seen)} losses and {head.calls} times for logits"
     logits, passed = seen[0]
     if passed is not labels:
         return "its forward changes the labels"
@@ -374,5 +427,36 @@ def _tail(model: nn.Module, head_name: str) -> Tail | str:
         if tail.softcap is not None:
             expected = tail.softcap * torch.tanh(expected / tail.softcap)
         if torch.allclose(logits.double(), expected, rtol=1e-5, atol=0):
-            return tail
-    return "its forward changes the logits in a way that is neither a scale nor a softcap"
+            break
+    else:
+        return "its forward changes the logits in a way that is neither a scale nor a softcap"
+    stub = _Returns(made_up.new_full((*made_up.shape[:-1], 1), math.nan), None)
+    try:
+        output = _run_between(model, head_name, stub, hidden, labels, loss)
+        finite = math.isfinite(output["loss"] if isinstance(output, dict) else output[0])
+    except Exception:  # it has looked at the logits, and found something else
+        finite = False
+    return tail if finite else "its forward uses the logits beside the loss"
+
+
+def _run_between(
+    model: nn.Module,
+    head_name: str,
+    head: nn.Module,
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    loss: Callable[..., torch.Tensor],
+) -> Any:
+    """What the model's own forward returns between a backbone that returns `hidden`, `head`, and `loss`."""
+    cls = original_class(model)
+    namespace = {"__module__": cls.__module__, "loss_function": staticmethod(loss)}
+    metaclass: Any = type(cls)
+    clone: Any = cls.__new__(metaclass(cls.__name__, (cls,), namespace))
+    nn.Module.__init__(clone)
+    own = clone.__dict__.keys() | {"forward"}
+    clone.__dict__.update((name, value) for name, value in model.__dict__.items() if name not in own)
+    config = copy.copy(getattr(model, "config", None))
+    for name, _ in model.named_children():
+        clone.add_module(name, head if name == head_name else _Returns(_Hidden(hidden), config))
+    options = {"return_dict": True} if "return_dict" in inspect.signature(cls.forward).parameters else {}
+    return clone.train()(input_ids=labels.clone(), labels=labels, **options)

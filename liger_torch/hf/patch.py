@@ -32,7 +32,7 @@ class Parts:
             )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Record:
     """What a patched model holds; copied and saved with it."""
 
@@ -54,6 +54,13 @@ class _Plan:
                 self._rotations(model)
             if loss.has_head(model):
                 self._loss(model, parts)
+            elif parts.fused_linear_cross_entropy or parts.cross_entropy:
+                form = loss.FUSED if parts.fused_linear_cross_entropy else loss.ON_LOGITS
+                for module in filter(loss.has_own_loss, model.modules()):
+                    if loss.has_head(module):
+                        self._add(
+                            loss.KIND, module, Verdict(form, None, "inside a wrapper; pass the model itself")
+                        )
         entries = (Entry(k, name, count, form, why) for (k, name, form, why), count in self._entries.items())
         self.report = PatchReport(swap.original_class(model).__name__, tuple(entries))
 
@@ -130,10 +137,13 @@ def apply_liger_kernel(
     before it is sharded; `remove_liger_kernel` undoes it. Applied again, the new arguments replace the old ones.
 
     With a fused loss, `model(input_ids, labels=...)` returns `logits=None` in training and real logits in evaluation;
-    `skip_logits=True` or `False` in the call decides otherwise. The mean loss over no label is 0 (transformers: NaN).
+    `skip_logits=True` or `False` in the call decides otherwise; where the loss cannot be fused at a call (its output
+    layer has got hooks, say) True warns, once per model, and logits are computed. It does not raise, because
+    transformers' Trainer passes it in evaluation with `prediction_loss_only`. The mean loss over no label is 0
+    (transformers: NaN).
 
     Args:
-        model: the model.
+        model: the model itself; of a module that merely holds one, the loss is left alone.
         rope: rotate q and k in one kernel.
         rms_norm: RMSNorm modules.
         swiglu: the elementwise part of gated MLPs with SiLU.
@@ -142,7 +152,7 @@ def apply_liger_kernel(
         strict: raise if a part that is asked for is found but not recognised.
 
     Returns:
-        What was patched, what was left alone, and why. The latter is logged as a warning, once.
+        What was patched, what was left alone, and why. The latter is logged as a warning, once per model.
 
     Raises:
         TypeError: the model is not a module.
@@ -153,9 +163,9 @@ def apply_liger_kernel(
     if strict and (plan.report.left or not plan.report.patched):
         raise UnrecognisedModuleError(plan.report)
     for entry in plan.report.left:
-        warn_once(f"{plan.report.model}: {entry}")
+        warn_once(model, f"{plan.report.model}: {entry}")
     if not plan.report.entries:
-        warn_once(f"{plan.report.model}: nothing recognised, nothing patched")
+        warn_once(model, f"{plan.report.model}: nothing recognised, nothing patched")
     remove_liger_kernel(model)
     for module, recipe in plan.swaps:
         swap.swap(module, recipe)
@@ -205,6 +215,9 @@ def explain(
 
 def remove_liger_kernel(model: nn.Module) -> None:
     """Undo `apply_liger_kernel`; a model that was not patched stays as it is.
+
+    With gradient checkpointing, not between a forward and its backward pass: the recomputation would run the model's
+    own code, which may save other tensors than the kernels did.
 
     Raises:
         RuntimeError: the model was sharded after it was patched.

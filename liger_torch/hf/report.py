@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import weakref
 from collections import Counter
 
 _logger = logging.getLogger("liger_torch.hf")
-_said: set[str] = set()
+_said: weakref.WeakKeyDictionary[object, set[str]] = weakref.WeakKeyDictionary()
 
 
-def warn_once(message: str) -> None:
-    """Log a warning, the first time only."""
-    if message not in _said:
-        _said.add(message)
+def warn_once(owner: object, message: str) -> None:
+    """Log a warning, the first time only for this owner: a model, its record or a class."""
+    said = _said.setdefault(owner, set())
+    if message not in said:
+        said.add(message)
         _logger.warning(message)
 
 

@@ -40,10 +40,10 @@ class LigerCrossEntropyLoss(nn.Module):
         self.return_token_accuracy = return_token_accuracy
         self.return_predicted_tokens = return_predicted_tokens
 
-    def forward(self, _input: torch.Tensor, target: torch.Tensor) -> torch.Tensor | CrossEntropyOutput:
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor | CrossEntropyOutput:
         """Logits (..., vocab) and labels (...) to the loss."""
         return liger_cross_entropy(
-            _input,
+            input,
             target,
             weight=self.weight,
             ignore_index=self.ignore_index,
@@ -96,7 +96,7 @@ class LigerFusedLinearCrossEntropyLoss(nn.Module):
     def forward(
         self,
         lin_weight: torch.Tensor,
-        _input: torch.Tensor,
+        input: torch.Tensor,
         target: torch.Tensor,
         bias: torch.Tensor | None = None,
         *,
@@ -105,7 +105,7 @@ class LigerFusedLinearCrossEntropyLoss(nn.Module):
     ) -> torch.Tensor | CrossEntropyOutput:
         """Weight (vocab, hidden), input (..., hidden), labels (...) and bias (vocab,) to the loss."""
         return liger_fused_linear_cross_entropy(
-            _input,
+            input,
             lin_weight,
             target,
             bias=bias,

@@ -193,7 +193,11 @@ def test_float64_is_left_to_xla() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: liger_jax.rms_norm(jnp.ones((2, 8)), jnp.ones(7)), ValueError, r"weight has shape \(7,\)"),
+        (
+            lambda: liger_jax.rms_norm(jnp.ones((2, 8)), jnp.ones(7)),
+            ValueError,
+            r"rms_norm: scale has shape \(7,\)",
+        ),
         (lambda: liger_jax.rms_norm(jnp.ones((2, 8), jnp.int32)), TypeError, "x has dtype int32"),
         (lambda: liger_jax.rms_norm(jnp.ones((2, 8)), casting="bf16"), ValueError, "casting is 'bf16'"),
         (
@@ -229,14 +233,54 @@ def test_float64_is_left_to_xla() -> None:
                 jnp.ones((2, 8)), jnp.zeros(2, jnp.int32), where=jnp.ones(3, bool)
             ),
             ValueError,
-            r"where is bool\[3\]",
+            r"^cross_entropy: where is bool\[3\]",
         ),
         (
             lambda: liger_jax.linear_softmax_cross_entropy(
                 jnp.ones((2, 8)), jnp.ones((9, 8)), jnp.zeros(2, jnp.int32)
             ),
             ValueError,
-            r"weight has shape \(9, 8\)",
+            r"kernel has shape \(9, 8\)",
+        ),
+        (
+            lambda: liger_jax.linear_softmax_cross_entropy(
+                jnp.ones((2, 8)), jnp.ones((8, 9), jnp.bfloat16), jnp.zeros(2, jnp.int32)
+            ),
+            TypeError,
+            "kernel has dtype bfloat16 but x has float32",
+        ),
+        (
+            lambda: liger_jax.linear_softmax_cross_entropy(
+                jnp.ones((2, 8)), jnp.ones((8, 9)), jnp.zeros(2, jnp.int32), kernel_layout="VH"
+            ),
+            ValueError,
+            "linear_cross_entropy: kernel_layout is 'VH'",
+        ),
+        (
+            lambda: liger_jax.linear_softmax_cross_entropy(
+                jnp.ones((2, 8)), jnp.ones((8, 9)), jnp.zeros(2, jnp.int32), class_weights=jnp.ones(8)
+            ),
+            ValueError,
+            r"linear_cross_entropy: class_weights has shape \(8,\); expected \(9,\)",
+        ),
+        (
+            lambda: liger_jax.softmax_cross_entropy_with_integer_labels(
+                jnp.ones((2, 8)), jnp.zeros(2, jnp.int32), class_weights=jnp.ones(7)
+            ),
+            ValueError,
+            r"cross_entropy: class_weights has shape \(7,\); expected \(8,\) \(one weight per class\)",
+        ),
+        (
+            lambda: liger_jax.softmax_cross_entropy_with_integer_labels(
+                jnp.ones((2, 8)), jnp.zeros(2, jnp.int32), z_loss=-1.0
+            ),
+            ValueError,
+            "cross_entropy: z_loss is -1.0",
+        ),
+        (
+            lambda: liger_jax.softmax_cross_entropy_with_integer_labels(jnp.ones(8), jnp.zeros(1, jnp.int32)),
+            ValueError,
+            r"cross_entropy: labels has shape \(1,\); expected \(\)",
         ),
     ],
 )
@@ -251,3 +295,29 @@ def test_a_table_that_is_differentiated_is_refused() -> None:
         loss = lambda cos: jnp.sum(liger_jax.apply_rope(q, k, cos, sin, implementation=implementation)[0])  # noqa: B023, E731
         with pytest.raises(ValueError, match=r"cos is differentiated.*stop_gradient\(cos\)"):
             jax.grad(loss)(cos)
+
+
+@pytest.mark.parametrize("implementation", ["triton", "xla"])
+def test_class_weights_that_are_differentiated_are_refused(implementation: str) -> None:
+    x, kernel, labels = CASES[-1].make(np.random.default_rng(0), jnp.float32)
+    losses: tuple[Any, ...] = (
+        functools.partial(liger_jax.softmax_cross_entropy_with_integer_labels, x @ kernel, labels),
+        functools.partial(liger_jax.linear_softmax_cross_entropy, x, kernel, labels),
+    )
+    for loss in losses:
+        with pytest.raises(
+            ValueError, match=r"class_weights is differentiated.*stop_gradient\(class_weights\)"
+        ):
+            jax.grad(lambda w: loss(class_weights=w, implementation=implementation).sum())(jnp.ones(70))  # noqa: B023
+
+
+def test_one_token_without_an_axis() -> None:
+    jax_cases.check_one_token(close)
+
+
+@cases
+def test_without_jit(case: Case) -> None:
+    arguments, cotangent = inputs(case)
+    with jax.disable_jit():
+        ours = jax_cases.gradients(case.ours, case, arguments, cotangent)
+    close(ours, jax_cases.gradients(case.plain, case, arguments, cotangent))

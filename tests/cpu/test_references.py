@@ -84,6 +84,14 @@ def test_swiglu_is_torchs() -> None:
     same(f.liger_swiglu(packed), F.silu(packed[..., :16]) * packed[..., 16:], packed)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_swiglu_of_large_gates_has_finite_gradients(dtype: torch.dtype) -> None:
+    a = torch.tensor([-200.0, -100.0, -88.0, 88.0, 200.0], dtype=dtype, requires_grad=True)
+    (g,) = torch.autograd.grad(f.liger_swiglu(a, torch.ones_like(a)).sum(), a)
+    (plain,) = torch.autograd.grad(F.silu(a).sum(), a)
+    torch.testing.assert_close(g, plain)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weighted", [False, True])

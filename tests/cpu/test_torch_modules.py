@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -64,6 +65,36 @@ def test_compiles_whole_on_a_cpu() -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_compiled_calls_refuse_what_eager_ones_refuse() -> None:
+    x, labels = torch.randn(4, 8), torch.tensor([1, 2, 3, 4])
+    for call in (
+        lambda: f.liger_cross_entropy(x, labels, reduction="avg"),
+        lambda: f.liger_rms_norm(x, x[0, :1]),
+        lambda: f.liger_fused_add_rms_norm(x, x[:1], None),
+    ):
+        with pytest.raises(Exception, match=r"reduction is 'avg'|weight has shape|residual has shape"):
+            torch.compile(call, fullgraph=True, backend="eager")()
+
+
+def test_another_number_of_tokens_does_not_compile_again() -> None:
+    """The first length is compiled as it is, the second for any; no third time."""
+    head, norm = torch.randn(9, 8), torch.randn(8)
+
+    def step(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        hidden, _ = f.liger_fused_add_rms_norm(f.liger_rms_norm(x, norm), f.liger_swiglu(x, x), norm)
+        return f.liger_fused_linear_cross_entropy(hidden, head, labels) + f.liger_cross_entropy(
+            hidden, labels % 8
+        )
+
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(step, fullgraph=True, backend=counter)
+    for n in (5, 6, 7, 11, 12, 30):
+        x, labels = torch.randn(n, 8), torch.arange(n) % 9
+        torch.testing.assert_close(compiled(x, labels), step(x, labels))
+    assert counter.frame_count <= 2
+
+
 def test_weight_gradient_buffer_on_a_cpu() -> None:
     x, head = torch.randn(6, 8, requires_grad=True), torch.randn(9, 8, requires_grad=True)
     labels = torch.tensor([1, -100, 3, 0, 7, 7])
@@ -73,6 +104,11 @@ def test_weight_gradient_buffer_on_a_cpu() -> None:
     assert nothing is None
     expected = torch.autograd.grad(F.cross_entropy(x @ head.T, labels), head)[0]
     torch.testing.assert_close(buffer - 1, expected)
+    for wrong in (torch.zeros(9, 1), torch.zeros(8)):
+        with pytest.raises(ValueError, match="weight_grad has shape"):
+            f.liger_fused_linear_cross_entropy(x, head, labels, weight_grad=wrong)
+    with pytest.raises(TypeError, match="weight_grad has dtype int32"):
+        f.liger_fused_linear_cross_entropy(x, head, labels, weight_grad=buffer.int())
 
 
 class PeakMemory(TorchDispatchMode):
@@ -119,6 +155,7 @@ def test_peak_memory_of_the_fused_loss() -> None:
     assert 1.05 < default < 1.7
     buffer = torch.empty(shape[2], shape[1], dtype=torch.bfloat16, device="meta")
     assert 0.5 < peak_of_a_step(*shape, weight_grad=buffer) < 0.7
+    assert peak_of_a_step(*shape, chunk_bytes=64_000_000, accum_dtype=torch.bfloat16) < 1.25
     naive = 8192 * 128_256 * 2 / 1e9
     assert default < naive  # less than the logits alone
 

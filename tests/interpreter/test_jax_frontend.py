@@ -12,6 +12,8 @@ import pytest
 from jax_cases import CASES, Case
 
 import liger_jax
+from liger.device import DEFAULT
+from liger_triton import linear_cross_entropy
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -135,3 +137,115 @@ def test_extras_of_the_losses() -> None:
     equal(results.z_loss, jnp.where(valid, 0.1 * lse**2, 0), 1e-6)
     plain = jax_cases.plain_cross_entropy(logits, labels)
     equal(results.loss, jnp.where(valid, plain + 0.1 * lse**2, 0), 1e-6)
+
+
+ALL_RESULTS: dict[str, Any] = {"return_z_loss": True, "return_accuracy": True, "return_predicted": True}
+options = pytest.mark.parametrize("name", jax_cases.LOSS_OPTIONS)
+
+
+def compare_loss(ours: Any, plain: Any, arguments: tuple[Any, ...], reduction: str) -> None:
+    """Results, and the gradients of everything that is differentiable, for cotangents of the loss and the z-loss."""
+    # Of one sign, so that the sums over the tokens do not cancel and the tolerance can be relative.
+    cotangents = (
+        (1.5, 0.5) if reduction != "none" else (jnp.linspace(1.0, 2.0, 10), jnp.linspace(0.5, 1.0, 10))
+    )
+
+    def loss(function: Any, *arguments: Any) -> Any:
+        results = function(*arguments)
+        total = sum(jnp.sum(g * r.ravel()) for g, r in zip(cotangents, results[:2], strict=True))
+        return total, results
+
+    def both(function: Any) -> Any:
+        every = tuple(range(len(arguments)))
+        return jax.value_and_grad(lambda *a: loss(function, *a), every, has_aux=True)(*arguments)
+
+    (_, expected), expected_gradients = both(plain)
+    for implementation in ("triton", "xla"):
+        (_, results), gradients = both(lambda *a: ours(*a, implementation=implementation))  # noqa: B023
+        equal((results, gradients), (expected, expected_gradients), 2e-6)
+
+
+@options
+def test_options_of_cross_entropy(name: str) -> None:
+    rng = np.random.default_rng(8)
+    logits, labels = jax_cases.normal(rng, (2, 5, 37), jnp.float32, 2.0), jax_cases.labels(rng, (2, 5), 37)
+    chosen = jax_cases.loss_options(name, rng, (2, 5), 37)
+    compare_loss(
+        lambda logits, implementation: liger_jax.softmax_cross_entropy_with_integer_labels(
+            logits, labels, **chosen, **ALL_RESULTS, implementation=implementation
+        ),
+        lambda logits: jax_cases.plain_loss(logits, labels, **chosen),
+        (logits,),
+        chosen.get("reduction", "none"),
+    )
+
+
+@options
+@pytest.mark.parametrize("layout", ["hv", "vh"])
+def test_options_of_linear_cross_entropy(name: str, layout: str) -> None:
+    rng = np.random.default_rng(9)
+    x, labels = jax_cases.normal(rng, (2, 5, 24), jnp.float32), jax_cases.labels(rng, (2, 5), 37)
+    kernel, bias = (
+        jax_cases.normal(rng, (24, 37), jnp.float32, 0.3),
+        jax_cases.normal(rng, (37,), jnp.float32),
+    )
+    chosen = jax_cases.loss_options(name, rng, (2, 5), 37)
+    chunk_bytes = 3 * 37 * 4
+    assert linear_cross_entropy.plan(10, 24, 37, "float32", True, None, chunk_bytes, DEFAULT).n_chunks == 4
+
+    def ours(x: Any, kernel: Any, bias: Any, implementation: str) -> Any:
+        return liger_jax.linear_softmax_cross_entropy(
+            x,
+            kernel if layout == "hv" else kernel.T,
+            labels,
+            bias=bias,
+            kernel_layout=layout,
+            chunk_bytes=chunk_bytes,
+            **chosen,
+            **ALL_RESULTS,
+            implementation=implementation,
+        )
+
+    compare_loss(
+        ours,
+        lambda x, kernel, bias: jax_cases.plain_loss(x @ kernel + bias, labels, **chosen),
+        (x, kernel, bias),
+        chosen.get("reduction", "none"),
+    )
+
+
+def test_accum_dtype_is_that_of_the_sum_over_chunks() -> None:
+    rng = np.random.default_rng(10)
+    x, labels = jax_cases.normal(rng, (48, 16), jnp.bfloat16), jnp.asarray(rng.integers(0, 40, 48), jnp.int32)
+    kernel = jax_cases.normal(rng, (16, 40), jnp.bfloat16, 0.3)
+    wide = (a.astype(jnp.float32) for a in (x, kernel))
+    exact = jax.grad(jax_cases.plain_linear, 1)(*wide, labels)
+
+    def error(accum_dtype: Any) -> float:
+        gradient = jax.grad(
+            lambda kernel: liger_jax.linear_softmax_cross_entropy(
+                x,
+                kernel,
+                labels,
+                reduction="mean",
+                accum_dtype=accum_dtype,
+                chunk_bytes=4 * 40 * 2,
+                implementation="triton",
+            )
+        )(kernel)
+        assert gradient.dtype == jnp.bfloat16
+        return jax_cases.root_mean_square(np.asarray(gradient, np.float32) - exact)
+
+    assert error(jnp.float32) < 0.7 * error("bfloat16")
+
+
+def test_one_token_without_an_axis() -> None:
+    jax_cases.check_one_token(equal)
+
+
+def test_without_jit() -> None:
+    x, scale = CASES[0].make(np.random.default_rng(11), jnp.float32)
+    both = jax.value_and_grad(lambda *a: jnp.sum(liger_jax.rms_norm(*a) ** 2), (0, 1))
+    expected = both(x, scale)
+    with jax.disable_jit():
+        equal(both(x, scale), expected, 1e-6)

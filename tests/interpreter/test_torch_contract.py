@@ -121,6 +121,55 @@ def test_error_is_no_larger_than_the_frameworks(name: str, dtype: torch.dtype) -
         assert error(mine, truth) <= 1.02 * error(other, truth) + floor
 
 
+@pytest.mark.parametrize(("margin", "shift"), [(12.0, 0.0), (12.0, 100.0), (20.0, -100.0)])
+def test_confident_predictions_keep_their_digits(margin: float, shift: float) -> None:
+    """Where the label has nearly all of the probability the loss is a small difference of large numbers."""
+    labels = LABELS.clamp(min=0)
+    x = draw(48, 1000, dtype=torch.float32, seed=0).detach() * 0.1 + shift
+    x[torch.arange(48), labels] += margin
+    x.requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    truth = F.cross_entropy(wide, labels)
+    (exact,) = torch.autograd.grad(truth, wide)
+    plain = F.cross_entropy(x, labels)
+    theirs = error(torch.autograd.grad(plain, x)[0], exact)
+    ours = f.liger_cross_entropy(x, labels)
+    assert error(ours, truth) <= 1.5 * error(plain, truth) + 2e-6
+    assert error(torch.autograd.grad(ours, x)[0], exact) <= 1.5 * theirs + 1e-6
+    # The same logits as a product with the identity, the gradient taken in the forward pass.
+    rows, head = torch.eye(48, requires_grad=True), x.detach().t().contiguous()
+    fused = f.liger_fused_linear_cross_entropy(rows, head, labels)
+    assert error(fused, truth) <= 1.5 * error(plain, truth) + 2e-6
+    truth_rows = exact @ head.double()
+    theirs = error(torch.autograd.grad(F.cross_entropy(F.linear(rows, head), labels), rows)[0], truth_rows)
+    assert error(torch.autograd.grad(fused, rows)[0], truth_rows) <= 1.5 * theirs + 1e-6
+
+
+@pytest.mark.parametrize("softcap", [1.0, 30.0, 1000.0])
+def test_softcap_keeps_its_digits(softcap: float) -> None:
+    x = draw(48, 1000, dtype=torch.float32, seed=0)
+    labels = LABELS.clamp(min=0)
+    wide = x.detach().double().requires_grad_()
+    truth = F.cross_entropy(softcap * torch.tanh(wide / softcap), labels)
+    loss = f.liger_cross_entropy(x, labels, softcap=softcap)
+    plain = F.cross_entropy(softcap * torch.tanh(x / softcap), labels)
+    exact = torch.autograd.grad(truth, wide)[0]
+    theirs = error(torch.autograd.grad(plain, x)[0], exact)
+    assert error(torch.autograd.grad(loss, x)[0], exact) <= 1.5 * theirs + 1e-7
+
+
+def test_float16_with_a_loss_scale() -> None:
+    """The gradients of a mean's logits are too small for float16 until the loss scale is in them."""
+    x, w = draw(512, 64, dtype=torch.float16, seed=0), draw(2000, 64, dtype=torch.float16, seed=1, scale=0.2)
+    labels = torch.arange(512) * 3
+    wide = [t.detach().double().requires_grad_() for t in (x, w)]
+    exact = torch.autograd.grad(F.cross_entropy(F.linear(*wide), labels) * 65_536, wide)
+    theirs = torch.autograd.grad(F.cross_entropy(F.linear(x, w).float(), labels) * 65_536, (x, w))
+    ours = torch.autograd.grad(f.liger_fused_linear_cross_entropy(x, w, labels) * 65_536, (x, w))
+    for mine, other, truth in zip(ours, theirs, exact, strict=True):
+        assert error(mine, truth) <= 1.02 * error(other, truth)
+
+
 # ------------------------------------------------------------------------------------------------ autograd
 
 
@@ -237,6 +286,18 @@ def test_weight_gradient_goes_into_a_given_buffer(buffer_dtype: torch.dtype) -> 
     assert error(buffer.double() - 1, exact[1]) < 0.02
 
 
+def test_buffer_in_bfloat16_is_rounded_a_few_times_only() -> None:
+    x, w = draw(640, 24, dtype=torch.bfloat16, seed=0), draw(50, 24, dtype=torch.bfloat16, seed=1)
+    y = torch.arange(640) % 50
+    buffer = torch.zeros(50, 24, dtype=torch.bfloat16)
+    f.liger_fused_linear_cross_entropy(x, w, y, weight_grad=buffer, chunk_bytes=1000).backward()
+    exact = torch.autograd.grad(F.cross_entropy(F.linear(x.double(), w.double()), y), w)[0]
+    one = torch.autograd.grad(f.liger_fused_linear_cross_entropy(x, w, y, chunk_bytes=10**6), w)[0]
+    assert error(buffer, exact) <= 2 * error(one, exact)
+    with pytest.raises(ValueError, match=r"accum_dtype is 'float32' beside weight_grad"):
+        f.liger_fused_linear_cross_entropy(x, w, y, weight_grad=buffer, accum_dtype=torch.float32)
+
+
 def test_ignored_rows_are_left_out_of_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = draw(40, 24, dtype=torch.float32, seed=0), draw(50, 24, dtype=torch.float32, seed=1)
     y = torch.where(torch.arange(40) % 2 == 0, torch.arange(40), -100)
@@ -267,6 +328,8 @@ def test_ignored_rows_are_left_out_of_the_products(monkeypatch: pytest.MonkeyPat
     rows.clear()
     f.liger_fused_linear_cross_entropy(x.detach(), w.detach(), y, valid_rows=handle)
     assert rows == [20]  # forward only: one product, no gradient
+    with pytest.raises(ValueError, match="made for ignore_index -100, the loss has -1"):
+        f.liger_fused_linear_cross_entropy(x, w, y.clamp(min=-1), ignore_index=-1, valid_rows=handle)
     with pytest.raises(ValueError, match="valid_rows was made for 40 labels, target has 39"):
         f.liger_fused_linear_cross_entropy(x[:39], w, y[:39], valid_rows=handle)
 
@@ -374,6 +437,38 @@ def test_autocast_casts_the_fused_loss_like_a_linear_layer() -> None:
     assert loss.dtype == dx.dtype == dw.dtype == torch.float32
     half = f.liger_fused_linear_cross_entropy(x.bfloat16(), w.bfloat16(), y)
     assert torch.equal(loss, half)
+
+
+def test_autocast_in_the_backward_pass_changes_nothing() -> None:
+    x, w = draw(6, 24, dtype=torch.float32, seed=0), draw(50, 24, dtype=torch.float32, seed=1)
+    y = LABELS[:6] % 50
+    loss = f.liger_fused_linear_cross_entropy(x, w, y, reduction="none").sum()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        dw = torch.autograd.grad(loss, w)[0]
+    assert error(dw, torch.autograd.grad(F.cross_entropy(F.linear(x, w), y, reduction="sum"), w)[0]) < 1e-6
+
+
+def test_autocast_promotes_streams_of_different_dtypes() -> None:
+    x = draw(5, 16, dtype=torch.float32, seed=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, s = f.liger_fused_add_rms_norm(x.bfloat16(), x, None)
+        assert y.dtype == s.dtype == f.liger_swiglu(x.bfloat16(), x).dtype == torch.float32
+    with pytest.raises(TypeError, match="residual has dtype float32 but x has bfloat16"):
+        f.liger_fused_add_rms_norm(x.bfloat16(), x, None)
+
+
+def test_last_tokens_of_batches_compile_one_kernel() -> None:
+    """Their row stride is the sequence's length; it must not become a constant of the kernel."""
+    from liger_torch.backend import backend_for
+
+    backend = backend_for(torch.device("cpu"))
+    strides = {
+        backend.strides(backend.matrix(torch.zeros(batch, seq, 16)[:, -1]))[0]
+        for seq in (20, 30, 50)
+        for batch in (1, 3)
+    }
+    assert strides == {16}
+    assert backend.strides(backend.matrix(torch.zeros(4, 48)[:, :16]))[0] == 48  # a packed projection stays
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from liger_jax.nnx import checkpoint
+from liger_jax.nnx import apply_liger_kernel, checkpoint
 from liger_jax.nnx.decoder import Decoder
 from liger_jax.nnx.decoder_config import DecoderConfig
 
@@ -272,6 +273,46 @@ def test_random_weights_are_trainable() -> None:
     assert float(model.loss(tokens, tokens)) == pytest.approx(np.log(VOCAB), rel=0.5)
     with pytest.raises(ValueError, match="liger, plain"):
         Decoder(config, layers="other", rngs=nnx.Rngs(0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layers", ["liger", "plain"])
+def test_empty_batch(layers: Any) -> None:
+    model = Decoder(DecoderConfig.from_hf(LlamaConfig(**SHAPES)), layers=layers, rngs=nnx.Rngs(0))
+    tokens = np.zeros((0, 10), np.int32)
+    assert model(tokens).shape == (0, 10, VOCAB)
+    loss, gradients = loss_and_gradients(model, tokens, tokens)
+    assert float(loss) == 0.0
+    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradients))
+
+
+def test_tokens_of_another_rank() -> None:
+    model = Decoder(DecoderConfig.from_hf(LlamaConfig(**SHAPES)), rngs=nnx.Rngs(0))
+    tokens = np.zeros(10, np.int32)
+    with pytest.raises(ValueError, match=r"tokens has shape \(10,\); expected \(batch, seq\)"):
+        model(tokens)
+    with pytest.raises(ValueError, match=r"labels has shape \(10,\); expected \(batch, seq\)"):
+        model.loss(tokens[None], tokens)
+
+
+def test_conversion_counts_what_changes() -> None:
+    config = DecoderConfig.from_hf(LlamaConfig(**SHAPES))
+    tokens = np.arange(10)[None]
+    plain = Decoder(config, layers="plain", rngs=nnx.Rngs(0))
+    before = plain(tokens)
+    assert apply_liger_kernel(plain) == 2 * config.num_layers + 1
+    program = str(jax.make_jaxpr(plain)(tokens))
+    assert program.count("liger_forward") == 2 * config.num_layers + 1
+    np.testing.assert_allclose(plain(tokens), before, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="no module that could be replaced"):
+        apply_liger_kernel(Decoder(config, layers="liger", rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("layers", ["liger", "plain"])
+def test_pickle(layers: Any) -> None:
+    model = Decoder(DecoderConfig.from_hf(LlamaConfig(**SHAPES)), layers=layers, rngs=nnx.Rngs(0))
+    copy = nnx.merge(*pickle.loads(pickle.dumps(nnx.split(model))))
+    tokens = np.arange(10)[None]
+    np.testing.assert_array_equal(copy(tokens), model(tokens))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import inspect
 import io
 import logging
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +305,162 @@ def test_new_head_falls_back(caplog: pytest.LogCaptureFixture) -> None:
     assert patched(**batch()).logits is None
 
 
+def double_input(_: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    return (2 * args[0],)
+
+
+def shift_output(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
+    return output + torch.arange(output.shape[-1])
+
+
+HOOKS = [("register_forward_pre_hook", double_input), ("register_forward_hook", shift_output)]
+
+
+@pytest.mark.parametrize(("register", "hook"), HOOKS, ids=["pre", "post"])
+def test_hooks_on_the_head_fall_back(
+    register: str, hook: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain, patched = pair()
+    without = step(plain, **batch())
+    handles = [getattr(model.lm_head, register)(hook) for model in (plain, patched)]
+    expected = step(plain, **batch())
+    assert abs(expected[0] - without[0]) > 1e-3, "the hook made no difference"
+    with caplog.at_level(logging.WARNING):
+        assert_same_step(step(patched, **batch()), expected)
+        assert patched(**batch(), skip_logits=True).logits is not None
+    assert caplog.text.count(f"forward hooks ({__name__}.{hook.__name__})") == 1
+    (left,) = explain(patched).left
+    assert hook.__name__ in left.reason
+    with pytest.raises(UnrecognisedModuleError, match="forward hooks"):
+        apply_liger_kernel(patched, strict=True)
+    for handle in handles:
+        handle.remove()
+    assert patched(**batch()).logits is None
+    assert_same_step(step(patched, **batch()), without)
+
+
+def test_hooks_that_gather_the_head_do_not_matter() -> None:
+    plain, patched = pair()
+    seen: list[int] = []
+
+    def gather(module: nn.Module, args: Any) -> None:
+        seen.append(1)
+
+    gather.__module__ = "torch.distributed.fsdp._some_file"
+    patched.lm_head.register_forward_pre_hook(functools.partial(gather))
+    assert not explain(patched).left
+    with counted_ops() as calls:
+        assert_same_step(step(patched, **batch()), step(plain, **batch()))
+    assert calls["linear_cross_entropy"] == 1
+    assert len(seen) == 2
+
+
+def test_two_threads_in_one_model() -> None:
+    _, patched = pair()
+    inputs = [batch(seed=seed) for seed in (1, 2)]
+    expected = [patched(**each).loss.item() for each in inputs]
+    assert abs(expected[0] - expected[1]) > 1e-3
+    # Both are inside of the model, each with its labels, before either of them reaches the output layer.
+    both = threading.Barrier(2, timeout=60)
+
+    def wait(*_: Any) -> None:
+        both.wait()
+
+    patched.model.register_forward_hook(wait)
+    losses: list[list[float]] = [[], []]
+
+    def run(index: int) -> None:
+        try:
+            losses[index] += [patched(**inputs[index]).loss.item() for _ in range(20)]
+        finally:
+            if len(losses[index]) < 20:
+                both.abort()
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(found) for found in losses] == [20, 20]
+    for found, wanted in zip(losses, expected, strict=True):
+        assert found == pytest.approx([wanted] * 20, abs=1e-6)
+
+
+@pytest.mark.parametrize("labels", [True, False], ids=["fused", "plain"])
+def test_a_forward_inside_a_forward(labels: bool) -> None:
+    plain, patched = pair()
+    inner = batch(seed=2)
+    if not labels:
+        del inner["labels"]
+    outputs: list[Any] = []
+
+    def again(*_: Any) -> None:
+        if not outputs:
+            outputs.append(None)
+            outputs[0] = patched(**inner)
+
+    patched.model.register_forward_hook(again)
+    assert_same_step(step(patched, **batch()), step(plain, **batch()))
+    if labels:
+        torch.testing.assert_close(outputs[0].loss, plain(**inner).loss, rtol=0, atol=1e-6)
+    else:
+        torch.testing.assert_close(outputs[0].logits, plain(**inner).logits)
+
+
+class WithZLoss(LlamaForCausalLM):
+    """Uses the logits beside the loss."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.loss = output.loss + 1e-2 * output.logits.logsumexp(-1).pow(2).mean()
+        return output
+
+
+def test_logits_beside_the_loss() -> None:
+    plain, patched = WithZLoss(tiny().config).train(), WithZLoss(tiny().config).train()
+    patched.load_state_dict(plain.state_dict())
+    report = apply_liger_kernel(patched)
+    assert [(entry.kind, entry.reason) for entry in report.left] == [
+        ("loss", "its forward uses the logits beside the loss")
+    ]
+    assert_same_step(step(patched, **batch()), step(plain, **batch()))
+
+
+def test_skip_logits_that_cannot_be_honoured_warns_once(caplog: pytest.LogCaptureFixture) -> None:
+    _, patched = pair()
+    patched.loss_function = lambda logits, labels, vocab_size, **kwargs: logits.sum() * 0 + 3
+    with caplog.at_level(logging.WARNING):
+        patched(**batch())
+        assert not caplog.text
+        for _ in range(2):
+            assert patched(**batch(), skip_logits=True).logits is not None
+    assert caplog.text.count("logits are computed: its loss is not ForCausalLMLoss") == 1
+
+
+def test_every_model_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    models = [tiny(hidden_act="gelu") for _ in range(2)]
+    with caplog.at_level(logging.WARNING):
+        for model in models:
+            apply_liger_kernel(model)
+            apply_liger_kernel(model)
+            model.set_output_embeddings(nn.Linear(64, VOCAB, bias=False))
+            model(**batch()), model(**batch())
+    assert caplog.text.count("LlamaMLP x2 left alone") == 2
+    assert caplog.text.count("output layer has been replaced") == 2
+
+
+def test_a_wrapped_model_keeps_its_loss() -> None:
+    model = tiny()
+    wrapper = nn.Sequential(model)
+    (left,) = explain(wrapper).left
+    assert (left.kind, left.name) == ("loss", "LlamaForCausalLM")
+    with pytest.raises(UnrecognisedModuleError, match="pass the model itself"):
+        apply_liger_kernel(wrapper, strict=True)
+    assert not explain(wrapper, fused_linear_cross_entropy=False).left
+    apply_liger_kernel(wrapper)
+    assert model(**batch()).logits is not None
+
+
 def test_an_error_in_forward_leaves_the_model_usable() -> None:
     plain, patched = pair()
     inputs = batch()
@@ -463,11 +621,28 @@ def test_auto_class(tmp_path: Path) -> None:
     with counted_ops() as calls:
         assert_same_step(step(model, **batch()), step(plain, **batch()))
     assert calls == {"rms_norm": 5, "swiglu": 2, "linear_cross_entropy": 1}
+    model, info = AutoLigerKernelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert model.train()(**batch()).logits is None
     fresh = AutoLigerKernelForCausalLM.from_config(plain.config)
     assert fresh.train()(**batch()).logits is None
 
 
+def test_auto_class_checks_its_options_first() -> None:
+    with pytest.raises(ValueError, match="cross_entropy and fused_linear_cross_entropy"):
+        AutoLigerKernelForCausalLM.from_pretrained("/there is no such file", cross_entropy=True)
+
+
 # ---- before instantiation
+
+
+def test_a_subclass_is_not_patched_when_built(caplog: pytest.LogCaptureFixture) -> None:
+    pending = apply_liger_kernel_to_llama()
+    with caplog.at_level(logging.WARNING):
+        models = [WithZLoss(tiny().config) for _ in range(2)]
+    pending.remove()
+    assert all(type(model) is WithZLoss for model in models)
+    assert caplog.text.count("WithZLoss: a subclass of LlamaForCausalLM is not patched") == 1
 
 
 def test_before_instantiation(tmp_path: Path) -> None:
