@@ -17,9 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from liger.launch import Spec
 from liger.op import Needs, Op, Operand
-from liger_torch.backend import INTERPRET, NAMES, backend_for
-
-Tensors = tuple[torch.Tensor | None, ...]
+from liger_torch.backend import INTERPRET, NAMES, Tensors, backend_for
 
 
 def call(op: Op, options: Any, *operands: torch.Tensor | None) -> Tensors:

@@ -27,6 +27,8 @@ DTYPES: dict[str, torch.dtype] = {
     "uint8": torch.uint8,
     "bool": torch.bool,
 }
+Tensors = tuple[torch.Tensor | None, ...]
+
 NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
 NAMESPACES.update({torch.Tensor: array_api_compat.torch, torch.nn.Parameter: array_api_compat.torch})

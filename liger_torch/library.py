@@ -17,8 +17,7 @@ import torch
 
 from liger.launch import Spec
 from liger.op import Needs, Op
-from liger_torch.autograd import Tensors
-from liger_torch.backend import DTYPES, NAMES, backend_for
+from liger_torch.backend import DTYPES, NAMES, Tensors, backend_for
 from liger_triton.ops import OPS
 
 _library = torch.library.Library("liger", "DEF")
