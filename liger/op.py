@@ -27,21 +27,32 @@ Needs = tuple[bool, ...]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Operand:
-    """One array argument of an op."""
+    """One array argument of an op.
+
+    Attributes:
+        name: of the argument.
+        role: how it relates to tokens.
+        differentiable: whether the op has a gradient for it.
+        optional: whether it may be absent.
+        axes: of an array along rows, how many axes at the end the op works along (features; heads and head_dim); those
+            before are token axes, which a mesh may shard.
+    """
 
     name: str
     role: Role
     differentiable: bool = True
     optional: bool = False
+    axes: int = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Output:
-    """One result of an op. `differentiable` outputs receive cotangents."""
+    """One result of an op. `differentiable` outputs receive cotangents; `axes` is as in `Operand`."""
 
     name: str
     role: Role
     differentiable: bool = True
+    axes: int = 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)

@@ -151,3 +151,24 @@ def launches(
         )
         op.backward(planner, kept, cotangents, options, needs)
     return planner.launches
+
+
+def least_bytes(op: Op, options: Any, operands: Sequence[Spec | None], needs: Needs) -> tuple[int, int, int]:
+    """Least bytes that any implementation moves: in the forward pass, in the backward pass, and in both as one.
+
+    Forward, each operand is read and each output is written once. Backward, each operand or output that the op's
+    formula reads and each cotangent is read, and each gradient is written once. A loss that is given its cotangent
+    beforehand reads its operands once for both.
+    """
+
+    def total(*specs: Spec | None) -> int:
+        return sum(spec.nbytes for spec in specs if spec is not None)
+
+    outputs, _ = op.infer(tuple(operands), options, (False,) * len(operands))
+    arrays = dict(zip((o.name for o in op.operands), operands, strict=True))
+    arrays |= dict(zip((o.name for o in op.outputs), outputs, strict=True))
+    gradients = total(*(spec for spec, need in zip(operands, needs, strict=True) if need))
+    read = (arrays[name] for name in op.keeps(options, op.computed(needs)))
+    cotangents = (spec for spec, output in zip(outputs, op.outputs, strict=True) if output.differentiable)
+    forward = total(*operands, *outputs)
+    return forward, total(*read, *cotangents) + gradients, forward + gradients

@@ -851,23 +851,23 @@ def _reference(operands: Arrays, options: Options) -> Arrays:
 
 
 OUTPUTS = (
-    Output("loss", "rows"),
-    Output("z_loss", "rows"),
-    Output("accuracy", "rows", differentiable=False),
-    Output("predicted", "rows", differentiable=False),
+    Output("loss", "rows", axes=0),
+    Output("z_loss", "rows", axes=0),
+    Output("accuracy", "rows", differentiable=False, axes=0),
+    Output("predicted", "rows", differentiable=False, axes=0),
 )
 
 CROSS_ENTROPY = Op(
     name="cross_entropy",
     operands=(
         Operand("logits", "rows"),
-        Operand("labels", "rows", differentiable=False),
+        Operand("labels", "rows", differentiable=False, axes=0),
         Operand("weight", "shared", differentiable=False, optional=True),
     ),
     outputs=OUTPUTS,
     saved=(
-        Output("highest", "rows", differentiable=False),
-        Output("log_total", "rows", differentiable=False),
+        Output("highest", "rows", differentiable=False, axes=0),
+        Output("log_total", "rows", differentiable=False, axes=0),
         Output("denominators", "shared", differentiable=False),
     ),
     options=Options,

@@ -327,12 +327,12 @@ def _reference(operands: Arrays, options: Options) -> Arrays:
 ROPE = Op(
     name="rope",
     operands=(
-        Operand("q", "rows"),
-        Operand("k", "rows"),
+        Operand("q", "rows", axes=2),
+        Operand("k", "rows", axes=2),
         Operand("cos", "rows", differentiable=False),
         Operand("sin", "rows", differentiable=False),
     ),
-    outputs=(Output("q_out", "rows"), Output("k_out", "rows")),
+    outputs=(Output("q_out", "rows", axes=2), Output("k_out", "rows", axes=2)),
     saved=(),
     options=Options,
     check=_check,

@@ -19,7 +19,7 @@ from flax import nnx
 from liger_jax import functional
 from liger_jax.nnx import checkpoint
 from liger_jax.nnx.decoder_config import DecoderConfig
-from liger_jax.nnx.layers import RMSNorm
+from liger_jax.nnx.norms import RMSNorm
 
 IGNORE_INDEX = -100
 """The label of a token that does not count, as in Hugging Face's models."""

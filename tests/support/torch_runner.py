@@ -85,21 +85,14 @@ EPSILON = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 """Largest relative error of one rounding."""
 
 
-ROUNDINGS = {"rms_norm": 2, "add_rms_norm": 3, "rope": 1, "swiglu": 1, "cross_entropy": 1}
-"""Roundings to a 16-bit dtype between operands and result: before and after the weight, and of x + residual.
-
-In the fused loss logits of magnitude |z| are stored too, err by |z| roundings, and enter through an exponential.
-"""
-
-
 def bound(case: Case, dtype: str) -> float:
     """Independent roundings add like a random walk; fp32 sums add a few of their own."""
     if dtype == "float32":
         return 24 * EPSILON[dtype]
-    if case.op.name == "linear_cross_entropy":
-        # Small gradients of the logits are subnormal in float16, which costs them more than one rounding.
-        return (24 if dtype == "float16" else 12) * EPSILON[dtype]
-    return ROUNDINGS[case.op.name] ** 0.5 * EPSILON[dtype]
+    roundings = case.roundings
+    if dtype == "float16" and case.float16_roundings is not None:
+        roundings = case.float16_roundings
+    return roundings**0.5 * EPSILON[dtype]
 
 
 def check_against_float64(case: Case, dtype: str, found: Results, exact: Results) -> None:

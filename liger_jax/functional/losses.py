@@ -1,16 +1,7 @@
-"""The ops as functions: arrays first, options by keyword, reductions left to the caller.
-
-Every function takes `implementation`: "triton" for the kernels, "xla" for the op's reference compiled by XLA, or None
-for the better one, as `liger_jax.implementations` lists it. With either, the backward pass is the op's own: it keeps
-little and computes gradients only for arguments that are differentiated. "triton" means kernels where the program is
-lowered for a GPU (or for a CPU with `TRITON_INTERPRET=1`); on every other platform the reference runs.
-
-The kernels have a first derivative in reverse mode only; `implementation="xla"` has a second one too.
-"""
+"""Cross entropy, on logits and fused with the linear layer that makes them."""
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -20,25 +11,10 @@ from jax.typing import ArrayLike, DTypeLike
 from liger import check
 from liger_jax import vjp
 from liger_jax.primitives import spec_of
-from liger_triton import cross_entropy, linear_cross_entropy, rope
-from liger_triton import rms_norm as rms_norm_op
-from liger_triton import swiglu as swiglu_op
+from liger_triton import cross_entropy, linear_cross_entropy
 
 # What the ops' arguments are called here, where the name is another one.
-_NORM_NAMES = {"weight": "scale"}
 _LOSS_NAMES = {"z_loss (lse_square_scale)": "z_loss"}
-
-
-class AddRMSNorm(NamedTuple):
-    """What `add_rms_norm` returns.
-
-    Attributes:
-        y: the normalised sum.
-        sum: x + residual, the residual stream for the next block.
-    """
-
-    y: jax.Array
-    sum: jax.Array
 
 
 class CrossEntropy(NamedTuple):
@@ -55,214 +31,6 @@ class CrossEntropy(NamedTuple):
     z_loss: jax.Array | None = None
     accuracy: jax.Array | None = None
     predicted: jax.Array | None = None
-
-
-def rms_norm(
-    x: ArrayLike,
-    scale: ArrayLike | None = None,
-    *,
-    epsilon: float = 1e-6,
-    scale_offset: float = 0.0,
-    casting: str = "llama",
-    implementation: str | None = None,
-) -> jax.Array:
-    r"""Root mean square normalisation over the last axis.
-
-    .. math:: y = x / \sqrt{\mathrm{mean}(x^2) + \epsilon} \cdot (\mathrm{scale\_offset} + \mathrm{scale})
-
-    Args:
-        x: (..., features), floating.
-        scale: (features,), floating; None for none.
-        epsilon: added to the mean square.
-        scale_offset: added to the scale; 1.0 for Gemma.
-        casting: where the result is rounded to x's dtype: "llama" before the multiplication by the scale, "gemma"
-            and "none" after it (as flax does). The arithmetic is float32.
-        implementation: None, "triton" or "xla"; see the module.
-
-    Returns:
-        (..., features), in x's dtype; with "llama" in the common dtype of x and scale.
-
-    Raises:
-        TypeError: a dtype that is not taken.
-        ValueError: a scale of another shape, or an unknown option.
-
-    Zhang & Sennrich, arXiv:1910.07467.
-
-    >>> import jax.numpy as jnp
-    >>> from liger_jax import rms_norm
-    >>> jnp.round(1000 * rms_norm(jnp.array([3.0, 4.0]), jnp.array([1.0, 2.0])))
-    Array([ 849., 2263.], dtype=float32)
-    """
-    options = rms_norm_op.Options(eps=float(epsilon), offset=float(scale_offset), casting=casting)
-    operands = (x, scale)
-    (y,) = vjp.apply(
-        rms_norm_op.RMS_NORM, options, *operands, implementation=implementation, names=_NORM_NAMES
-    )
-    return y
-
-
-def add_rms_norm(
-    x: ArrayLike,
-    residual: ArrayLike,
-    scale: ArrayLike | None = None,
-    *,
-    epsilon: float = 1e-6,
-    scale_offset: float = 0.0,
-    casting: str = "llama",
-    implementation: str | None = None,
-) -> AddRMSNorm:
-    """`rms_norm` of x + residual, in one pass over memory.
-
-    Args:
-        x: (..., features), floating.
-        residual: of x's shape and dtype.
-        scale: (features,), floating; None for none.
-        epsilon: added to the mean square.
-        scale_offset: added to the scale.
-        casting: as in `rms_norm`.
-        implementation: None, "triton" or "xla"; see the module.
-
-    Returns:
-        (y, sum): sum = x + residual, rounded to their dtype; y = rms_norm(sum).
-
-    Raises:
-        TypeError: a dtype that is not taken, or x and residual of two dtypes.
-        ValueError: shapes that do not fit, or an unknown option.
-
-    >>> import jax.numpy as jnp
-    >>> from liger_jax import add_rms_norm
-    >>> y, residual = add_rms_norm(jnp.array([1.0, 1.0]), jnp.array([2.0, 3.0]))
-    >>> jnp.round(1000 * y), residual
-    (Array([ 849., 1131.], dtype=float32), Array([3., 4.], dtype=float32))
-    """
-    options = rms_norm_op.Options(eps=float(epsilon), offset=float(scale_offset), casting=casting)
-    operands = (x, residual, scale)
-    return AddRMSNorm(
-        *vjp.apply(
-            rms_norm_op.ADD_RMS_NORM, options, *operands, implementation=implementation, names=_NORM_NAMES
-        )
-    )
-
-
-def apply_rope(
-    q: ArrayLike,
-    k: ArrayLike,
-    cos: ArrayLike,
-    sin: ArrayLike,
-    *,
-    interleaved: bool = False,
-    heads_axis: int = -2,
-    implementation: str | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Rotary position embedding of q and k.
-
-    The first rotary_dim entries of every head are rotated, the others pass unchanged. With pairs (x1, x2):
-
-        y1 = x1 * cos1 - x2 * sin1
-        y2 = x2 * cos2 + x1 * sin2
-
-    By default XLA's implementation: it moves the least bytes possible and can be fused with its neighbours.
-
-    Args:
-        q: (..., seq, q_heads, head_dim), floating.
-        k: (..., seq, k_heads, head_dim), of q's dtype.
-        cos: (..., seq, rotary_dim), floating, rotary_dim even and at most head_dim; its leading axes may be absent
-            or 1 where all sequences share one table. Not differentiable.
-        sin: like cos.
-        interleaved: pair neighbours (GPT-J) instead of the two halves (GPT-NeoX, Llama).
-        heads_axis: -2, or -3 for q and k of shape (..., heads, seq, head_dim).
-        implementation: None, "triton" or "xla"; see the module.
-
-    Returns:
-        q and k rotated, in their shapes and dtype.
-
-    Raises:
-        TypeError: dtypes that are not taken or do not match.
-        ValueError: shapes that do not fit, an unknown heads_axis, or cos or sin that is differentiated.
-
-    Su et al., arXiv:2104.09864.
-
-    >>> import jax.numpy as jnp
-    >>> from liger_jax import apply_rope
-    >>> q = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4)
-    >>> quarter_turn = jnp.zeros((1, 4)), jnp.ones((1, 4))
-    >>> apply_rope(q, q, *quarter_turn)[0].ravel()
-    Array([-3., -4.,  1.,  2.], dtype=float32)
-    """
-    q, k, cos, sin = jnp.asarray(q), jnp.asarray(k), jnp.asarray(cos), jnp.asarray(sin)
-    if heads_axis not in (-2, -3):
-        raise ValueError(f"rope: heads_axis is {heads_axis}; choose -2 (seq, heads) or -3 (heads, seq).")
-    for name, array in (("q", q), ("k", k)):
-        if array.ndim < 3:
-            raise ValueError(f"rope: {name} has shape {array.shape}; expected (..., seq, heads, head_dim).")
-    for name, table in (("cos", cos), ("sin", sin)):
-        if not 2 <= table.ndim <= q.ndim - 1:
-            raise ValueError(
-                f"rope: {name} has shape {table.shape}; expected (..., seq, rotary_dim) for q of shape {q.shape}."
-            )
-    if heads_axis == -3:
-        q, k = q.swapaxes(-2, -3), k.swapaxes(-2, -3)
-    lead = q.shape[:-3]
-    rotated = vjp.apply(
-        rope.ROPE,
-        rope.Options(interleaved=interleaved),
-        *(_one_batch_axis(array, 3) for array in (q, k)),
-        *(_table("rope", name, table, lead) for name, table in (("cos", cos), ("sin", sin))),
-        implementation=implementation,
-    )
-    new_q, new_k = (new.reshape(array.shape) for new, array in zip(rotated, (q, k), strict=True))
-    return (new_q.swapaxes(-2, -3), new_k.swapaxes(-2, -3)) if heads_axis == -3 else (new_q, new_k)
-
-
-def _one_batch_axis(array: jax.Array, rest: int) -> jax.Array:
-    """The array with exactly one axis before its last `rest` ones."""
-    if array.ndim == rest + 1:
-        return array
-    lead = math.prod(array.shape[: array.ndim - rest])
-    return array.reshape(lead, *array.shape[array.ndim - rest :])
-
-
-def _table(op: str, name: str, table: jax.Array, lead: tuple[int, ...]) -> jax.Array:
-    """A table as (batch or 1, seq, rotary_dim)."""
-    own = table.shape[:-2]
-    if math.prod(own) == 1:
-        return table.reshape(1, *table.shape[-2:])
-    try:
-        table = jnp.broadcast_to(table, (*lead, *table.shape[-2:]))
-    except ValueError:
-        raise ValueError(
-            f"{op}: {name} has leading axes {own}; they do not broadcast to q's, {lead}."
-        ) from None
-    return _one_batch_axis(table, 2)
-
-
-def swiglu(gate: ArrayLike, up: ArrayLike | None = None, *, implementation: str | None = None) -> jax.Array:
-    """silu(gate) * up, where silu(a) = a * sigmoid(a), in float32 and rounded once.
-
-    By default XLA's implementation: it moves the least bytes possible and can be fused with its neighbours. Either
-    one keeps gate and up alone for the backward pass.
-
-    Args:
-        gate: (..., features), floating; without `up`, (..., 2 * features) holding [gate | up].
-        up: of gate's shape and dtype.
-        implementation: None, "triton" or "xla"; see the module.
-
-    Returns:
-        (..., features), in gate's dtype.
-
-    Raises:
-        TypeError: dtypes that are not taken or do not match.
-        ValueError: shapes that do not fit, or an odd last axis without `up`.
-
-    Shazeer, arXiv:2002.05202.
-
-    >>> import jax.numpy as jnp
-    >>> from liger_jax import swiglu
-    >>> swiglu(jnp.array([0.0, 1.0]), jnp.array([1.0, 2.0])).round(3)
-    Array([0.   , 1.462], dtype=float32)
-    """
-    (y,) = vjp.apply(swiglu_op.SWIGLU, swiglu_op.Options(), gate, up, implementation=implementation)
-    return y
 
 
 def softmax_cross_entropy_with_integer_labels(

@@ -1,9 +1,4 @@
-"""The ops as functions of tensors.
-
-All of them are differentiable once, take float32, bfloat16 and float16 (on a CPU float64 too), compute in float32,
-leave their inputs as they were, accept non-contiguous and empty tensors, and trace under
-`torch.compile(fullgraph=True)`. On a CPU they run a reference in plain torch, on a GPU the kernels.
-"""
+"""Cross entropy, on logits and fused with the linear layer that makes them."""
 
 from __future__ import annotations
 
@@ -15,7 +10,7 @@ import torch
 from liger_torch.autograd import autocasting, call, check_operands, uses_reference
 from liger_torch.backend import NAMES
 from liger_torch.valid_rows import ValidRows
-from liger_triton import cross_entropy, linear_cross_entropy, rms_norm, rope, swiglu
+from liger_triton import cross_entropy, linear_cross_entropy
 
 
 @dataclasses.dataclass
@@ -26,149 +21,6 @@ class CrossEntropyOutput:
     z_loss: torch.Tensor | None = None
     token_accuracy: torch.Tensor | None = None
     predicted_tokens: torch.Tensor | None = None
-
-
-def liger_rms_norm(
-    X: torch.Tensor,
-    W: torch.Tensor | None,
-    eps: float = 1e-6,
-    offset: float = 0.0,
-    casting_mode: str = "llama",
-    in_place: bool = False,
-) -> torch.Tensor:
-    """y = x / sqrt(mean(x^2) + eps) * (offset + w), over the last axis (Zhang & Sennrich, arXiv:1910.07467).
-
-    Args:
-        X: (..., hidden).
-        W: (hidden,), or None for no weight.
-        eps: added to the mean square.
-        offset: added to the weight; 1.0 for Gemma.
-        casting_mode: where the result is rounded to X's dtype. "llama": before the weight, the result then having the
-            common dtype of X and W, as in Hugging Face's Llama. "gemma" and "none": after it.
-        in_place: the backward pass may write the gradient of X over that of y. Only for a y whose gradient nothing
-            else reads: not for one that enters an addition, whose gradient both terms are handed.
-
-    Returns:
-        (..., hidden).
-
-    Raises:
-        TypeError: a dtype that is not supported.
-        ValueError: W does not have X's last axis; an unknown casting_mode.
-    """
-    options = rms_norm.Options(eps=eps, offset=offset, casting=casting_mode, in_place=in_place)
-    (y,) = call(rms_norm.RMS_NORM, options, X, W)
-    assert y is not None
-    return y
-
-
-def liger_fused_add_rms_norm(
-    X: torch.Tensor,
-    R: torch.Tensor,
-    W: torch.Tensor | None,
-    eps: float = 1e-6,
-    offset: float = 0.0,
-    casting_mode: str = "llama",
-    in_place: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """s = x + r; returns (rms_norm(s), s), in one pass over memory.
-
-    Args:
-        X: (..., hidden).
-        R: the residual stream, of X's shape and dtype.
-        W: (hidden,), or None for no weight.
-        eps: as in `liger_rms_norm`.
-        offset: as in `liger_rms_norm`.
-        casting_mode: as in `liger_rms_norm`.
-        in_place: as in `liger_rms_norm`.
-
-    Returns:
-        The normalised sum and the sum, rounded to X's dtype before it is normalised.
-
-    Raises:
-        TypeError: dtypes that differ or are not supported.
-        ValueError: shapes that differ; an unknown casting_mode.
-    """
-    options = rms_norm.Options(eps=eps, offset=offset, casting=casting_mode, in_place=in_place)
-    y, total = call(rms_norm.ADD_RMS_NORM, options, X, R, W)
-    assert y is not None and total is not None
-    return y, total
-
-
-def liger_rope(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    position_ids: torch.Tensor | None = None,
-    unsqueeze_dim: int = 1,
-    *,
-    interleaved: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotary position embedding of q and k in one launch (Su et al., arXiv:2104.09864).
-
-    With pairs (x1, x2) of a head's first rotary_dim entries, rotary_dim being the last axis of cos:
-
-        y1 = x1 * cos1 - x2 * sin1
-        y2 = x2 * cos2 + x1 * sin2
-
-    Entries beyond rotary_dim pass unchanged. Strided q and k (transposed views, slices) are read without a copy.
-
-    Args:
-        q: (batch, heads, seq, head_dim), or (batch, seq, heads, head_dim) with unsqueeze_dim=2.
-        k: like q, with its own number of heads.
-        cos: (batch or 1, seq, rotary_dim), or (seq, rotary_dim). A table of positions (positions, rotary_dim) if
-            `position_ids` are given.
-        sin: like cos.
-        position_ids: (batch or 1, seq): rows of the tables.
-        unsqueeze_dim: the axis of the heads: 1 or 2.
-        interleaved: pairs are neighbours (GPT-J, Cohere, GLM) instead of the two halves (Llama).
-
-    Returns:
-        The rotated q and k, in the shapes given.
-
-    Raises:
-        TypeError: dtypes that differ or are not supported.
-        ValueError: shapes that do not fit; cos or sin that require a gradient; position_ids beside tables that
-            are laid out by position already.
-    """
-    if unsqueeze_dim not in (1, 2):
-        raise ValueError(f"rope: unsqueeze_dim is {unsqueeze_dim}; it must be 1 or 2, the axis of the heads.")
-    if position_ids is not None:
-        if cos.dim() != 2:
-            raise ValueError(
-                f"rope: position_ids were given, but cos has shape {tuple(cos.shape)}, which is laid out by position "
-                "already; leave position_ids out, or pass tables of shape (positions, rotary_dim)."
-            )
-        cos, sin = cos[position_ids], sin[position_ids]
-    if cos.dim() == 2:
-        cos, sin = cos.unsqueeze(0), sin.unsqueeze(0)
-    if unsqueeze_dim == 1:
-        q, k = q.transpose(1, 2), k.transpose(1, 2)
-    rotated_q, rotated_k = call(rope.ROPE, rope.Options(interleaved=interleaved), q, k, cos, sin)
-    assert rotated_q is not None and rotated_k is not None
-    if unsqueeze_dim == 1:
-        rotated_q, rotated_k = rotated_q.transpose(1, 2), rotated_k.transpose(1, 2)
-    return rotated_q, rotated_k
-
-
-def liger_swiglu(a: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
-    """y = silu(a) * b, silu(a) = a * sigmoid(a) (Shazeer, arXiv:2002.05202).
-
-    Args:
-        a: the gate, (..., intermediate); or, without b, gate and up projection packed as [gate | up] along the last
-            axis. Slices of a packed projection are read without a copy.
-        b: the up projection, of a's shape and dtype.
-
-    Returns:
-        (..., intermediate).
-
-    Raises:
-        TypeError: dtypes that differ or are not supported.
-        ValueError: shapes that differ; a packed last axis of odd length.
-    """
-    (y,) = call(swiglu.SWIGLU, swiglu.Options(), a, b)
-    assert y is not None
-    return y
 
 
 def liger_cross_entropy(

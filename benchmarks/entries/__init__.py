@@ -1,0 +1,16 @@
+"""What is measured, one file per family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.entries import gates, losses, norms, position
+from benchmarks.entry import Entry
+
+FAMILIES = (norms.entries, position.entries, gates.entries, losses.entries)
+
+
+def entries() -> Iterator[Entry]:
+    """Every entry of every family."""
+    for family in FAMILIES:
+        yield from family()

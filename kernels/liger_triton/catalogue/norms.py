@@ -1,0 +1,49 @@
+"""Normalisation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from liger.plan import Planned, dense
+from liger_triton import rms_norm
+from liger_triton.catalogue.call import BF16, FP32, Call
+
+
+def rms_norms() -> Iterator[Call]:
+    # An odd number of rows: the last tile is never full.
+    def call(
+        name: str, n_rows: int, hidden: int, dtype: str, weight_dtype: str | None = "", **options: Any
+    ) -> Call:
+        x = dense((n_rows, hidden), dtype)
+        weight = None if weight_dtype is None else dense((hidden,), weight_dtype or dtype)
+        return Call(f"rms_norm-{name}", rms_norm.RMS_NORM, rms_norm.Options(**options), (x, weight))
+
+    def add(name: str, n_rows: int, hidden: int, dtype: str) -> Call:
+        x = dense((n_rows, hidden), dtype)
+        operands = (x, x, dense((hidden,), dtype))
+        needs = (True, False, True)  # the two summands share one gradient
+        return Call(f"add_rms_norm-{name}", rms_norm.ADD_RMS_NORM, rms_norm.Options(), operands, needs)
+
+    for hidden in (64, 128, 256, 512, 1000, 1001, 2048, 4096, 8192, 12288, 16384, 20000, 70000):
+        yield call(f"{hidden}-bf16", max(8191, 2**25 // hidden - 1), hidden, BF16)
+    for hidden in (128, 256, 512, 4096, 8192, 16384, 70000):
+        yield call(f"{hidden}-fp32", max(8191, 2**25 // hidden - 1), hidden, FP32)
+    yield call("4096-no-weight", 8191, 4096, BF16, None)
+    yield call("4096-fp32-weight", 8191, 4096, BF16, FP32)
+    yield call("4096-gemma", 8191, 4096, BF16, casting="gemma", offset=1.0)
+    yield call("4096-one-row", 1, 4096, BF16)
+    yield dataclasses.replace(call("4096-frozen-weight", 8191, 4096, BF16), needs=(True, False))
+    yield dataclasses.replace(call("4096-frozen-input", 8191, 4096, BF16), needs=(False, True))
+    yield Call(  # a slice of a wider array
+        "rms_norm-4096-strided",
+        rms_norm.RMS_NORM,
+        rms_norm.Options(),
+        (Planned((8191, 4096), BF16, (6144, 1)), dense((4096,), BF16)),
+    )
+    for hidden in (4096, 8192, 16384, 20000):
+        yield add(f"{hidden}-bf16", 8191, hidden, BF16)
+    yield add("16384-fp32", 8191, 16384, FP32)
+    yield add("4096-beyond-2**31", 2**19 + 999, 4096, BF16)
+    yield add("20000-beyond-2**31", 107_500, 20000, BF16)

@@ -1,0 +1,29 @@
+"""The ops as functions: arrays first, options by keyword, reductions left to the caller.
+
+Every function takes `implementation`: "triton" for the kernels, "xla" for the op's reference compiled by XLA, or None
+for the better one, as `liger_jax.implementations` lists it. With either, the backward pass is the op's own: it keeps
+little and computes gradients only for arguments that are differentiated. "triton" means kernels where the program is
+lowered for a GPU (or for a CPU with `TRITON_INTERPRET=1`); on every other platform the reference runs.
+
+The kernels have a first derivative in reverse mode only; `implementation="xla"` has a second one too.
+"""
+
+from liger_jax.functional.gates import swiglu
+from liger_jax.functional.losses import (
+    CrossEntropy,
+    linear_softmax_cross_entropy,
+    softmax_cross_entropy_with_integer_labels,
+)
+from liger_jax.functional.norms import AddRMSNorm, add_rms_norm, rms_norm
+from liger_jax.functional.position import apply_rope
+
+__all__ = [
+    "AddRMSNorm",
+    "CrossEntropy",
+    "add_rms_norm",
+    "apply_rope",
+    "linear_softmax_cross_entropy",
+    "rms_norm",
+    "softmax_cross_entropy_with_integer_labels",
+    "swiglu",
+]

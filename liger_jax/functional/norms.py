@@ -1,0 +1,113 @@
+"""Normalisation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+from jax.typing import ArrayLike
+
+from liger_jax import vjp
+from liger_triton import rms_norm as rms_norm_op
+
+# What the ops' arguments are called here, where the name is another one.
+_NORM_NAMES = {"weight": "scale"}
+
+
+class AddRMSNorm(NamedTuple):
+    """What `add_rms_norm` returns.
+
+    Attributes:
+        y: the normalised sum.
+        sum: x + residual, the residual stream for the next block.
+    """
+
+    y: jax.Array
+    sum: jax.Array
+
+
+def rms_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    *,
+    epsilon: float = 1e-6,
+    scale_offset: float = 0.0,
+    casting: str = "llama",
+    implementation: str | None = None,
+) -> jax.Array:
+    r"""Root mean square normalisation over the last axis.
+
+    .. math:: y = x / \sqrt{\mathrm{mean}(x^2) + \epsilon} \cdot (\mathrm{scale\_offset} + \mathrm{scale})
+
+    Args:
+        x: (..., features), floating.
+        scale: (features,), floating; None for none.
+        epsilon: added to the mean square.
+        scale_offset: added to the scale; 1.0 for Gemma.
+        casting: where the result is rounded to x's dtype: "llama" before the multiplication by the scale, "gemma"
+            and "none" after it (as flax does). The arithmetic is float32.
+        implementation: None, "triton" or "xla"; see the module.
+
+    Returns:
+        (..., features), in x's dtype; with "llama" in the common dtype of x and scale.
+
+    Raises:
+        TypeError: a dtype that is not taken.
+        ValueError: a scale of another shape, or an unknown option.
+
+    Zhang & Sennrich, arXiv:1910.07467.
+
+    >>> import jax.numpy as jnp
+    >>> from liger_jax import rms_norm
+    >>> jnp.round(1000 * rms_norm(jnp.array([3.0, 4.0]), jnp.array([1.0, 2.0])))
+    Array([ 849., 2263.], dtype=float32)
+    """
+    options = rms_norm_op.Options(eps=float(epsilon), offset=float(scale_offset), casting=casting)
+    operands = (x, scale)
+    (y,) = vjp.apply(
+        rms_norm_op.RMS_NORM, options, *operands, implementation=implementation, names=_NORM_NAMES
+    )
+    return y
+
+
+def add_rms_norm(
+    x: ArrayLike,
+    residual: ArrayLike,
+    scale: ArrayLike | None = None,
+    *,
+    epsilon: float = 1e-6,
+    scale_offset: float = 0.0,
+    casting: str = "llama",
+    implementation: str | None = None,
+) -> AddRMSNorm:
+    """`rms_norm` of x + residual, in one pass over memory.
+
+    Args:
+        x: (..., features), floating.
+        residual: of x's shape and dtype.
+        scale: (features,), floating; None for none.
+        epsilon: added to the mean square.
+        scale_offset: added to the scale.
+        casting: as in `rms_norm`.
+        implementation: None, "triton" or "xla"; see the module.
+
+    Returns:
+        (y, sum): sum = x + residual, rounded to their dtype; y = rms_norm(sum).
+
+    Raises:
+        TypeError: a dtype that is not taken, or x and residual of two dtypes.
+        ValueError: shapes that do not fit, or an unknown option.
+
+    >>> import jax.numpy as jnp
+    >>> from liger_jax import add_rms_norm
+    >>> y, residual = add_rms_norm(jnp.array([1.0, 1.0]), jnp.array([2.0, 3.0]))
+    >>> jnp.round(1000 * y), residual
+    (Array([ 849., 1131.], dtype=float32), Array([3., 4.], dtype=float32))
+    """
+    options = rms_norm_op.Options(eps=float(epsilon), offset=float(scale_offset), casting=casting)
+    operands = (x, residual, scale)
+    return AddRMSNorm(
+        *vjp.apply(
+            rms_norm_op.ADD_RMS_NORM, options, *operands, implementation=implementation, names=_NORM_NAMES
+        )
+    )

@@ -1,0 +1,25 @@
+"""The ops as functions of tensors.
+
+All of them are differentiable once, take float32, bfloat16 and float16 (on a CPU float64 too), compute in float32,
+leave their inputs as they were, accept non-contiguous and empty tensors, and trace under
+`torch.compile(fullgraph=True)`. On a CPU they run a reference in plain torch, on a GPU the kernels.
+"""
+
+from liger_torch.functional.gates import liger_swiglu
+from liger_torch.functional.losses import (
+    CrossEntropyOutput,
+    liger_cross_entropy,
+    liger_fused_linear_cross_entropy,
+)
+from liger_torch.functional.norms import liger_fused_add_rms_norm, liger_rms_norm
+from liger_torch.functional.position import liger_rope
+
+__all__ = [
+    "CrossEntropyOutput",
+    "liger_cross_entropy",
+    "liger_fused_add_rms_norm",
+    "liger_fused_linear_cross_entropy",
+    "liger_rms_norm",
+    "liger_rope",
+    "liger_swiglu",
+]

@@ -1,0 +1,74 @@
+"""Normalisation."""
+
+from __future__ import annotations
+
+import torch
+
+from liger_torch.autograd import call
+from liger_triton import rms_norm
+
+
+def liger_rms_norm(
+    X: torch.Tensor,
+    W: torch.Tensor | None,
+    eps: float = 1e-6,
+    offset: float = 0.0,
+    casting_mode: str = "llama",
+    in_place: bool = False,
+) -> torch.Tensor:
+    """y = x / sqrt(mean(x^2) + eps) * (offset + w), over the last axis (Zhang & Sennrich, arXiv:1910.07467).
+
+    Args:
+        X: (..., hidden).
+        W: (hidden,), or None for no weight.
+        eps: added to the mean square.
+        offset: added to the weight; 1.0 for Gemma.
+        casting_mode: where the result is rounded to X's dtype. "llama": before the weight, the result then having the
+            common dtype of X and W, as in Hugging Face's Llama. "gemma" and "none": after it.
+        in_place: the backward pass may write the gradient of X over that of y. Only for a y whose gradient nothing
+            else reads: not for one that enters an addition, whose gradient both terms are handed.
+
+    Returns:
+        (..., hidden).
+
+    Raises:
+        TypeError: a dtype that is not supported.
+        ValueError: W does not have X's last axis; an unknown casting_mode.
+    """
+    options = rms_norm.Options(eps=eps, offset=offset, casting=casting_mode, in_place=in_place)
+    (y,) = call(rms_norm.RMS_NORM, options, X, W)
+    assert y is not None
+    return y
+
+
+def liger_fused_add_rms_norm(
+    X: torch.Tensor,
+    R: torch.Tensor,
+    W: torch.Tensor | None,
+    eps: float = 1e-6,
+    offset: float = 0.0,
+    casting_mode: str = "llama",
+    in_place: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """s = x + r; returns (rms_norm(s), s), in one pass over memory.
+
+    Args:
+        X: (..., hidden).
+        R: the residual stream, of X's shape and dtype.
+        W: (hidden,), or None for no weight.
+        eps: as in `liger_rms_norm`.
+        offset: as in `liger_rms_norm`.
+        casting_mode: as in `liger_rms_norm`.
+        in_place: as in `liger_rms_norm`.
+
+    Returns:
+        The normalised sum and the sum, rounded to X's dtype before it is normalised.
+
+    Raises:
+        TypeError: dtypes that differ or are not supported.
+        ValueError: shapes that differ; an unknown casting_mode.
+    """
+    options = rms_norm.Options(eps=eps, offset=offset, casting=casting_mode, in_place=in_place)
+    y, total = call(rms_norm.ADD_RMS_NORM, options, X, R, W)
+    assert y is not None and total is not None
+    return y, total

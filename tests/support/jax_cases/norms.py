@@ -1,0 +1,72 @@
+"""Normalisation."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+import liger_jax
+from jax_cases.case import Case, normal, triton
+
+
+def plain_rms_norm(
+    x: jax.Array, scale: jax.Array | None, offset: float = 0.0, llama: bool = True
+) -> jax.Array:
+    compute = jnp.promote_types(x.dtype, jnp.float32)
+    wide = x.astype(compute)
+    y = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)
+    if scale is None:
+        return y.astype(x.dtype)
+    if llama:
+        return y.astype(x.dtype) * (scale + offset)
+    return (y * (scale.astype(compute) + offset)).astype(x.dtype)
+
+
+def plain_add_rms_norm(x: jax.Array, residual: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return plain_rms_norm(x + residual, scale), x + residual
+
+
+CASES: tuple[Case, ...] = (
+    Case(
+        "rms_norm",
+        triton(liger_jax.rms_norm),
+        plain_rms_norm,
+        lambda rng, dtype: (normal(rng, (3, 4, 33), dtype), normal(rng, (33,), dtype)),
+        (True, False),
+        (0, 1),
+        (1, 3),
+    ),
+    Case(
+        "rms_norm-gemma",
+        triton(liger_jax.rms_norm, scale_offset=1.0, casting="gemma"),
+        functools.partial(plain_rms_norm, offset=1.0, llama=False),
+        lambda rng, dtype: (normal(rng, (7, 256), dtype), normal(rng, (256,), dtype)),
+        (True, False),
+        (0, 1),
+        (1, 3),
+    ),
+    Case(
+        "rms_norm-no-scale",
+        triton(liger_jax.rms_norm),
+        lambda x: plain_rms_norm(x, None),
+        lambda rng, dtype: (normal(rng, (5, 96), dtype),),
+        (True,),
+        (0,),
+        (1, 2),
+    ),
+    Case(
+        "add_rms_norm",
+        lambda *a: tuple(liger_jax.add_rms_norm(*a, implementation="triton")),
+        plain_add_rms_norm,
+        lambda rng, dtype: (
+            normal(rng, (2, 3, 65), dtype),
+            normal(rng, (2, 3, 65), dtype),
+            normal(rng, (65,), dtype),
+        ),
+        (True, True, False),
+        (0, 1, 2),
+        (1, 3),
+    ),
+)
