@@ -30,6 +30,7 @@ from transformers import (
 )
 
 import liger_torch
+from liger_torch import autograd
 from liger_torch.hf import (
     AutoLigerKernelForCausalLM,
     PatchReport,
@@ -134,19 +135,19 @@ def test_ignored_rows_are_counted_first_and_dropped(monkeypatch: pytest.MonkeyPa
     _, patched = pair()
     order: list[str] = []
     rows: list[torch.Tensor] = []
-    count, own = liger_torch.hf.loss.valid_rows, liger_torch.functional.call
+    count, own = liger_torch.hf.loss.valid_rows, autograd.check_operands
 
     def counted(*args: Any) -> Any:
         order.append("count")
         return count(*args)
 
-    def call(op: Any, options: Any, *operands: Any) -> Any:
+    def check_operands(op: Any, options: Any, operands: Any) -> None:
         if op.name == "linear_cross_entropy":
             rows.append(operands[op.index("rows")])
-        return own(op, options, *operands)
+        own(op, options, operands)
 
     monkeypatch.setattr(liger_torch.hf.loss, "valid_rows", counted)
-    monkeypatch.setattr(liger_torch.functional, "call", call)
+    monkeypatch.setattr(autograd, "check_operands", check_operands)
     patched.model.register_forward_pre_hook(lambda *_: order.append("backbone"))
     inputs = batch()
     patched(**inputs)
