@@ -11,7 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 from liger import check
 from liger_jax import vjp
 from liger_jax.primitives import spec_of
-from liger_triton import cross_entropy, linear_cross_entropy
+from liger_triton import cross_entropy, linear_chunks, linear_cross_entropy
 
 # What the ops' arguments are called here, where the name is another one.
 _LOSS_NAMES = {"z_loss (lse_square_scale)": "z_loss"}
@@ -204,7 +204,7 @@ def linear_softmax_cross_entropy(
     one = x.ndim == 1
     if one:
         x, labels = _one_row(op.name, "x", x, labels)
-    if class_weights is not None and kernel.ndim == 2 and kernel_layout in linear_cross_entropy.LAYOUTS:
+    if class_weights is not None and kernel.ndim == 2 and kernel_layout in linear_chunks.LAYOUTS:
         # The op calls both the kernel and these `weight` in its errors.
         weights, vocab = spec_of(jnp.asarray(class_weights)), kernel.shape[kernel_layout.index("v")]
         check.dtype(op.name, "class_weights", weights, check.REFERENCE_FLOATS)

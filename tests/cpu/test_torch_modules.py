@@ -165,7 +165,7 @@ def test_peak_memory_of_the_fused_loss() -> None:
 def test_plan_of_the_chunks(tokens: int, hidden: int, vocab: int) -> None:
     """Few chunks where they are added in bf16, an fp32 sum otherwise, whichever takes less memory."""
     from liger.device import H200
-    from liger_triton.linear_cross_entropy import MAX_ROUNDED_SUMS, plan
+    from liger_triton.linear_chunks import MAX_ROUNDED_SUMS, plan
 
     p = plan(tokens, hidden, vocab, "bfloat16", True, None, None, H200)
     assert (p.n_chunks - 1) * p.chunk_rows < tokens <= p.n_chunks * p.chunk_rows
@@ -186,7 +186,7 @@ def test_weight_gradient_error_is_within_twice_that_of_one_product(tokens: int) 
     """In bf16, gathered as the plan says: against float64, beside a single product."""
     from liger.device import H200
     from liger_torch.backend import backend_for
-    from liger_triton.linear_cross_entropy import plan
+    from liger_triton.linear_chunks import plan
 
     hidden, vocab = 64, 96
     # The plan of a large vocabulary, on matrices small enough for a CPU.

@@ -13,7 +13,7 @@ from jax_cases import CASES, Case
 
 import liger_jax
 from liger.device import DEFAULT
-from liger_triton import linear_cross_entropy
+from liger_triton.linear_chunks import plan
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -191,7 +191,7 @@ def test_options_of_linear_cross_entropy(name: str, layout: str) -> None:
     )
     chosen = jax_cases.loss_options(name, rng, (2, 5), 37)
     chunk_bytes = 3 * 37 * 4
-    assert linear_cross_entropy.plan(10, 24, 37, "float32", True, None, chunk_bytes, DEFAULT).n_chunks == 4
+    assert plan(10, 24, 37, "float32", True, None, chunk_bytes, DEFAULT).n_chunks == 4
 
     def ours(x: Any, kernel: Any, bias: Any, implementation: str) -> Any:
         return liger_jax.linear_softmax_cross_entropy(

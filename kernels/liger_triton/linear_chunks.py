@@ -1,0 +1,243 @@
+"""Logits of a linear layer in a few large chunks of rows, and the gradients gathered over them.
+
+    logits = x @ weight^T
+
+What every op shares that is fused with the linear layer before it: how the rows are cut, the workspace that one chunk
+of logits after another passes through, and the sums of the chunks' gradients. The op puts its own kernel between
+`LinearChunks.logits` and `LinearChunks.add`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from liger import check
+from liger.backend import Array, Backend
+from liger.device import Device
+from liger.launch import DTYPE_BYTES, Spec, cdiv
+
+LAYOUTS = ("vh", "hv")
+"""A weight (vocab, hidden), torch's, or (hidden, vocab), Flax's."""
+
+MAX_ROUNDED_SUMS = 4
+"""Chunks whose weight gradients may be added in a 16-bit dtype.
+
+Every addition rounds. Over n chunks of like size the error grows to about sqrt((n + 1) / 2) roundings, against the
+one rounding of a single product: 1.6 for 4 chunks, which stays below the factor of 2 that is promised.
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Plan:
+    """How the rows are cut, and where the weight gradient is gathered."""
+
+    chunk_rows: int
+    n_chunks: int
+    accum_dtype: str
+
+
+@functools.lru_cache(4096)
+def plan(
+    n_rows: int,
+    hidden_size: int,
+    vocab_size: int,
+    dtype: str,
+    weight_gradient: bool,
+    accum_dtype: str | None,
+    chunk_bytes: int | None,
+    device: Device,
+    buffer_dtype: str | None = None,
+) -> Plan:
+    """Cut the rows by the bytes of their logits, as little as the memory allows.
+
+    Few large chunks are both the fastest (the products fill the GPU, the weight gradient is read and written less
+    often) and the most accurate.
+    """
+    itemsize = DTYPE_BYTES[dtype]
+    row_bytes = vocab_size * itemsize
+    weight_bytes = hidden_size * row_bytes
+    if chunk_bytes is None:
+        budget = max(512_000_000, weight_bytes // 2)
+        # Below this a chunk's products no longer fill the multiprocessors with tiles of 128 x 256.
+        fewest = round_up(cdiv(128 * 256 * device.multiprocessors, hidden_size), 256)
+        rows = max(budget // row_bytes, min(max(1024, fewest), 2 * budget // row_bytes), 1)
+    else:
+        rows = max(chunk_bytes // row_bytes, 1)
+    n_chunks = max(cdiv(n_rows, rows), 1)
+    accum = accum_dtype or buffer_dtype or dtype
+    chosen = accum_dtype is None and weight_gradient
+    if chosen and DTYPE_BYTES[accum] < 4 and n_chunks > MAX_ROUNDED_SUMS:
+        larger_workspace = cdiv(n_rows, MAX_ROUNDED_SUMS) * row_bytes + weight_bytes
+        wide_sum = 2 * weight_bytes + max(rows * row_bytes, weight_bytes)
+        if buffer_dtype is not None or (chunk_bytes is None and larger_workspace <= wide_sum):
+            n_chunks = MAX_ROUNDED_SUMS
+        else:
+            accum = "float32"
+    chunk = cdiv(n_rows, n_chunks)
+    if chunk >= 1024:  # whole tiles
+        chunk = round_up(chunk, 256)
+    return Plan(max(chunk, 1), cdiv(n_rows, max(chunk, 1)), accum)
+
+
+def round_up(n: int, multiple: int) -> int:
+    """The next multiple that is at least n."""
+    return cdiv(n, multiple) * multiple
+
+
+@dataclasses.dataclass
+class Sums:
+    """Gradients gathered over the chunks."""
+
+    x: Array | None
+    weight: Array | None
+    bias: Array | None
+
+
+class LinearChunks:
+    """A linear layer's operands as matrices, cut into chunks of rows.
+
+    Args:
+        backend: of the arrays.
+        x: (..., hidden).
+        weight: (vocab, hidden) or (hidden, vocab).
+        bias: (vocab,), or None. It is left to the op's kernel to add; only its gradient is gathered here.
+        layout: of the weight, one of `LAYOUTS`.
+        wanted: which gradients of (x, weight, bias) to gather.
+        index: the rows of x to compute, all by default.
+        accum_dtype: see `plan`.
+        chunk_bytes: see `plan`.
+        weight_grad: a buffer that the weight's gradient will be added to.
+        chunk_rows: rows of a chunk, to go in step with another layer; chosen by `plan` by default.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        x: Array,
+        weight: Array,
+        bias: Array | None,
+        *,
+        layout: str,
+        wanted: tuple[bool, bool, bool] = (False, False, False),
+        index: Array | None = None,
+        accum_dtype: str | None = None,
+        chunk_bytes: int | None = None,
+        weight_grad: Array | None = None,
+        chunk_rows: int | None = None,
+    ) -> None:
+        self.backend, self.weight, self.bias, self.index = backend, weight, bias, index
+        self.vh = layout == "vh"
+        self.want_x, self.want_weight, self.want_bias = wanted
+        self.x_shape = tuple(x.shape)
+        self.x = backend.matrix(x)
+        self.n_all = self.x.shape[0]
+        if index is not None:
+            self.x = backend.take_rows(self.x, index)
+        self.n_rows, self.hidden_size = self.x.shape
+        self.vocab_size = weight.shape[0 if self.vh else 1]
+        self.dtype = backend.dtype(weight)
+        if chunk_rows is None:
+            self.plan = plan(
+                self.n_rows,
+                self.hidden_size,
+                self.vocab_size,
+                self.dtype,
+                self.want_weight,
+                accum_dtype,
+                chunk_bytes,
+                backend.device,
+                None if weight_grad is None else backend.dtype(weight_grad),
+            )
+        else:
+            self.plan = Plan(chunk_rows, cdiv(self.n_rows, chunk_rows), self.dtype)
+        self.workspace: Array | None = None
+
+    def per_row(self, array: Array) -> Array:
+        """An array with one value per token as the vector of the rows that are computed."""
+        backend = self.backend
+        flat = backend.reshape(backend.dense(array), (-1,))
+        return flat if self.index is None else backend.take_rows(flat, self.index)
+
+    def chunks(self) -> list[tuple[int, int]]:
+        """First row, and the one after the last, of each chunk."""
+        step = self.plan.chunk_rows
+        return [(start, min(start + step, self.n_rows)) for start in range(0, self.n_rows, step)]
+
+    def logits(self, start: int, stop: int) -> Array:
+        """The logits of a chunk without the bias, in the workspace."""
+        backend = self.backend
+        if self.workspace is None:
+            self.workspace = backend.empty((self.plan.chunk_rows, self.vocab_size), self.dtype)
+        weight = backend.transpose(self.weight) if self.vh else self.weight
+        out = backend.slice_rows(self.workspace, 0, stop - start)
+        return backend.matmul(backend.slice_rows(self.x, start, stop), weight, out=out)
+
+    def sums(self) -> Sums:
+        """Sums to `add` to."""
+        backend = self.backend
+        return Sums(backend.empty(self.x.shape, backend.dtype(self.x)) if self.want_x else None, None, None)
+
+    def add(self, sums: Sums, dlogits: Array, start: int, stop: int) -> None:
+        """Gather what one chunk's logits gradient contributes."""
+        backend = self.backend
+        if self.want_weight:
+            x = backend.slice_rows(self.x, start, stop)
+            a, b = (backend.transpose(dlogits), x) if self.vh else (backend.transpose(x), dlogits)
+            sums.weight = backend.matmul(a, b, add_to=sums.weight, dtype=self.plan.accum_dtype)
+        if self.want_bias:
+            sums.bias = backend.sum_rows(dlogits, "float32", add_to=sums.bias)
+        if self.want_x:
+            weight = self.weight if self.vh else backend.transpose(self.weight)
+            rows = backend.matmul(dlogits, weight, out=backend.slice_rows(sums.x, start, stop))
+            sums.x = backend.update_rows(sums.x, start, rows)
+
+    def finished(self, sums: Sums) -> tuple[Array | None, Array | None, Array | None]:
+        """The gradients of x, weight and bias in their operands' dtypes."""
+        backend = self.backend
+        self.workspace = None
+        dx = dw = db = None
+        if self.want_x:
+            dx = self.spread(sums.x, self.x_shape)
+        if self.want_weight:
+            dw = backend.zeros(self.weight.shape, self.dtype) if sums.weight is None else sums.weight
+            dw = backend.cast(dw, self.dtype)
+        if self.want_bias:
+            assert self.bias is not None
+            db = backend.zeros(self.bias.shape, "float32") if sums.bias is None else sums.bias
+            db = backend.cast(db, backend.dtype(self.bias))
+        return dx, dw, db
+
+    def spread(self, rows: Array, shape: tuple[int, ...], fill: int = 0) -> Array:
+        """Values of the rows that were computed, with `fill` for those that were not."""
+        if self.index is not None:
+            rows = self.backend.scatter_rows(rows, self.index, self.n_all, fill=fill)
+        return self.backend.reshape(rows, shape)
+
+
+def check_linear(
+    name: str,
+    x: Spec,
+    weight: Spec,
+    bias: Spec | None,
+    layout: str,
+    names: tuple[str, str, str] = ("x", "weight", "bias"),
+) -> int:
+    """Raise unless the operands make a linear layer, in the dtypes that are taken; the size of its vocabulary."""
+    x_name, weight_name, bias_name = names
+    check.rank_at_least(name, x_name, x, 2, "(..., hidden)")
+    check.dtype(name, x_name, x, check.REFERENCE_FLOATS)
+    check.same_dtype(name, weight_name, weight, x_name, x)
+    check.not_empty(name, x_name, x, -1, "hidden")
+    vh = layout == "vh"
+    if len(weight.shape) != 2 or weight.shape[1 if vh else 0] != x.shape[-1]:
+        raise ValueError(
+            f"{name}: {weight_name} has shape {tuple(weight.shape)}; expected "
+            f"{'(vocab, hidden)' if vh else '(hidden, vocab)'} with hidden {x.shape[-1]}, the last axis of {x_name}."
+        )
+    check.not_empty(name, weight_name, weight, 0 if vh else 1, "vocab")
+    vocab_size = weight.shape[0 if vh else 1]
+    if bias is not None:
+        check.dtype(name, bias_name, bias, check.REFERENCE_FLOATS)
+        check.shape(name, bias_name, bias, (vocab_size,), "one bias per class")
+    return vocab_size
