@@ -82,6 +82,8 @@ class Op:
             computes the second if either is needed.
         backward_once: whether the forward pass with these (options, needs) leaves gradients that the backward pass
             hands over, so that it can be run only once.
+        reuses: (options, needs) -> names of the saved arrays that the backward pass overwrites. If it is run again it
+            gets None in their place, and computes them anew.
     """
 
     name: str
@@ -100,10 +102,17 @@ class Op:
     gradient_like: tuple[tuple[str, str], ...] = ()
     same_gradient: tuple[tuple[str, str], ...] = ()
     backward_once: Callable[[Any, Needs], bool] = lambda options, needs: False
+    reuses: Callable[[Any, Needs], tuple[str, ...]] = lambda options, needs: ()
 
     def index(self, operand: str) -> int:
         """Position of an operand by name."""
         return next(i for i, o in enumerate(self.operands) if o.name == operand)
+
+    def used_up(self, options: Any, needs: Needs) -> tuple[str, ...]:
+        """Names of the saved arrays that one backward pass hands over or overwrites."""
+        if self.backward_once(options, needs):
+            return tuple(output.name for output in self.saved)
+        return self.reuses(options, needs)
 
     def computed(self, needs: Needs) -> Needs:
         """Which gradients `backward` has to compute: where two operands share one, one stands for both."""

@@ -145,14 +145,14 @@ class _Function(torch.autograd.Function):
         outputs, saved = op.forward(backend, operands, options, todo)
         ctx.op, ctx.options, ctx.backend = op, options, backend
         names = op.keeps(options, todo)
-        if op.backward_once(options, todo):
-            # Gradients that the backward pass hands over: kept where nothing else holds on to them.
-            ctx.once = dict(zip((s.name for s in op.saved), saved, strict=True))
-            saved = ()
         available = {o.name: t for o, t in zip(op.operands, operands, strict=True)}
         available |= {o.name: t for o, t in zip(op.outputs, outputs, strict=True)}
-        ctx.names = (*names, *(s.name for s, _ in zip(op.saved, saved, strict=False)))
-        ctx.save_for_backward(*(available[name] for name in names), *saved)
+        available |= {s.name: t for s, t in zip(op.saved, saved, strict=True)}
+        # What the backward pass hands over or overwrites is kept where nothing else holds on to it.
+        used_up = op.used_up(options, todo)
+        ctx.once = {name: available[name] for name in used_up}
+        ctx.names = (*names, *(s.name for s in op.saved if s.name not in used_up))
+        ctx.save_for_backward(*(available[name] for name in ctx.names))
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(
             *(t for o, t in zip(op.outputs, outputs, strict=True) if t is not None and not o.differentiable)
@@ -165,14 +165,13 @@ class _Function(torch.autograd.Function):
         op: Op = ctx.op
         kept = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
         todo = op.computed(ctx.needs)
-        if op.backward_once(ctx.options, todo):
-            if ctx.once is None:
-                raise RuntimeError(
-                    f"{op.name}: a second backward pass. Its gradients were computed in the forward pass and handed "
-                    'over by the first one; call it with reduction="none" and reduce outside to go back twice.'
-                )
-            kept |= ctx.once
-            ctx.once = None
+        if ctx.once is None and op.backward_once(ctx.options, todo):
+            raise RuntimeError(
+                f"{op.name}: a second backward pass. Its gradients were computed in the forward pass and handed "
+                'over by the first one; call it with reduction="none" and reduce outside to go back twice.'
+            )
+        kept |= ctx.once or dict.fromkeys(op.reuses(ctx.options, todo))
+        ctx.once = None
         if all(c is None for c in cotangents):
             return (None,) * (3 + len(op.operands))
         kind = ctx.backend.torch_device.type

@@ -125,11 +125,10 @@ def _register(op: Op) -> None:
         tensors, options, needs = split(arguments, n_tensors)
         kept = dict(zip(kept_names, tensors[:n_kept], strict=True))
         device = next(t.device for t in tensors if t is not None)
-        if op.backward_once(options, needs):
-            for saved in op.saved:
-                handed_over = kept[saved.name]
-                if handed_over is not None:
-                    kept[saved.name] = handed_over.clone()
+        for name in op.used_up(options, needs):
+            array = kept[name]
+            if array is not None:
+                kept[name] = array.clone()
         gradients = op.backward(backend_for(device), kept, tensors[n_kept:], options, needs)
         gradients = tuple(
             g.clone() if any(g is t for t in tensors) and g is not None else g for g in gradients

@@ -36,27 +36,11 @@ from liger.backend import Array, Backend
 from liger.launch import Launch, Spec, next_power_of_2
 from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import cross_entropy as reference
+from liger_triton.math import capped
 
 REDUCTIONS = ("none", "sum", "mean")
 
 # ---------------------------------------------------------------------------------------------------- kernels
-
-
-@triton.jit
-def _tanh(x):
-    # Near 0 the quotient would lose the digits that its terms share; the odd series has them (2e-9 at 1/4).
-    square = x * x
-    series = x * (1.0 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
-    return tl.where(tl.abs(x) < 0.25, series, 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0)
-
-
-@triton.jit
-def _capped(x, bias, scale: tl.constexpr, softcap: tl.constexpr):
-    """z of a raw logit."""
-    z = (x + bias) * scale
-    if softcap > 0.0:
-        z = softcap * _tanh(z / softcap)
-    return z
 
 
 @triton.jit
@@ -90,7 +74,7 @@ def _store_gradient(
             bias = tl.load(bias_ptr + col, mask=mask, other=0.0).to(tl.float32)
         if HAS_WEIGHT and label_smoothing > 0.0:
             class_weight = tl.load(weight_ptr + col, mask=mask, other=0.0).to(tl.float32)
-        z = _capped(x, bias, scale, softcap)
+        z = capped(x, bias, scale, softcap)
         dz = a * tl.exp(z - highest - log_total) - c * class_weight
         dz = tl.where(col == label, dz - b, dz)
         if softcap > 0.0:
@@ -162,7 +146,7 @@ def cross_entropy_forward(
         label_weight = tl.load(weight_ptr + label, mask=in_range, other=0.0).to(tl.float32)
     if HAS_BIAS:
         label_bias = tl.load(bias_ptr + label, mask=in_range, other=0.0).to(tl.float32)
-    label_z = _capped(label_logit, label_bias, scale, softcap)
+    label_z = capped(label_logit, label_bias, scale, softcap)
 
     highest = float("-inf")
     total = 0.0
@@ -176,7 +160,7 @@ def cross_entropy_forward(
         bias = 0.0
         if HAS_BIAS:
             bias = tl.load(bias_ptr + col, mask=mask, other=0.0).to(tl.float32)
-        z = _capped(x, bias, scale, softcap)
+        z = capped(x, bias, scale, softcap)
         if label_smoothing > 0.0:
             if HAS_WEIGHT:
                 w = tl.load(weight_ptr + col, mask=mask, other=0.0).to(tl.float32)
@@ -301,7 +285,7 @@ def cross_entropy_backward(
         label_bias = 0.0
         if HAS_BIAS:
             label_bias = tl.load(bias_ptr + label, mask=in_range, other=0.0).to(tl.float32)
-        probability = tl.exp(_capped(label_logit, label_bias, scale, softcap) - highest - log_total)
+        probability = tl.exp(capped(label_logit, label_bias, scale, softcap) - highest - log_total)
         g *= probability
         h *= probability
         # Every thread has read the label's logit before any of them may overwrite it.

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from liger import check
 from liger_jax import vjp
+from liger_jax.functional.labels import masked, one_row
 from liger_jax.primitives import spec_of
 from liger_triton import cross_entropy, linear_chunks, linear_cross_entropy
 
@@ -101,10 +102,10 @@ def softmax_cross_entropy_with_integer_labels(
         return_predicted=return_predicted,
     )
     op = cross_entropy.CROSS_ENTROPY
-    logits, labels = jnp.asarray(logits), _masked(op.name, labels, where, ignore_index)
+    logits, labels = jnp.asarray(logits), masked(op.name, "labels", labels, where, ignore_index)
     one = logits.ndim == 1
     if one:
-        logits, labels = _one_row(op.name, "logits", logits, labels)
+        logits, labels = one_row(op.name, "logits", logits, "labels", labels)
     outputs = vjp.apply(
         op,
         options,
@@ -200,10 +201,14 @@ def linear_softmax_cross_entropy(
         recompute=jnp.result_type(x) == jnp.float16,
     )
     op = linear_cross_entropy.LINEAR_CROSS_ENTROPY
-    x, kernel, labels = jnp.asarray(x), jnp.asarray(kernel), _masked(op.name, labels, where, ignore_index)
+    x, kernel, labels = (
+        jnp.asarray(x),
+        jnp.asarray(kernel),
+        masked(op.name, "labels", labels, where, ignore_index),
+    )
     one = x.ndim == 1
     if one:
-        x, labels = _one_row(op.name, "x", x, labels)
+        x, labels = one_row(op.name, "x", x, "labels", labels)
     if class_weights is not None and kernel.ndim == 2 and kernel_layout in linear_chunks.LAYOUTS:
         # The op calls both the kernel and these `weight` in its errors.
         weights, vocab = spec_of(jnp.asarray(class_weights)), kernel.shape[kernel_layout.index("v")]
@@ -225,27 +230,8 @@ def linear_softmax_cross_entropy(
     return _loss(vjp.apply(op, options, *operands, implementation=implementation, names=names), one)
 
 
-def _one_row(op: str, name: str, array: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """One token's array and label, with the token axis that the ops need."""
-    check.shape(op, "labels", spec_of(labels), (), f"one label per row of {name}")
-    return array[None], labels[None]
-
-
-def _masked(op: str, labels: ArrayLike, where: ArrayLike | None, ignore_index: int) -> jax.Array:
-    labels = jnp.asarray(labels)
-    if where is None:
-        return labels
-    where = jnp.asarray(where)
-    if where.dtype != jnp.bool_ or where.shape != labels.shape:
-        raise ValueError(
-            f"{op}: where is {where.dtype}{list(where.shape)}; expected bool{list(labels.shape)}, "
-            "the shape of labels."
-        )
-    return jnp.where(where, labels, jnp.asarray(ignore_index, labels.dtype))
-
-
 def _loss(outputs: tuple[Any, ...], one_row: bool) -> jax.Array | CrossEntropy:
-    """What the user gets; `one_row` takes off the axis of `_one_row`, where the output is not reduced."""
+    """What the user gets; `one_row` takes off the axis of `labels.one_row`, where the output is not reduced."""
     result = CrossEntropy(
         *(output[0] if one_row and output is not None and output.ndim else output for output in outputs)
     )

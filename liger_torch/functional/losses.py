@@ -9,6 +9,7 @@ import torch
 
 from liger_torch.autograd import autocasting, call, check_operands, uses_reference
 from liger_torch.backend import NAMES
+from liger_torch.functional.labels import check_labels, rows_to_compute
 from liger_torch.valid_rows import ValidRows
 from liger_triton import cross_entropy, linear_cross_entropy
 
@@ -73,7 +74,7 @@ def liger_cross_entropy(
             label cannot be found without stalling it: the row's loss and gradient are NaN.
     """
     _refuse_deprecated(size_average, reduce)
-    _check_labels("cross_entropy", target, ignore_index, input.shape[-1])
+    check_labels("cross_entropy", "target", target, ignore_index, input.shape[-1])
     options = cross_entropy.Options(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
@@ -159,25 +160,13 @@ def liger_fused_linear_cross_entropy(
             label cannot be found without stalling it: the row's loss and gradient are NaN.
         RuntimeError: a second backward pass through a reduced loss.
     """
-    _check_labels("linear_cross_entropy", target, ignore_index, weight.shape[0])
+    check_labels("linear_cross_entropy", "target", target, ignore_index, weight.shape[0])
     kind = input.device.type
     if autocasting(kind):
         dtype = torch.get_autocast_dtype(kind)
         input, weight = input.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    rows = None
-    if valid_rows is not None:
-        if valid_rows.ignore_index != ignore_index:
-            raise ValueError(
-                f"linear_cross_entropy: valid_rows was made for ignore_index {valid_rows.ignore_index}, the loss has "
-                f"{ignore_index}; give both the same."
-            )
-        if valid_rows.n_labels != target.numel():
-            raise ValueError(
-                f"linear_cross_entropy: valid_rows was made for {valid_rows.n_labels} labels, target has "
-                f"{target.numel()}; make it from the very labels that the loss is given."
-            )
-        rows = valid_rows.index()
+    rows = rows_to_compute("linear_cross_entropy", valid_rows, "target", target, ignore_index)
     options = linear_cross_entropy.Options(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
@@ -232,15 +221,3 @@ def _refuse_deprecated(size_average: None, reduce: None) -> None:
             raise ValueError(
                 f'cross_entropy: {name} is {value!r}; torch has deprecated it, use reduction="mean", "sum" or "none".'
             )
-
-
-def _check_labels(op: str, labels: torch.Tensor, ignore_index: int, n_classes: int) -> None:
-    """Find labels out of range where that stalls nothing: on a CPU."""
-    if labels.device.type != "cpu" or torch.compiler.is_compiling() or labels.numel() == 0:
-        return
-    wrong = ((labels < 0) | (labels >= n_classes)) & (labels != ignore_index)
-    if bool(wrong.any()):
-        raise ValueError(
-            f"{op}: target holds the label {int(labels[wrong][0])}; labels must lie in [0, {n_classes}) or be "
-            f"ignore_index ({ignore_index})."
-        )

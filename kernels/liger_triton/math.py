@@ -1,0 +1,23 @@
+"""Functions of numbers that kernels of several families use."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def tanh(x):
+    # Near 0 the quotient would lose the digits that its terms share; the odd series has them (2e-9 at 1/4).
+    square = x * x
+    series = x * (1.0 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
+    return tl.where(tl.abs(x) < 0.25, series, 2.0 / (1.0 + tl.exp(-2.0 * x)) - 1.0)
+
+
+@triton.jit
+def capped(x, bias, scale: tl.constexpr, softcap: tl.constexpr):
+    """The logit scale * (x + bias), capped as c * tanh(z / c) where a softcap is given."""
+    z = (x + bias) * scale
+    if softcap > 0.0:
+        z = softcap * tanh(z / softcap)
+    return z
