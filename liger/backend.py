@@ -99,6 +99,10 @@ class Backend(Protocol):
         """An array of `n_rows` rows, all `fill` but for `rows` at the places in `index` (each at most once)."""
         ...
 
+    def sort(self, vector: Array) -> tuple[Array, Array]:
+        """An integer vector in ascending order, and where each entry was (int32); equal ones keep their order."""
+        ...
+
     def cast(self, array: Array, dtype: str) -> Array:
         """The array in another dtype; itself if it has it."""
         ...

@@ -36,6 +36,8 @@ class Operand:
         optional: whether it may be absent.
         axes: of an array along rows, how many axes at the end the op works along (features; heads and head_dim); those
             before are token axes, which a mesh may shard.
+        buffer: whether the backward pass adds to it, at the caller's wish. It is referred to and not saved: others
+            may add to it, or empty it, between the two passes.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Operand:
     differentiable: bool = True
     optional: bool = False
     axes: int = 1
+    buffer: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -121,6 +121,10 @@ class Planner:
         """See `liger.backend.Backend`."""
         return dense((n_rows, *rows.shape[1:]), rows.dtype)
 
+    def sort(self, vector: Planned) -> tuple[Planned, Planned]:
+        """See `liger.backend.Backend`."""
+        return dense(vector.shape, vector.dtype), dense(vector.shape, "int32")
+
     def cast(self, array: Planned, dtype: str) -> Planned:
         """See `liger.backend.Backend`."""
         return dataclasses.replace(array, dtype=dtype)

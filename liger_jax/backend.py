@@ -138,6 +138,11 @@ class JaxBackend:
         """See `liger.backend.Backend`."""
         return jnp.full((n_rows, *rows.shape[1:]), fill, rows.dtype).at[index].set(rows)
 
+    def sort(self, vector: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """See `liger.backend.Backend`."""
+        values, index = lax.sort_key_val(vector, lax.iota(jnp.int32, vector.shape[0]), is_stable=True)
+        return values, index
+
     def cast(self, array: jax.Array, dtype: str) -> jax.Array:
         """See `liger.backend.Backend`."""
         return array.astype(dtype)

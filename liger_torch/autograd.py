@@ -151,7 +151,9 @@ class _Function(torch.autograd.Function):
         # What the backward pass hands over or overwrites is kept where nothing else holds on to it.
         used_up = op.used_up(options, todo)
         ctx.once = {name: available[name] for name in used_up}
-        ctx.names = (*names, *(s.name for s in op.saved if s.name not in used_up))
+        ctx.buffers = {o.name: available[o.name] for o in op.operands if o.buffer and o.name in names}
+        kept = (*names, *(s.name for s in op.saved))
+        ctx.names = tuple(name for name in kept if name not in used_up and name not in ctx.buffers)
         ctx.save_for_backward(*(available[name] for name in ctx.names))
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(
@@ -163,7 +165,7 @@ class _Function(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> Tensors:
         op: Op = ctx.op
-        kept = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        kept = dict(zip(ctx.names, ctx.saved_tensors, strict=True)) | ctx.buffers
         todo = op.computed(ctx.needs)
         if ctx.once is None and op.backward_once(ctx.options, todo):
             raise RuntimeError(

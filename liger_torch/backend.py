@@ -192,6 +192,11 @@ class TorchBackend:
         out = torch.full((n_rows, *rows.shape[1:]), fill, dtype=rows.dtype, device=rows.device)
         return out.index_copy_(0, index, rows)
 
+    def sort(self, vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `liger.backend.Backend`."""
+        values, index = torch.sort(vector, stable=True)
+        return values, index.to(torch.int32)
+
     def cast(self, array: torch.Tensor, dtype: str) -> torch.Tensor:
         """See `liger.backend.Backend`."""
         return array.to(DTYPES[dtype])

@@ -31,11 +31,12 @@ def call(op: Op, options: Any, operands: Tensors, needs: Needs) -> Tensors:
     if getattr(options, "in_place", False):
         # A permission to save memory, which a functional operator has no use for.
         options = dataclasses.replace(options, in_place=False)
-    if any(t is not None and o.name == "weight_grad" for o, t in zip(op.operands, operands, strict=True)):
-        raise ValueError(
-            f"{op.name}: weight_grad is written to in the backward pass, which torch.compile cannot trace; leave it "
-            "out, or exclude the call from compilation with torch.compiler.disable."
-        )
+    for operand, tensor in zip(op.operands, operands, strict=True):
+        if operand.buffer and tensor is not None:
+            raise ValueError(
+                f"{op.name}: {operand.name} is written to in the backward pass, which torch.compile cannot trace; "
+                "leave it out, or exclude the call from compilation with torch.compiler.disable."
+            )
     results = getattr(torch.ops.liger, op.name)(*operands, *_values(options), list(needs))
     if isinstance(results, torch.Tensor):
         results = (results,)

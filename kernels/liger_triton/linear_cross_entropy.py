@@ -264,7 +264,7 @@ LINEAR_CROSS_ENTROPY = Op(
         Operand("bias", "shared", optional=True),
         Operand("class_weight", "shared", differentiable=False, optional=True),
         Operand("rows", "shared", differentiable=False, optional=True),
-        Operand("weight_grad", "shared", differentiable=False, optional=True),
+        Operand("weight_grad", "shared", differentiable=False, optional=True, buffer=True),
     ),
     outputs=loss_op.OUTPUTS,
     saved=(

@@ -286,6 +286,17 @@ def test_weight_gradient_goes_into_a_given_buffer(buffer_dtype: torch.dtype) -> 
     assert error(buffer.double() - 1, exact[1]) < 0.02
 
 
+def test_buffer_may_be_emptied_between_the_passes() -> None:
+    """It is no saved tensor: another op may add to it, or `zero_grad` may clear it, before the backward pass."""
+    x, w = draw(6, 24, dtype=torch.float32, seed=0), draw(50, 24, dtype=torch.float32, seed=1)
+    buffer = torch.ones(50, 24)
+    loss = f.liger_fused_linear_cross_entropy(x, w, LABELS[:6] % 50, weight_grad=buffer)
+    buffer.zero_()
+    loss.backward()
+    exact = torch.autograd.grad(F.cross_entropy(F.linear(x, w), LABELS[:6] % 50), w)[0]
+    assert error(buffer, exact) < 1e-6
+
+
 def test_buffer_in_bfloat16_is_rounded_a_few_times_only() -> None:
     x, w = draw(640, 24, dtype=torch.bfloat16, seed=0), draw(50, 24, dtype=torch.bfloat16, seed=1)
     y = torch.arange(640) % 50
