@@ -20,6 +20,8 @@ DEFAULTS: dict[str, str] = {
     "rope": XLA,
     # XLA: the least traffic, and it can fuse the neighbours.
     "swiglu": XLA,
+    "geglu": XLA,
+    "relu_squared": XLA,
     # XLA: 2 to 6 times the least traffic, and up to two float32 copies of the logits.
     "cross_entropy": TRITON,
     # XLA: the logits of the whole batch in memory.

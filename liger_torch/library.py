@@ -37,9 +37,7 @@ def call(op: Op, options: Any, operands: Tensors, needs: Needs) -> Tensors:
                 f"{op.name}: {operand.name} is written to in the backward pass, which torch.compile cannot trace; "
                 "leave it out, or exclude the call from compilation with torch.compiler.disable."
             )
-    results = getattr(torch.ops.liger, op.name)(*operands, *_values(options), list(needs))
-    if isinstance(results, torch.Tensor):
-        results = (results,)
+    results = _tuple(getattr(torch.ops.liger, op.name)(*operands, *_values(options), list(needs)))
     present = _present(op, operands, options, needs)
     return tuple(t if p else None for t, p in zip(results, present, strict=False))
 
@@ -71,6 +69,10 @@ def _option_schema(op: Op) -> str:
 
 def _filled(tensors: Tensors, device: torch.device) -> list[torch.Tensor]:
     return [torch.empty(0, device=device) if t is None else t for t in tensors]
+
+
+def _tuple(results: Results) -> tuple[torch.Tensor, ...]:
+    return (results,) if isinstance(results, torch.Tensor) else results
 
 
 def _results(tensors: list[torch.Tensor]) -> Results:
@@ -159,8 +161,7 @@ def _register(op: Op) -> None:
     # ---- autograd
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
-        if isinstance(output, torch.Tensor):
-            output = (output,)
+        output = _tuple(output)
         operands, ctx.options, ctx.needs = split(inputs, n_operands)
         todo = op.computed(ctx.needs)
         outputs, saved = op.infer(_specs(operands), ctx.options, todo)
@@ -187,8 +188,9 @@ def _register(op: Op) -> None:
         if not any(todo):
             return nothing
         kept = dict(zip(ctx.kept, ctx.saved_tensors, strict=True))
-        gradients = getattr(torch.ops.liger, f"{op.name}_backward")(
-            *(kept.get(name) for name in kept_names), *given, *_values(ctx.options), list(todo)
+        backward_op = getattr(torch.ops.liger, f"{op.name}_backward")
+        gradients = _tuple(
+            backward_op(*(kept.get(name) for name in kept_names), *given, *_values(ctx.options), list(todo))
         )
         wanted = tuple(g if need else None for g, need in zip(gradients, todo, strict=True))
         return (*op.spread(ctx.needs, wanted), *nothing[n_operands:])

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from liger.op import Op
 from liger_triton.cross_entropy import CROSS_ENTROPY
+from liger_triton.glu import GEGLU, SWIGLU
 from liger_triton.linear_cross_entropy import LINEAR_CROSS_ENTROPY
+from liger_triton.relu_squared import RELU_SQUARED
 from liger_triton.rms_norm import ADD_RMS_NORM, RMS_NORM
 from liger_triton.rope import ROPE
-from liger_triton.swiglu import SWIGLU
 
-OPS: tuple[Op, ...] = (RMS_NORM, ADD_RMS_NORM, ROPE, SWIGLU, CROSS_ENTROPY, LINEAR_CROSS_ENTROPY)
+OPS: tuple[Op, ...] = (
+    RMS_NORM,
+    ADD_RMS_NORM,
+    ROPE,
+    SWIGLU,
+    GEGLU,
+    RELU_SQUARED,
+    CROSS_ENTROPY,
+    LINEAR_CROSS_ENTROPY,
+)

@@ -42,3 +42,10 @@ def stop_gradient(array: Any) -> Any:
     if is_jax_array(array):
         return importlib.import_module("jax").lax.stop_gradient(array)
     return array
+
+
+def erf(array: Any) -> Any:
+    """The error function, which the array API does not have."""
+    if hasattr(array, "erf"):
+        return array.erf()
+    return importlib.import_module("jax").lax.erf(array)

@@ -8,7 +8,7 @@ lowered for a GPU (or for a CPU with `TRITON_INTERPRET=1`); on every other platf
 The kernels have a first derivative in reverse mode only; `implementation="xla"` has a second one too.
 """
 
-from liger_jax.functional.gates import swiglu
+from liger_jax.functional.gates import geglu, relu_squared, swiglu
 from liger_jax.functional.losses import (
     CrossEntropy,
     linear_softmax_cross_entropy,
@@ -22,7 +22,9 @@ __all__ = [
     "CrossEntropy",
     "add_rms_norm",
     "apply_rope",
+    "geglu",
     "linear_softmax_cross_entropy",
+    "relu_squared",
     "rms_norm",
     "softmax_cross_entropy_with_integer_labels",
     "swiglu",

@@ -5,7 +5,7 @@ leave their inputs as they were, accept non-contiguous and empty tensors, and tr
 `torch.compile(fullgraph=True)`. On a CPU they run a reference in plain torch, on a GPU the kernels.
 """
 
-from liger_torch.functional.gates import liger_swiglu
+from liger_torch.functional.gates import liger_geglu, liger_relu_squared, liger_swiglu
 from liger_torch.functional.losses import (
     CrossEntropyOutput,
     liger_cross_entropy,
@@ -19,6 +19,8 @@ __all__ = [
     "liger_cross_entropy",
     "liger_fused_add_rms_norm",
     "liger_fused_linear_cross_entropy",
+    "liger_geglu",
+    "liger_relu_squared",
     "liger_rms_norm",
     "liger_rope",
     "liger_swiglu",

@@ -15,7 +15,7 @@ from liger_torch.functional import liger_swiglu
 from liger_torch.hf import probe
 from liger_torch.hf.probe import Verdict
 from liger_torch.hf.swap import original_class
-from liger_triton.swiglu import SWIGLU, Options
+from liger_triton.glu import SWIGLU, Options
 
 KIND = "mlp"
 

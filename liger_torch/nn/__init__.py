@@ -1,15 +1,25 @@
 """The ops as modules, under the names that users of Liger-Kernel know."""
 
+from liger_torch.nn.activations import LigerReLUSquared
 from liger_torch.nn.losses import LigerCrossEntropyLoss, LigerFusedLinearCrossEntropyLoss
-from liger_torch.nn.mlp import LigerBlockSparseTop2MLP, LigerPhi3SwiGLUMLP, LigerSwiGLUMLP
+from liger_torch.nn.mlp import (
+    LigerBlockSparseTop2MLP,
+    LigerFalconH1SwiGLUMLP,
+    LigerGEGLUMLP,
+    LigerPhi3SwiGLUMLP,
+    LigerSwiGLUMLP,
+)
 from liger_torch.nn.norms import LigerFusedAddRMSNorm, LigerRMSNorm
 
 __all__ = [
     "LigerBlockSparseTop2MLP",
     "LigerCrossEntropyLoss",
+    "LigerFalconH1SwiGLUMLP",
     "LigerFusedAddRMSNorm",
     "LigerFusedLinearCrossEntropyLoss",
+    "LigerGEGLUMLP",
     "LigerPhi3SwiGLUMLP",
     "LigerRMSNorm",
+    "LigerReLUSquared",
     "LigerSwiGLUMLP",
 ]

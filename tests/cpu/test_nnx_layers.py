@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from flax import nnx
 
 import liger_jax
-from liger_jax.nnx import RMSNorm, SwiGLU, apply_liger_kernel
+from liger_jax.nnx import GeGLU, RMSNorm, SwiGLU, apply_liger_kernel
 
 
 class OwnNorm(nnx.Module):
@@ -65,12 +66,20 @@ def test_rms_norm_leaves_masks_and_other_axes_to_flax() -> None:
     np.testing.assert_array_equal(RMSNorm(6, **other)(x), nnx.RMSNorm(6, **other)(x))
 
 
-def test_swiglu() -> None:
-    layer = SwiGLU(8, 12, rngs=nnx.Rngs(0))
+@pytest.mark.parametrize(
+    ("layer", "activation"),
+    [
+        (SwiGLU, jax.nn.silu),
+        (GeGLU, jax.nn.gelu),
+        (functools.partial(GeGLU, approximate=False), functools.partial(jax.nn.gelu, approximate=False)),
+    ],
+)
+def test_gated_mlps(layer: Any, activation: Any) -> None:
+    mlp = layer(8, 12, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 3, 8))
-    gate, up, down = (layer.gate_proj.kernel[...], layer.up_proj.kernel[...], layer.down_proj.kernel[...])
-    np.testing.assert_allclose(layer(x), (jax.nn.silu(x @ gate) * (x @ up)) @ down, rtol=1e-5, atol=1e-6)
-    assert {path: p.shape for path, p in nnx.to_flat_state(nnx.state(layer))} == {
+    gate, up, down = (mlp.gate_proj.kernel[...], mlp.up_proj.kernel[...], mlp.down_proj.kernel[...])
+    np.testing.assert_allclose(mlp(x), (activation(x @ gate) * (x @ up)) @ down, rtol=1e-5, atol=1e-6)
+    assert {path: p.shape for path, p in nnx.to_flat_state(nnx.state(mlp))} == {
         ("gate_proj", "kernel"): (8, 12),
         ("up_proj", "kernel"): (8, 12),
         ("down_proj", "kernel"): (12, 8),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import CASES, Case
-from torch_runner import differentiate, tensors
+from torch_runner import differentiate, error, tensors
+from transformers.activations import ACT2FN
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from liger_torch import functional as f
@@ -82,6 +87,52 @@ def test_swiglu_is_torchs() -> None:
     same(f.liger_swiglu(a, b), F.silu(a) * b, a, b)
     packed = draw(2, 3, 32)
     same(f.liger_swiglu(packed), F.silu(packed[..., :16]) * packed[..., 16:], packed)
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_geglu_is_torchs(approximate: str) -> None:
+    a, b = draw(2, 3, 16), draw(2, 3, 16, seed=1)
+    same(f.liger_geglu(a, b, approximate), F.gelu(a, approximate=approximate) * b, a, b)
+    packed = draw(2, 3, 32)
+    gate, up = packed.chunk(2, -1)
+    same(f.liger_geglu(packed, approximate=approximate), F.gelu(gate, approximate=approximate) * up, packed)
+
+
+def test_relu_squared_is_hugging_faces() -> None:
+    x = draw(2, 3, 16)
+    same(f.liger_relu_squared(x), ACT2FN["relu2"](x), x)
+
+
+def gpt_oss_gate(packed: torch.Tensor) -> torch.Tensor:
+    return GptOssExperts._apply_gate(SimpleNamespace(alpha=1.702, limit=7.0), packed)
+
+
+def falcon_h1_gate(packed: torch.Tensor) -> torch.Tensor:
+    """What FalconH1MLP hands to its down projection."""
+    gate, up = packed.chunk(2, -1)
+    return up * F.silu(gate * 0.4)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        (gpt_oss_gate, {"alpha": 1.702, "limit": 7.0, "up_offset": 1.0, "interleaved": True}),
+        (falcon_h1_gate, {"gate_multiplier": 0.4}),
+    ],
+)
+def test_swiglu_is_the_model_familys(family: Callable[..., torch.Tensor], options: dict) -> None:
+    packed = (draw(40, 64) * 5).detach().requires_grad_()
+    same(f.liger_swiglu(packed, **options), family(packed), packed)
+    at_the_limit = torch.tensor([[7.0, 7.0, 7.1, -7.0, -9.0, -7.1]]).double().requires_grad_()
+    same(f.liger_swiglu(at_the_limit, **options), family(at_the_limit), at_the_limit)
+    half = packed.detach().bfloat16().requires_grad_()
+    exact = packed.detach().bfloat16().double().requires_grad_()
+    incoming = draw(40, 32, seed=3).bfloat16()
+    results = [(family(exact), exact), (f.liger_swiglu(half, **options), half), (family(half), half)]
+    (y, dx), *rounded = [(y, torch.autograd.grad(y, x, incoming.to(y.dtype))[0]) for y, x in results]
+    (our_y, our_dx), (their_y, their_dx) = rounded
+    assert error(our_y, y) < error(their_y, y)
+    assert error(our_dx, dx) < error(their_dx, dx)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -25,6 +25,11 @@ BAD: list[tuple[str, type[Exception], str, Callable[[], object]]] = [
     ("residual dtype", TypeError, "residual has dtype bfloat16 but x has float32", lambda: f.liger_fused_add_rms_norm(X, X.bfloat16(), W)),
     ("up", ValueError, r"up has shape \(2, 3, 4\)", lambda: f.liger_swiglu(X, X[..., :4])),
     ("odd", ValueError, "needs an even last axis", lambda: f.liger_swiglu(X[..., :7])),
+    ("interleaved", ValueError, "swiglu: interleaved is True beside up", lambda: f.liger_swiglu(X, X, interleaved=True)),
+    ("limit", ValueError, "swiglu: limit is 0.0; it must be positive", lambda: f.liger_swiglu(X, X, limit=0.0)),
+    ("approximate", ValueError, "geglu: approximate is 'erf'; choose one of 'none', 'tanh'", lambda: f.liger_geglu(X, X, "erf")),
+    ("geglu up", ValueError, r"geglu: up has shape \(2, 3, 4\)", lambda: f.liger_geglu(X, X[..., :4])),
+    ("relu squared", TypeError, "relu_squared: x has dtype int64", lambda: f.liger_relu_squared(Y)),
     ("heads axis", ValueError, "unsqueeze_dim is 3", lambda: f.liger_rope(Q, Q, TABLE, TABLE, unsqueeze_dim=3)),
     ("positions", ValueError, "leave position_ids out", lambda: f.liger_rope(Q, Q, TABLE, TABLE, Y[:1])),
     ("table", ValueError, r"cos has shape \(1, 2, 8\)", lambda: f.liger_rope(Q, Q, TABLE[:, :2], TABLE[:, :2])),
@@ -47,6 +52,12 @@ BAD: list[tuple[str, type[Exception], str, Callable[[], object]]] = [
         ValueError,
         "the activation is 'gelu'",
         lambda: liger_torch.LigerSwiGLUMLP(SimpleNamespace(hidden_act="gelu", hidden_size=8, intermediate_size=8)),
+    ),
+    (
+        "gelu",
+        ValueError,
+        "LigerGEGLUMLP: the activation is 'gelu_new'",
+        lambda: liger_torch.LigerGEGLUMLP(SimpleNamespace(hidden_act="gelu_new", hidden_size=8, intermediate_size=8)),
     ),
 ]  # fmt: skip
 

@@ -12,6 +12,9 @@ import torch._dynamo.testing
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
+from transformers import FalconH1Config, GemmaConfig
+from transformers.models.falcon_h1.modeling_falcon_h1 import FalconH1MLP
+from transformers.models.gemma.modeling_gemma import GemmaMLP
 
 import liger_torch
 from liger_torch import functional as f
@@ -48,6 +51,37 @@ def test_modules_compute_what_their_names_say() -> None:
     )
 
 
+@pytest.mark.parametrize("activation", ["gelu_pytorch_tanh", "gelu"])
+def test_geglu_mlp_is_gemmas(activation: str) -> None:
+    config = GemmaConfig(hidden_size=8, intermediate_size=12, hidden_act=activation)
+    assert_same_module(liger_torch.LigerGEGLUMLP(config), GemmaMLP(config))
+    gemma2 = SimpleNamespace(hidden_size=8, intermediate_size=12, hidden_activation=activation)
+    assert liger_torch.LigerGEGLUMLP(gemma2).approximate == ("tanh" if "tanh" in activation else "none")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_falcon_h1_mlp_is_hugging_faces(bias: bool) -> None:
+    config = FalconH1Config(hidden_size=8, intermediate_size=12, mlp_multipliers=[0.4, 0.3], mlp_bias=bias)
+    assert_same_module(liger_torch.LigerFalconH1SwiGLUMLP(config), FalconH1MLP(config))
+
+
+def assert_same_module(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
+    """Of the same parameters: the same results and gradients, in float64."""
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 8, dtype=torch.float64)
+    results = []
+    for module in (ours.double(), theirs.double()):
+        y = module(x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), list(module.parameters()))))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_relu_squared_module() -> None:
+    x = torch.randn(2, 3, 8)
+    assert torch.equal(liger_torch.LigerReLUSquared()(x), F.relu(x).square())
+
+
 def test_compiles_whole_on_a_cpu() -> None:
     x, w, head = (torch.randn(s, requires_grad=True) for s in ((6, 8), (8,), (9, 8)))
     labels = torch.tensor([1, -100, 3, 0, 7, 7])
@@ -81,7 +115,8 @@ def test_another_number_of_tokens_does_not_compile_again() -> None:
     head, norm = torch.randn(9, 8), torch.randn(8)
 
     def step(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        hidden, _ = f.liger_fused_add_rms_norm(f.liger_rms_norm(x, norm), f.liger_swiglu(x, x), norm)
+        gated = f.liger_swiglu(x, f.liger_geglu(x, f.liger_relu_squared(x), "none"))
+        hidden, _ = f.liger_fused_add_rms_norm(f.liger_rms_norm(x, norm), gated, norm)
         return f.liger_fused_linear_cross_entropy(hidden, head, labels) + f.liger_cross_entropy(
             hidden, labels % 8
         )

@@ -25,8 +25,12 @@ ONE_PER_OP = [
         "rms_norm-no-weight",
         "add_rms_norm-llama-0.0-100",
         "rope-interleaved-64-20",
-        "swiglu-(3, 5, 33)",
+        "swiglu-plain-(3, 5, 33)",
         "swiglu-packed-(3, 5, 66)",
+        "swiglu-gpt-oss-interleaved-(3, 5, 66)",
+        "geglu-gelu-(3, 5, 33)",
+        "geglu-gelu_tanh-(3, 5, 33)",
+        "relu_squared-(3, 5, 33)",
         "cross_entropy-z-loss-weighted",
         "cross_entropy-none",
         "linear_cross_entropy-mean-weighted",
@@ -60,7 +64,7 @@ def operands(name: str, dtype: torch.dtype) -> list[torch.Tensor]:
         return [draw(n, 512, dtype=dtype, seed=0), draw(512, dtype=dtype, seed=1)]
     if name == "rope":
         return [draw(1, 4, n, 64, dtype=dtype, seed=0), draw(1, 2, n, 64, dtype=dtype, seed=1)]
-    if name == "swiglu":
+    if name in ("swiglu", "geglu", "exact geglu"):
         return [draw(n, 512, dtype=dtype, seed=0, scale=3), draw(n, 512, dtype=dtype, seed=1)]
     if name == "cross_entropy":
         return [draw(n, 1000, dtype=dtype, seed=0, scale=3)]
@@ -75,6 +79,8 @@ OURS = {
     "norm": lambda x, w: f.liger_rms_norm(x, w),
     "rope": lambda q, k: f.liger_rope(q, k, ANGLES.cos().to(q.dtype), ANGLES.sin().to(q.dtype)),
     "swiglu": lambda a, b: f.liger_swiglu(a, b),
+    "geglu": lambda a, b: f.liger_geglu(a, b),
+    "exact geglu": lambda a, b: f.liger_geglu(a, b, "none"),
     "cross_entropy": lambda x: f.liger_cross_entropy(x, LABELS),
     "linear_cross_entropy": lambda x, w: f.liger_fused_linear_cross_entropy(x, w, LABELS),
 }
@@ -84,6 +90,8 @@ THEIRS = {
         rotated(x, ANGLES.cos()[:, None].to(x.dtype), ANGLES.sin()[:, None].to(x.dtype)) for x in (q, k)
     ),
     "swiglu": lambda a, b: F.silu(a) * b,
+    "geglu": lambda a, b: F.gelu(a, approximate="tanh") * b,
+    "exact geglu": lambda a, b: F.gelu(a) * b,
     "cross_entropy": lambda x: F.cross_entropy(x, LABELS),
     "linear_cross_entropy": lambda x, w: F.cross_entropy(F.linear(x, w).float(), LABELS),
 }
@@ -486,7 +494,7 @@ def test_last_tokens_of_batches_compile_one_kernel() -> None:
 def test_rows_wider_than_65536(dtype: str) -> None:
     import cases
 
-    from liger_triton import rms_norm, swiglu
+    from liger_triton import glu, rms_norm
 
     for case in (
         Case(
@@ -497,8 +505,8 @@ def test_rows_wider_than_65536(dtype: str) -> None:
         ),
         Case(
             "wide",
-            swiglu.SWIGLU,
-            swiglu.Options(),
+            glu.SWIGLU,
+            glu.Options(),
             cases.together(cases.normal(2, 65_537), cases.normal(2, 65_537)),
         ),
     ):

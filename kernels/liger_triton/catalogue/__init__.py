@@ -20,6 +20,8 @@ FAMILIES: tuple[Callable[[], Iterator[Call]], ...] = (
     norms.rms_norms,
     position.ropes,
     gates.swiglus,
+    gates.geglus,
+    gates.relu_squareds,
     losses.cross_entropies,
     losses.linear_cross_entropies,
 )
