@@ -720,6 +720,7 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
     logits, labels, weight = operands
     assert logits is not None and labels is not None
     matrix = backend.matrix(logits)
+    weight = None if weight is None else backend.dense(weight)
     flat = backend.reshape(backend.dense(labels), (-1,))
     factors = denominators(backend, flat, weight, matrix.shape[1], options)
     loss, highest, log_total, z_loss, correct, predicted, _ = forward_rows(
@@ -741,6 +742,7 @@ def _backward(
     logits, labels, weight = kept["logits"], kept["labels"], kept["weight"]
     assert logits is not None and labels is not None
     matrix = backend.matrix(logits)
+    weight = None if weight is None else backend.dense(weight)
     gradient = backward_rows(
         backend,
         matrix,

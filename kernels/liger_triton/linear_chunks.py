@@ -126,7 +126,8 @@ class LinearChunks:
         weight_grad: Array | None = None,
         chunk_rows: int | None = None,
     ) -> None:
-        self.backend, self.weight, self.bias, self.index = backend, weight, bias, index
+        self.backend, self.weight, self.index = backend, weight, index
+        self.bias = None if bias is None else backend.dense(bias)
         self.vh = layout == "vh"
         self.want_x, self.want_weight, self.want_bias = wanted
         self.x_shape = tuple(x.shape)

@@ -86,7 +86,8 @@ class _Problem(LinearChunks):
             weight_grad=arrays["weight_grad"],
         )
         self.labels = self.per_row(labels)
-        self.class_weight = arrays["class_weight"]
+        class_weight = arrays["class_weight"]
+        self.class_weight = None if class_weight is None else backend.dense(class_weight)
 
 
 def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs) -> tuple[Arrays, Arrays]:

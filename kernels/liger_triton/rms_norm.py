@@ -503,6 +503,7 @@ def _forward(
 ) -> tuple[Array, Array, Array | None]:
     matrix = backend.matrix(x)
     other = None if residual is None else backend.matrix(residual)
+    weight = None if weight is None else backend.dense(weight)
     n_rows, n_cols = matrix.shape
     launch = forward_launch(
         n_rows,
@@ -538,6 +539,7 @@ def _backward(
 ) -> tuple[Array | None, Array | None]:
     x_matrix, dy_matrix = backend.matrix(x), backend.matrix(dy)
     ds_matrix = None if ds is None else backend.matrix(ds)
+    weight = None if weight is None else backend.dense(weight)
     n_rows, n_cols = x_matrix.shape
     dtype, dy_dtype = backend.dtype(x), backend.dtype(dy)
     weight_dtype = None if weight is None else backend.dtype(weight)

@@ -1,44 +1,16 @@
-"""What the torch frontend promises about autograd, compilation, strides and errors, on the kernels."""
+"""What the torch frontend promises about particular ops on the kernels; `test_every_op` has what holds for all."""
 
 from __future__ import annotations
-
-import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CASES, Case
-from torch.library import opcheck
-from torch_runner import error, run, run_reference, tensors
+from cases import Case
+from torch_runner import error, run, run_reference
 
 import liger_torch
-from liger.op import Op
 from liger_torch import functional as f
-from liger_torch import library
-from liger_torch.autograd import call, needed
-from liger_triton.ops import OPS
-
-ONE_PER_OP = [
-    next(c for c in CASES if c.name == name)
-    for name in (
-        "rms_norm-gemma-1.0-100",
-        "rms_norm-no-weight",
-        "add_rms_norm-llama-0.0-100",
-        "rope-interleaved-64-20",
-        "swiglu-plain-(3, 5, 33)",
-        "swiglu-packed-(3, 5, 66)",
-        "swiglu-gpt-oss-interleaved-(3, 5, 66)",
-        "geglu-gelu-(3, 5, 33)",
-        "geglu-gelu_tanh-(3, 5, 33)",
-        "relu_squared-(3, 5, 33)",
-        "cross_entropy-z-loss-weighted",
-        "cross_entropy-none",
-        "linear_cross_entropy-mean-weighted",
-        "linear_cross_entropy-all",
-    )
-]
-each_op = pytest.mark.parametrize("case", ONE_PER_OP, ids=lambda c: c.name)
-
+from liger_torch.autograd import call
 
 # ------------------------------------------------------------------------ error beside the framework's own
 
@@ -181,68 +153,6 @@ def test_float16_with_a_loss_scale() -> None:
 # ------------------------------------------------------------------------------------------------ autograd
 
 
-@pytest.mark.parametrize("case", [c for c in ONE_PER_OP if sum(c.needs()) > 1], ids=lambda c: c.name)
-def test_every_combination_of_requires_grad(case: Case) -> None:
-    """Each gradient depends on its own operand's requires_grad, and is the same whatever the others ask for."""
-    _, full = run(case, "float32")
-    positions = [i for i, need in enumerate(case.needs()) if need]
-    for chosen in itertools.product((False, True), repeat=len(positions)):
-        given = tensors(case, "float32")
-        for i, wanted in zip(positions, chosen, strict=True):
-            given[i].requires_grad_(wanted)  # type: ignore[union-attr]
-        outputs = call(case.op, case.options, *given)
-        if not any(chosen):
-            assert not any(o is not None and o.requires_grad for o in outputs)
-            continue
-        from torch_runner import differentiate
-
-        gradients = differentiate(case, "float32", given, list(outputs))
-        for i, gradient in enumerate(gradients):
-            wanted = i in positions and chosen[positions.index(i)]
-            assert (gradient is not None) == wanted
-            if gradient is not None:
-                assert torch.equal(gradient, full[i])  # type: ignore[arg-type]
-
-
-def test_only_some_outputs_used() -> None:
-    x, r, w = (draw(5, 16, dtype=torch.float32, seed=i) for i in range(3))
-    w = w[0].detach().requires_grad_()
-    for pick in (0, 1):
-        ours = torch.autograd.grad(
-            f.liger_fused_add_rms_norm(x, r, w)[pick].sum(), (x, r, w), allow_unused=True
-        )
-        s = x + r
-        plain = (plain_norm(s, w), s)[pick]
-        for a, b in zip(ours, torch.autograd.grad(plain.sum(), (x, r, w), allow_unused=True), strict=True):
-            assert torch.allclose(
-                torch.zeros(()) if a is None else a, torch.zeros(()) if b is None else b, atol=1e-5
-            )
-    q, k = draw(1, 2, 4, 16, dtype=torch.float32, seed=0), draw(1, 1, 4, 16, dtype=torch.float32, seed=1)
-    cos, sin = ANGLES[:, :4, :16].cos(), ANGLES[:, :4, :16].sin()
-    for pick, (mine, other) in enumerate(((q, k), (k, q))):
-        out = f.liger_rope(q, k, cos, sin)[pick]
-        plain = rotated((q, k)[pick], cos[:, None], sin[:, None])
-        g, nothing = torch.autograd.grad(out.square().sum(), (mine, other), allow_unused=True)
-        assert nothing is None
-        assert torch.allclose(g, torch.autograd.grad(plain.square().sum(), mine)[0], atol=1e-5)
-
-
-@each_op
-def test_second_backward_is_right_or_refused(case: Case) -> None:
-    given = tensors(case, "float32")
-    outputs = [o for o in call(case.op, case.options, *given) if o is not None and o.requires_grad]
-    wanted = [t for t in given if t is not None and t.requires_grad]
-    incoming = [torch.full_like(o, 0.5) for o in outputs]
-    first = torch.autograd.grad(outputs, wanted, incoming, retain_graph=True)
-    first = [g.clone() for g in first]
-    if case.op.backward_once(case.options, needed(case.op, tuple(given))):
-        with pytest.raises(RuntimeError, match=r'second backward pass.*reduction="none"'):
-            torch.autograd.grad(outputs, wanted, incoming)
-    else:
-        for a, b in zip(first, torch.autograd.grad(outputs, wanted, incoming), strict=True):
-            assert torch.equal(a, b)
-
-
 def test_saved_tensor_overwritten_is_noticed() -> None:
     x = draw(4, 16, dtype=torch.float32, seed=0)
     hidden = x * 1.0
@@ -250,13 +160,6 @@ def test_saved_tensor_overwritten_is_noticed() -> None:
     hidden.detach().add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
-
-
-def test_differentiating_twice_is_refused() -> None:
-    x = draw(4, 16, dtype=torch.float32, seed=0)
-    (g,) = torch.autograd.grad(f.liger_rms_norm(x, None).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        g.sum().backward()
 
 
 def test_in_place_writes_the_gradient_over_the_incoming_one_only_when_asked() -> None:
@@ -381,44 +284,6 @@ def test_nothing_is_computed_for_frozen_operands(
     assert len(calls) == products
 
 
-# ------------------------------------------------------------------------------------------ torch.compile
-
-
-@each_op
-def test_opcheck(case: Case) -> None:
-    given = tuple(tensors(case, "float32"))
-    needs = needed(case.op, given)
-    packet = getattr(torch.ops.liger, case.op.name).default
-    opcheck(packet, (*given, *library._values(case.options), list(needs)))
-
-
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
-def test_arguments_of_an_operator_have_names_of_their_own(op: Op) -> None:
-    """Torch takes a schema that names two arguments alike; Inductor does not."""
-    for name in (op.name, f"{op.name}_backward"):
-        names = [a.name for a in getattr(torch.ops.liger, name).default._schema.arguments]
-        assert len(set(names)) == len(names)
-
-
-@each_op
-def test_compiles_whole_and_dynamic(case: Case) -> None:
-    from torch_runner import differentiate
-
-    def function(*given: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        return call(case.op, case.options, *given)
-
-    eager = tensors(case, "float32")
-    expected = list(function(*eager))
-    expected_gradients = differentiate(case, "float32", eager, expected)
-    torch._dynamo.reset()
-    given = tensors(case, "float32")
-    outputs = list(torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)(*given))
-    gradients = differentiate(case, "float32", given, outputs)
-    for a, b in zip((*outputs, *gradients), (*expected, *expected_gradients), strict=True):
-        assert (a is None) == (b is None)
-        assert a is None or torch.equal(a, b)
-
-
 # ------------------------------------------------------------------------------------- strides and devices
 
 
@@ -540,8 +405,3 @@ def test_masked_parts_of_the_vocabulary() -> None:
     ours, plain = f.liger_cross_entropy(masked, labels), F.cross_entropy(masked, labels)
     assert error(ours, plain) < 1e-6
     assert error(*(torch.autograd.grad(loss, masked)[0] for loss in (ours, plain))) < 1e-6
-
-
-def test_float64_is_refused_by_the_kernels() -> None:
-    with pytest.raises(TypeError, match=r"float64.*cast the operands to float32"):
-        f.liger_rms_norm(torch.zeros(2, 4, dtype=torch.float64), None)

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from cases import gates, losses, norms, position
 from cases.case import DTYPES, IGNORED, Case, labels, normal, positive, together
+from cases.cover import representatives, with_tokens
 
 CASES: tuple[Case, ...] = (*norms.cases(), *position.cases(), *gates.cases(), *losses.cases())
+REPRESENTATIVES: tuple[Case, ...] = representatives(CASES)
 
-__all__ = ["CASES", "DTYPES", "IGNORED", "Case", "labels", "normal", "positive", "together"]
+__all__ = [
+    "CASES",
+    "DTYPES",
+    "IGNORED",
+    "REPRESENTATIVES",
+    "Case",
+    "labels",
+    "normal",
+    "positive",
+    "together",
+    "with_tokens",
+]

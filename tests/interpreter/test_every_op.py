@@ -1,0 +1,388 @@
+"""What the torch frontend promises for every op, on the kernels; what is particular to one op is tested elsewhere.
+
+Each test runs over the cases that stand for the ops: one that lands with its cases is covered by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator
+
+import pytest
+import torch
+from cases import REPRESENTATIVES, Case, with_tokens
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import opcheck
+from torch_runner import (
+    bound,
+    check_against_float64,
+    cotangents,
+    differentiate,
+    error,
+    run,
+    run_reference,
+    tensors,
+)
+
+from liger.device import DEFAULT
+from liger.launch import Launch, Spec
+from liger.op import Op
+from liger_torch import backend as torch_backend
+from liger_torch import library
+from liger_torch.autograd import call, needed
+from liger_torch.backend import TorchBackend
+from liger_triton.ops import OPS
+
+each_op = pytest.mark.parametrize("case", REPRESENTATIVES, ids=lambda c: c.name)
+Tensors = list[torch.Tensor | None]
+
+
+def forward_and_backward(case: Case, given: Tensors) -> tuple[Tensors, Tensors]:
+    outputs = list(call(case.op, case.options, *given))
+    return outputs, differentiate(case, "float32", given, outputs)
+
+
+def wider(given: Tensors) -> Tensors:
+    """The same values in float64, as leaves."""
+    return [
+        t.detach().double().requires_grad_(t.requires_grad) if t is not None and t.is_floating_point() else t
+        for t in given
+    ]
+
+
+def assert_equal(
+    found: tuple[Tensors, Tensors], expected: tuple[Tensors, Tensors], *, products: bool = False
+) -> None:
+    """To the bit; with `products`, but for the order in which a library sums those of matrices."""
+    for a, b in zip((*found[0], *found[1]), (*expected[0], *expected[1]), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            assert (a.shape, a.dtype) == (b.shape, b.dtype)
+            assert error(a, b) <= 1e-6 if products else torch.equal(a, b)
+
+
+def test_every_op_has_a_case() -> None:
+    assert {case.op.name for case in REPRESENTATIVES} == {op.name for op in OPS}
+
+
+# ------------------------------------------------------------------------------------------------ autograd
+
+
+class Work:
+    """What an op has computed: bytes and operations of its launches, operations of its matrix products."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.amount = 0
+        launch, matmul = TorchBackend.launch, TorchBackend.matmul
+
+        def counted_launch(backend: TorchBackend, what: Launch, *inputs: torch.Tensor) -> object:
+            self.amount += what.traffic + what.flops
+            return launch(backend, what, *inputs)
+
+        def counted_matmul(
+            backend: TorchBackend, a: torch.Tensor, b: torch.Tensor, **options: object
+        ) -> object:
+            self.amount += 2 * a.shape[0] * a.shape[1] * b.shape[1]
+            return matmul(backend, a, b, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(TorchBackend, "launch", counted_launch)
+        monkeypatch.setattr(TorchBackend, "matmul", counted_matmul)
+
+    def take(self) -> int:
+        amount, self.amount = self.amount, 0
+        return amount
+
+
+@each_op
+def test_every_combination_of_requires_grad(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gradient depends on its own operand's requires_grad, is the same whatever the others ask for, and costs."""
+    _, full = run(case, "float32")
+    work = Work(monkeypatch)
+    positions = [i for i, need in enumerate(case.needs()) if need]
+    amounts: dict[frozenset[int], int] = {}
+    for chosen in map(frozenset, _subsets(positions)):
+        given = tensors(case, "float32")
+        for i in positions:
+            given[i].requires_grad_(i in chosen)  # type: ignore[union-attr]
+        outputs = list(call(case.op, case.options, *given))
+        gradients: Tensors = [None] * len(given)
+        if chosen:
+            gradients = differentiate(case, "float32", given, outputs)
+        else:
+            assert not any(o is not None and o.requires_grad for o in outputs)
+        amounts[chosen] = work.take()
+        for i, gradient in enumerate(gradients):
+            assert (gradient is not None) == (i in chosen)
+            if gradient is not None:
+                assert torch.equal(gradient, full[i])  # type: ignore[arg-type]
+    for chosen, amount in amounts.items():
+        for i in chosen:
+            assert amounts[chosen - {i}] <= amount, (
+                "an operand that needs no gradient costs more than one that does"
+            )
+        assert amounts[frozenset()] < amount or not chosen, "gradients are computed although none is needed"
+
+
+def _subsets(positions: list[int]) -> Iterator[tuple[int, ...]]:
+    return itertools.chain.from_iterable(
+        itertools.combinations(positions, n) for n in range(len(positions) + 1)
+    )
+
+
+@each_op
+def test_no_grad_computes_no_gradient(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Work(monkeypatch)
+    call(case.op, case.options, *(None if t is None else t.detach() for t in tensors(case, "float32")))
+    least = work.take()
+    with torch.no_grad():
+        outputs = call(case.op, case.options, *tensors(case, "float32"))
+    assert work.take() == least
+    assert not any(o is not None and o.requires_grad for o in outputs)
+
+
+@each_op
+def test_second_backward_is_right_or_refused(case: Case) -> None:
+    given = tensors(case, "float32")
+    outputs = [o for o in call(case.op, case.options, *given) if o is not None and o.requires_grad]
+    wanted = [t for t in given if t is not None and t.requires_grad]
+    incoming = [torch.full_like(o, 0.5) for o in outputs]
+    first = torch.autograd.grad(outputs, wanted, incoming, retain_graph=True)
+    first = [g.clone() for g in first]
+    if case.op.backward_once(case.options, needed(case.op, tuple(given))):
+        with pytest.raises(RuntimeError, match=r'second backward pass.*reduction="none"'):
+            torch.autograd.grad(outputs, wanted, incoming)
+    else:
+        for a, b in zip(first, torch.autograd.grad(outputs, wanted, incoming), strict=True):
+            assert torch.equal(a, b)
+
+
+@each_op
+def test_differentiating_twice_is_refused(case: Case) -> None:
+    """The gradients come from kernels, which have none of their own."""
+    given = tensors(case, "float32")
+    outputs = [o for o in call(case.op, case.options, *given) if o is not None and o.requires_grad]
+    wanted = [t for t in given if t is not None and t.requires_grad]
+    # Of the incoming gradients themselves: were the backward pass differentiable, it would be so in them at least.
+    incoming = [torch.ones_like(o, requires_grad=True) for o in outputs]
+    gradients = torch.autograd.grad(outputs, wanted, incoming, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        sum(g.sum() for g in gradients).backward()  # type: ignore[union-attr]
+
+
+@each_op
+def test_only_some_outputs_used(case: Case) -> None:
+    """What is not used has no cotangent: the gradients are those of the others, or none."""
+    for i, declared in enumerate(case.op.outputs):
+        given = tensors(case, "float32")
+        used = call(case.op, case.options, *given)[i]
+        if used is None or not declared.differentiable:
+            continue
+        wide = wider(given)
+        reference = case.op.reference(tuple(wide), case.options)[i]
+        found, exact = (
+            torch.autograd.grad(
+                output,
+                [t for t in operands if t is not None and t.requires_grad],
+                torch.ones_like(output),
+                allow_unused=True,
+            )
+            for output, operands in ((used, given), (reference, wide))
+        )
+        for a, b in zip(found, exact, strict=True):
+            if a is None or b is None:
+                assert not any(g is not None and g.any() for g in (a, b))
+            else:
+                # Beside the sum of magnitudes: a sum of such cotangents may be 0 but for rounding.
+                assert error(a, b) <= bound(case, "float32") or (a - b).norm() <= 1e-5 * a.numel() ** 0.5
+
+
+# ------------------------------------------------------------------------------------------ torch.compile
+
+
+@each_op
+def test_opcheck(case: Case) -> None:
+    given = tuple(tensors(case, "float32"))
+    needs = needed(case.op, given)
+    packet = getattr(torch.ops.liger, case.op.name).default
+    opcheck(packet, (*given, *library._values(case.options), list(needs)))
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_arguments_of_an_operator_have_names_of_their_own(op: Op) -> None:
+    """Torch takes a schema that names two arguments alike; Inductor does not."""
+    for name in (op.name, f"{op.name}_backward"):
+        names = [a.name for a in getattr(torch.ops.liger, name).default._schema.arguments]
+        assert len(set(names)) == len(names)
+
+
+@each_op
+def test_compiles_whole_and_once_for_all_token_counts(case: Case) -> None:
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
+    def compiled(*given: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        return call(case.op, case.options, *given)
+
+    def run_compiled(count: int) -> None:
+        other = with_tokens(case, count)
+        given = tensors(other, "float32")
+        outputs = list(compiled(*given))
+        found = outputs, differentiate(other, "float32", given, outputs)
+        assert_equal(found, forward_and_backward(other, tensors(other, "float32")))
+
+    run_compiled(5)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for count in (7, 12):
+            run_compiled(count)
+
+
+# ------------------------------------------------------------------------------------- layouts and devices
+
+
+def _gaps(t: torch.Tensor) -> torch.Tensor:
+    """Rows of a wider array."""
+    wide = t.new_zeros(*t.shape[:-1], t.shape[-1] + 3) if t.dim() else t
+    return wide[..., 2:-1].copy_(t) if t.dim() else t
+
+
+def _transposed(t: torch.Tensor) -> torch.Tensor:
+    """Its last two axes lie the other way round in memory."""
+    return t.mT.contiguous().mT if t.dim() > 1 else t
+
+
+def _every_second(t: torch.Tensor) -> torch.Tensor:
+    """Every second element of an array twice as wide."""
+    return torch.stack((t, torch.zeros_like(t)), -1)[..., 0]
+
+
+LAYOUTS = {"gaps": _gaps, "transposed": _transposed, "every-second": _every_second}
+
+
+def _leaf(t: torch.Tensor | None, layout: str) -> torch.Tensor | None:
+    return None if t is None else LAYOUTS[layout](t.detach()).requires_grad_(t.requires_grad)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@each_op
+def test_any_layout_gives_the_same_and_stays_as_it_was(case: Case, layout: str) -> None:
+    """Strided operands and incoming gradients: the same bits as dense ones, and nothing is written to."""
+    dense = tensors(case, "float32")
+    expected = forward_and_backward(case, dense)
+    given = [_leaf(t, layout) for t in dense]
+    outputs = list(call(case.op, case.options, *given))
+    used = [i for i, o in enumerate(outputs) if o is not None and o.requires_grad]
+    dense_incoming = cotangents(case, "float32", outputs)
+    incoming = [LAYOUTS[layout](dense_incoming[i]) for i in used]  # type: ignore[arg-type]
+    arrays = [t for t in (*given, *incoming) if t is not None]
+    versions = [t._version for t in arrays]
+    copies = [t.detach().clone() for t in arrays]
+    wanted = [t for t in given if t is not None and t.requires_grad]
+    gradients = iter(torch.autograd.grad([outputs[i] for i in used], wanted, incoming))  # type: ignore[arg-type]
+    found = [next(gradients) if t is not None and t.requires_grad else None for t in given]
+    assert_equal((outputs, found), expected, products=not case.kernels_alone)
+    assert [t._version for t in arrays] == versions
+    assert all(torch.equal(t, copy) for t, copy in zip(arrays, copies, strict=True))
+
+
+@each_op
+def test_one_token_expanded_to_many(case: Case) -> None:
+    """Operands without memory of their own (stride 0), as an expanded mask, table or incoming gradient has."""
+    one = with_tokens(case, 1)
+    many = with_tokens(one, 3)
+
+    def expanded(t: torch.Tensor | None, full: torch.Tensor | None) -> torch.Tensor | None:
+        return (
+            None
+            if t is None or full is None
+            else t.detach().expand(full.shape).requires_grad_(full.requires_grad)
+        )
+
+    dense = tensors(many, "float32")
+    given = [expanded(t, full) for t, full in zip(tensors(one, "float32"), dense, strict=True)]
+    assert_equal(forward_and_backward(many, given), forward_and_backward(many, dense))
+
+
+@each_op
+def test_meta_tensors_plan_everything_and_nothing_is_read(case: Case) -> None:
+    """No value is waited for: a read of one would fail. Nothing is made on a device other than the operands' own."""
+    given = [
+        None if t is None else t.detach().to("meta").requires_grad_(t.requires_grad)
+        for t in tensors(case, "bfloat16")
+    ]
+    outputs = list(call(case.op, case.options, *given))
+    used = [o for o in outputs if o is not None and o.requires_grad]
+    wanted = [t for t in given if t is not None and t.requires_grad]
+    gradients = torch.autograd.grad(used, wanted, [torch.empty_like(o) for o in used])
+    assert all(t.is_meta for t in (*outputs, *gradients) if t is not None)
+    real, expected = run(case, "bfloat16")
+    assert [None if o is None else (o.shape, o.dtype) for o in outputs] == [
+        None if o is None else (o.shape, o.dtype) for o in real
+    ]
+    assert [(g.shape, g.dtype) for g in gradients] == [(g.shape, g.dtype) for g in expected if g is not None]
+
+
+def test_kernels_are_launched_on_the_tensors_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with several GPUs the current device is often another one."""
+    entered: list[int] = []
+    launched_on: list[list[int]] = []
+
+    class Guard:
+        def __init__(self, device: torch.device) -> None:
+            self.index = device.index
+
+        def __enter__(self) -> None:
+            entered.append(self.index)
+
+        def __exit__(self, *_: object) -> None:
+            entered.pop()
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]) -> object:
+            return lambda *_, **__: launched_on.append(list(entered))
+
+    monkeypatch.setattr(torch_backend, "_cuda_device", lambda index: DEFAULT)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", Guard)
+    launch = Launch(Kernel(), (1,), (), (Spec((3,), "float32"),))
+    with FakeTensorMode():
+        for index in (1, 0):
+            (out,) = TorchBackend(torch.device("cuda", index)).launch(launch)
+            assert out.device == torch.device("cuda", index)
+    assert launched_on == [[1], []]
+
+
+# -------------------------------------------------------------------------------------------------- dtypes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@each_op
+def test_autocast_changes_nothing(case: Case, dtype: str) -> None:
+    """The kernels compute in float32 whatever they are given; functions with a product in them cast beforehand."""
+    expected = run(case, dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = run(case, dtype)
+    assert_equal(found, expected)  # type: ignore[arg-type]
+
+
+@each_op
+def test_mixed_dtypes_are_right_or_refused(case: Case) -> None:
+    """One operand in float32 beside others in bfloat16."""
+    refusal = rf"{case.op.name}: \w+ has dtype \w+ but \w+ has \w+; cast one to the other's"
+    for operand, tensor in zip(case.op.operands, tensors(case, "bfloat16"), strict=True):
+        if tensor is None or tensor.dtype != torch.bfloat16:
+            continue
+        mixed = dataclasses.replace(case, keep_dtype=(*case.keep_dtype, operand.name))
+        try:
+            found = run(mixed, "bfloat16")
+        except TypeError as error:
+            assert re.match(refusal, str(error))
+            continue
+        check_against_float64(mixed, "bfloat16", found, run_reference(mixed, "bfloat16"))
+
+
+@each_op
+def test_float64_is_refused_by_the_kernels(case: Case) -> None:
+    with pytest.raises(TypeError, match=rf"{case.op.name}: .*float64.*cast"):
+        call(case.op, case.options, *wider(tensors(case, "float32")))
