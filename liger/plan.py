@@ -41,7 +41,7 @@ class Planner:
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self.launches: list[tuple[Launch, tuple[Planned, ...]]] = []
+        self.launches: Launches = []
 
     def dtype(self, array: Planned) -> str:
         """See `liger.backend.Backend`."""
@@ -134,10 +134,22 @@ class Planner:
         return add_to or dense(matrix.shape[1:], dtype)
 
 
+Launches = list[tuple[Launch, tuple[Planned, ...]]]
+"""Launches, each with the arrays that it is given."""
+
+
 def launches(
     op: Op, options: Any, operands: Sequence[Planned | None], needs: Needs, device: Device
-) -> list[tuple[Launch, tuple[Planned, ...]]]:
-    """What `op` launches forward and, if a gradient is needed, backward, with the arrays each launch is given.
+) -> Launches:
+    """What `op` launches forward and, if a gradient is needed, backward; see `passes`."""
+    forward, backward = passes(op, options, operands, needs, device)
+    return forward + backward
+
+
+def passes(
+    op: Op, options: Any, operands: Sequence[Planned | None], needs: Needs, device: Device
+) -> tuple[Launches, Launches]:
+    """What `op` launches in the forward pass and, if a gradient is needed, in the backward pass.
 
     Raises:
         TypeError, ValueError: an operand or option that the op does not take.
@@ -145,6 +157,7 @@ def launches(
     op.check(tuple(None if a is None else Spec(a.shape, a.dtype) for a in operands), options)
     planner = Planner(device)
     outputs, saved = op.forward(planner, tuple(operands), options, needs)
+    n_forward = len(planner.launches)
     if any(needs):
         names = [*(o.name for o in op.operands), *(o.name for o in (*op.outputs, *op.saved))]
         arrays: Mapping[str, Planned | None] = dict(zip(names, (*operands, *outputs, *saved), strict=True))
@@ -154,7 +167,7 @@ def launches(
             for declared, array in zip(op.outputs, outputs, strict=True)
         )
         op.backward(planner, kept, cotangents, options, needs)
-    return planner.launches
+    return planner.launches[:n_forward], planner.launches[n_forward:]
 
 
 def least_bytes(op: Op, options: Any, operands: Sequence[Spec | None], needs: Needs) -> tuple[int, int, int]:

@@ -38,11 +38,15 @@ class Call:
     operands: tuple[Planned | None, ...]
     needs: Needs | None = None
 
-    def entries(self, device: Device) -> Iterator[Entry]:
-        """The launches of the call, planned for the device."""
-        needs = self.needs or tuple(
+    @property
+    def asked(self) -> Needs:
+        """Which gradients the call asks for."""
+        return self.needs or tuple(
             array is not None and operand.differentiable
             for operand, array in zip(self.op.operands, self.operands, strict=True)
         )
-        for launch, arrays in launches(self.op, self.options, self.operands, needs, device):
+
+    def entries(self, device: Device) -> Iterator[Entry]:
+        """The launches of the call, planned for the device."""
+        for launch, arrays in launches(self.op, self.options, self.operands, self.asked, device):
             yield Entry(f"{self.name}/{launch.name}", launch, tuple(a.extent for a in arrays))

@@ -1,0 +1,92 @@
+"""`python -m liger`: what it prints comes from the code, and it runs where a framework is missing."""
+
+from __future__ import annotations
+
+import pytest
+from without import run_without
+
+import liger_torch.hf
+from liger.__main__ import COMMANDS, main
+from liger_jax.implementations import DEFAULTS
+from liger_triton.ops import OPS
+
+
+def sections(text: str) -> dict[str, dict[str, str]]:
+    """For each op, what stands beside each title."""
+    found: dict[str, dict[str, str]] = {}
+    name = ""
+    for line in text.splitlines()[:-1]:
+        if line.startswith("  "):
+            title, value = line[2:22].strip(), line[22:]
+            found[name][title] = value
+        else:
+            name = line
+            found[name] = {}
+    return found
+
+
+def test_ops_lists_every_op_with_what_serves_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ops"]) == 0
+    found = sections(capsys.readouterr().out)
+    assert list(found) == [op.name for op in OPS]
+    for op in OPS:
+        entry = found[op.name]
+        assert all(operand.name in entry["operands"] for operand in op.operands)
+        assert entry["JAX by default"] == DEFAULTS[op.name]
+        for title in ("PyTorch", "JAX"):
+            assert "functional." in entry[title] or "experimental." in entry[title], (
+                f"{op.name}: no function in {title}"
+            )
+        assert int(entry["catalogue"].removesuffix(" calls")) > 0
+        assert "none" not in entry["kernels, forward"]
+    assert found["rms_norm"]["options"] == "eps=1e-06, offset=0.0, casting='llama', in_place=False"
+    assert found["rms_norm"]["kernels, forward"].startswith("rms_norm_forward")
+    assert "nn.LigerRMSNorm" in found["rms_norm"]["PyTorch"].split(", ")
+    assert "nnx.RMSNorm" in found["rms_norm"]["JAX"].split(", ")
+    assert "liger_rms_norm" not in found["add_rms_norm"]["PyTorch"].split("functional.")
+
+
+def test_models_lists_every_family_with_what_is_patched(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    text = capsys.readouterr().out
+    for name in liger_torch.hf.__all__:
+        if name.startswith("apply_liger_kernel_to_"):
+            assert f"\n{name.removeprefix('apply_liger_kernel_to_')}: " in f"\n{text}"
+    assert "LlamaRMSNorm x5 -> rms_norm[llama]" in text
+    assert "left alone" not in text
+
+
+@pytest.mark.parametrize("command", ["ops", "models"])
+def test_a_filter_that_matches_nothing_fails(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--filter", "no such thing"]) == 1
+    assert capsys.readouterr().out.startswith("0 ")
+
+
+COMMAND = "import sys; from liger.__main__ import main; code = main({!r}); print('exit', code)"
+
+
+@pytest.mark.parametrize(
+    ("hidden", "title"), [(("torch", "transformers"), "PyTorch"), (("jax", "jaxlib", "flax"), "JAX")]
+)
+def test_ops_without_a_framework(hidden: tuple[str, ...], title: str) -> None:
+    text = run_without(hidden, COMMAND.format(["ops", "--filter", "rms_norm"]))
+    entry = sections(text)["rms_norm"]
+    assert entry[title] == f"{hidden[0]} is not installed"
+    other = {"PyTorch": "JAX", "JAX": "PyTorch"}[title]
+    assert "functional." in entry[other]
+    assert text.endswith("exit 0\n")
+
+
+def test_models_and_info_without_the_frameworks() -> None:
+    hidden = ("torch", "jax", "jaxlib", "transformers")
+    text = run_without(hidden, COMMAND.format(["models"]))
+    assert "is not installed; the families need torch and transformers" in text
+    assert "exit 1" in text
+    assert "cannot be imported" in run_without(hidden, COMMAND.format(["info"]))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+    assert f"python -m liger {name}" in capsys.readouterr().out
