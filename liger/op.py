@@ -75,8 +75,9 @@ class Op:
         infer: shapes and dtypes of (outputs, saved), from those of the operands. Arithmetic on shapes is symbolic
             under torch.compile, so it may not branch on them.
         forward: (backend, operands, options, needs) -> (outputs, saved).
-        backward: (backend, kept, cotangents, options, needs) -> one gradient per operand, None where not needed.
-            `kept` maps names of operands, outputs and saved arrays to arrays; a cotangent may be None for zero.
+        backward: (backend, kept, cotangents, options, needs) -> one gradient per operand, None where it is not
+            needed or is zero. `kept` maps names of operands, outputs and saved arrays to arrays; a cotangent may be
+            None for zero.
         reference: (operands, options) -> outputs, on the Python array API; the meaning of the op, and its CPU path.
         keeps: (options, needs) -> names of the operands and outputs that `backward` reads, beside what is saved.
         gradient_like: pairs (operand, array): for an operand that `backward` does not read, a kept array or a

@@ -18,6 +18,8 @@ DEFAULTS: dict[str, str] = {
     "add_rms_norm": TRITON,
     # XLA: 1.06 times the least traffic, and it can fuse the neighbours, which a kernel call cannot.
     "rope": XLA,
+    "rope_at_positions": XLA,
+    "mrope": XLA,
     # XLA: the least traffic, and it can fuse the neighbours.
     "swiglu": XLA,
     "geglu": XLA,

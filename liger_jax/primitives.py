@@ -255,7 +255,11 @@ def _backward_reference(*values: jax.Array, call: Call, cotangents: Mask) -> lis
 
 def _needed(call: Call, gradients: Arrays) -> list[jax.Array]:
     specs = tuple(spec if need else None for spec, need in zip(call.operands, call.needs, strict=True))
-    return _typed(specs, gradients)
+    filled = tuple(
+        jnp.zeros(spec.shape, spec.dtype) if spec is not None and gradient is None else gradient
+        for spec, gradient in zip(specs, gradients, strict=True)
+    )
+    return _typed(specs, filled)
 
 
 def reference_gradients(op: Op, options: Any, operands: Arrays, cotangents: Arrays, needs: Needs) -> Arrays:

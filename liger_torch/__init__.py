@@ -9,7 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from liger_torch import functional
-from liger_torch.functional import CrossEntropyOutput
+from liger_torch.functional import (
+    CrossEntropyOutput,
+    liger_llama4_text_rotary_pos_emb,
+    liger_llama4_vision_rotary_pos_emb,
+    liger_rotary_pos_emb_gpt_oss,
+    liger_rotary_pos_emb_vision,
+)
+from liger_torch.functional import liger_qwen2vl_mrope as liger_multimodal_rotary_pos_emb
 from liger_torch.functional import liger_rope as liger_rotary_pos_emb
 from liger_torch.nn import (
     LigerBlockSparseTop2MLP,
@@ -69,7 +76,12 @@ __all__ = [
     "apply_liger_kernel_to_qwen2",
     "explain",
     "functional",
+    "liger_llama4_text_rotary_pos_emb",
+    "liger_llama4_vision_rotary_pos_emb",
+    "liger_multimodal_rotary_pos_emb",
     "liger_rotary_pos_emb",
+    "liger_rotary_pos_emb_gpt_oss",
+    "liger_rotary_pos_emb_vision",
     "remove_liger_kernel",
     "valid_rows",
 ]

@@ -23,7 +23,13 @@ from liger_triton.ops import OPS
 _library = torch.library.Library("liger", "DEF")
 Results = torch.Tensor | tuple[torch.Tensor, ...]
 """What an operator returns: torch wants a lone tensor bare."""
-_SCHEMA_TYPES: dict[Any, str] = {float: "float", int: "int", bool: "bool", str: "str"}
+_SCHEMA_TYPES: dict[Any, str] = {
+    float: "float",
+    int: "int",
+    bool: "bool",
+    str: "str",
+    tuple[int, ...]: "int[]",
+}
 
 
 def call(op: Op, options: Any, operands: Tensors, needs: Needs) -> Tensors:
@@ -87,7 +93,8 @@ def _register(op: Op) -> None:
 
     def split(arguments: tuple[Any, ...], n_tensors: int) -> tuple[Tensors, Any, Needs]:
         tensors = arguments[:n_tensors]
-        options = op.options(*arguments[n_tensors : n_tensors + n_options])
+        values = arguments[n_tensors : n_tensors + n_options]
+        options = op.options(*(tuple(v) if isinstance(v, (list, tuple)) else v for v in values))
         return tensors, options, tuple(arguments[-1])
 
     # ---- forward

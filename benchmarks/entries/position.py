@@ -10,14 +10,46 @@ from benchmarks.entry import Entry, Operands, draw
 from liger_torch import functional as f
 from liger_triton import rope
 
+SECTION = [16, 24, 24]
+
+
+def _heads(tokens: int, q_heads: int, k_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Laid out by token, transposed by the model."""
+    q, k = (draw(1, tokens, n, 128).transpose(1, 2) for n in (q_heads, k_heads))
+    return q, k
+
 
 def entries() -> Iterator[Entry]:
     """RoPE of q and k as a Hugging Face model hands them over."""
 
-    def operands() -> Operands:
-        # Laid out by token, transposed by the model.
-        q, k = draw(1, 8192, 32, 128).transpose(1, 2), draw(1, 8192, 8, 128).transpose(1, 2)
+    def by_token() -> Operands:
         cos = torch.randn(1, 8192, 128, device="cuda", dtype=torch.bfloat16)
-        return q, k, cos, cos
+        return *_heads(8192, 32, 8), cos, cos
 
-    yield Entry("rope 8192 tokens, 32+8 heads of 128", rope.ROPE, rope.Options(), operands, f.liger_rope)
+    def by_position() -> Operands:
+        cos = torch.randn(1024, 128, device="cuda")
+        positions = torch.arange(8192, device="cuda")[None] % 1024  # eight documents, packed
+        return *_heads(8192, 32, 8), cos, cos, positions
+
+    def by_plane() -> Operands:
+        cos = torch.randn(3, 1, 8192, 128, device="cuda", dtype=torch.bfloat16).movedim(0, 2)
+        return *_heads(8192, 28, 4), cos, cos
+
+    yield Entry("rope 8192 tokens, 32+8 heads of 128", rope.ROPE, rope.Options(), by_token, f.liger_rope)
+    yield Entry(
+        "rope_at_positions 8192 tokens, 32+8 heads of 128",
+        rope.ROPE_AT_POSITIONS,
+        rope.Options(),
+        by_position,
+        f.liger_rope,
+        {"gathered before": lambda q, k, cos, sin, ids: f.liger_rope(q, k, cos[ids], sin[ids])},
+    )
+    moved = 2 * 8192 * 128 * (2 * (28 + 4) + 2)  # a column of one of the three tables
+    yield Entry(
+        "mrope 8192 tokens, 28+4 heads of 128",
+        rope.MROPE,
+        rope.MultimodalOptions(tuple(SECTION)),
+        by_plane,
+        lambda q, k, cos, sin: f.liger_qwen2vl_mrope(q, k, cos.movedim(2, 0), sin.movedim(2, 0), SECTION),
+        moved=(moved, moved, 2 * moved),
+    )

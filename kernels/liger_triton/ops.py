@@ -8,12 +8,14 @@ from liger_triton.glu import GEGLU, SWIGLU
 from liger_triton.linear_cross_entropy import LINEAR_CROSS_ENTROPY
 from liger_triton.relu_squared import RELU_SQUARED
 from liger_triton.rms_norm import ADD_RMS_NORM, RMS_NORM
-from liger_triton.rope import ROPE
+from liger_triton.rope import MROPE, ROPE, ROPE_AT_POSITIONS
 
 OPS: tuple[Op, ...] = (
     RMS_NORM,
     ADD_RMS_NORM,
     ROPE,
+    ROPE_AT_POSITIONS,
+    MROPE,
     SWIGLU,
     GEGLU,
     RELU_SQUARED,

@@ -1,8 +1,9 @@
-"""Rotary position embedding."""
+"""Rotary position embedding, also of normalised heads."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,9 @@ def apply_rope(
     cos: ArrayLike,
     sin: ArrayLike,
     *,
+    position_ids: ArrayLike | None = None,
+    mrope_section: Sequence[int] | None = None,
+    rotary_dim: int | None = None,
     interleaved: bool = False,
     heads_axis: int = -2,
     implementation: str | None = None,
@@ -29,14 +33,25 @@ def apply_rope(
         y1 = x1 * cos1 - x2 * sin1
         y2 = x2 * cos2 + x1 * sin2
 
-    By default XLA's implementation: it moves the least bytes possible and can be fused with its neighbours.
+    in float32, rounded once. By default XLA's implementation: it moves the least bytes possible and can be fused with
+    its neighbours.
+
+    Complex frequencies (Llama 4) are tables of one column per pair for neighbours:
+    `apply_rope(q, k, freqs.real, freqs.imag, interleaved=True, rotary_dim=head_dim)`. Patches of images have no batch
+    axis: q (patches, heads, head_dim), cos (patches, head_dim). Sequences packed into one row are position ids that
+    start again at 0.
 
     Args:
         q: (..., seq, q_heads, head_dim), floating.
         k: (..., seq, k_heads, head_dim), of q's dtype.
         cos: (..., seq, rotary_dim), floating, rotary_dim even and at most head_dim; its leading axes may be absent
-            or 1 where all sequences share one table. Not differentiable.
+            or 1 where all sequences share one table. (positions, rotary_dim) if `position_ids` are given;
+            (3, ..., seq, rotary_dim) for time, height and width if `mrope_section` is. Not differentiable.
         sin: like cos.
+        position_ids: (..., seq), int32 or int64: rows of the tables; leading axes as those of cos. A position that the
+            tables do not have is not looked for, since that would stall the device; its heads become NaN.
+        mrope_section: numbers of pairs that are rotated by each of the three tables (Qwen2-VL, arXiv:2409.12191).
+        rotary_dim: by default the width of cos; twice that for tables with one column per pair.
         interleaved: pair neighbours (GPT-J) instead of the two halves (GPT-NeoX, Llama).
         heads_axis: -2, or -3 for q and k of shape (..., heads, seq, head_dim).
         implementation: None, "triton" or "xla"; see the module.
@@ -46,7 +61,8 @@ def apply_rope(
 
     Raises:
         TypeError: dtypes that are not taken or do not match.
-        ValueError: shapes that do not fit, an unknown heads_axis, or cos or sin that is differentiated.
+        ValueError: shapes that do not fit, an unknown heads_axis, position_ids beside mrope_section, interleaved or
+            another rotary_dim beside mrope_section, or cos or sin that is differentiated.
 
     Su et al., arXiv:2104.09864.
 
@@ -58,26 +74,40 @@ def apply_rope(
     Array([-3., -4.,  1.,  2.], dtype=float32)
     """
     q, k, cos, sin = jnp.asarray(q), jnp.asarray(k), jnp.asarray(cos), jnp.asarray(sin)
+    q, k = _seq_before_heads("rope", q, k, heads_axis)
+    lead, heads = q.shape[:-3], [_one_batch_axis(array, 3) for array in (q, k)]
+    options = rope.Options(interleaved, _has_half_tables(cos, rotary_dim))
+    if position_ids is not None:
+        positions = jnp.asarray(position_ids)
+        _check_positions(cos, positions, mrope_section)
+        positions = _broadcast("rope", "position_ids", positions, lead, 1)
+        operands = (*heads, cos, sin, positions)
+        rotated = vjp.apply(rope.ROPE_AT_POSITIONS, options, *operands, implementation=implementation)
+    elif mrope_section is not None:
+        _check_planes(cos, sin, interleaved, rotary_dim)
+        planes = _tables("rope", jnp.moveaxis(cos, 0, -2), jnp.moveaxis(sin, 0, -2), lead, 3)
+        sections = rope.MultimodalOptions(tuple(mrope_section))
+        rotated = vjp.apply(rope.MROPE, sections, *heads, *planes, implementation=implementation)
+    else:
+        tables = _tables("rope", cos, sin, lead, 2)
+        rotated = vjp.apply(rope.ROPE, options, *heads, *tables, implementation=implementation)
+    return _as_given(rotated, q, k, heads_axis)
+
+
+def _seq_before_heads(op: str, q: jax.Array, k: jax.Array, heads_axis: int) -> tuple[jax.Array, jax.Array]:
+    """q and k as (..., seq, heads, head_dim)."""
     if heads_axis not in (-2, -3):
-        raise ValueError(f"rope: heads_axis is {heads_axis}; choose -2 (seq, heads) or -3 (heads, seq).")
+        raise ValueError(f"{op}: heads_axis is {heads_axis}; choose -2 (seq, heads) or -3 (heads, seq).")
     for name, array in (("q", q), ("k", k)):
         if array.ndim < 3:
-            raise ValueError(f"rope: {name} has shape {array.shape}; expected (..., seq, heads, head_dim).")
-    for name, table in (("cos", cos), ("sin", sin)):
-        if not 2 <= table.ndim <= q.ndim - 1:
-            raise ValueError(
-                f"rope: {name} has shape {table.shape}; expected (..., seq, rotary_dim) for q of shape {q.shape}."
-            )
-    if heads_axis == -3:
-        q, k = q.swapaxes(-2, -3), k.swapaxes(-2, -3)
-    lead = q.shape[:-3]
-    rotated = vjp.apply(
-        rope.ROPE,
-        rope.Options(interleaved=interleaved),
-        *(_one_batch_axis(array, 3) for array in (q, k)),
-        *(_table("rope", name, table, lead) for name, table in (("cos", cos), ("sin", sin))),
-        implementation=implementation,
-    )
+            raise ValueError(f"{op}: {name} has shape {array.shape}; expected (..., seq, heads, head_dim).")
+    return (q.swapaxes(-2, -3), k.swapaxes(-2, -3)) if heads_axis == -3 else (q, k)
+
+
+def _as_given(
+    rotated: tuple[jax.Array, ...], q: jax.Array, k: jax.Array, heads_axis: int
+) -> tuple[jax.Array, jax.Array]:
+    """The results in the shapes of q and k, with the heads where the caller has them."""
     new_q, new_k = (new.reshape(array.shape) for new, array in zip(rotated, (q, k), strict=True))
     return (new_q.swapaxes(-2, -3), new_k.swapaxes(-2, -3)) if heads_axis == -3 else (new_q, new_k)
 
@@ -90,15 +120,68 @@ def _one_batch_axis(array: jax.Array, rest: int) -> jax.Array:
     return array.reshape(lead, *array.shape[array.ndim - rest :])
 
 
-def _table(op: str, name: str, table: jax.Array, lead: tuple[int, ...]) -> jax.Array:
-    """A table as (batch or 1, seq, rotary_dim)."""
-    own = table.shape[:-2]
+def _tables(
+    op: str, cos: jax.Array, sin: jax.Array, lead: tuple[int, ...], rest: int
+) -> tuple[jax.Array, jax.Array]:
+    """cos and sin with one axis, the batch or 1, before the last `rest` ones."""
+    for name, table in (("cos", cos), ("sin", sin)):
+        if not rest <= table.ndim <= rest + len(lead):
+            raise ValueError(
+                f"{op}: {name} has shape {table.shape}; expected (..., seq, rotary_dim) with as many leading axes as q "
+                f"has ({len(lead)}), or fewer."
+            )
+    return _broadcast(op, "cos", cos, lead, rest), _broadcast(op, "sin", sin, lead, rest)
+
+
+def _broadcast(op: str, name: str, array: jax.Array, lead: tuple[int, ...], rest: int) -> jax.Array:
+    """What runs along tokens, with one axis, the batch or 1, before the last `rest` ones."""
+    own, last = array.shape[: array.ndim - rest], array.shape[array.ndim - rest :]
     if math.prod(own) == 1:
-        return table.reshape(1, *table.shape[-2:])
+        return array.reshape(1, *last)
     try:
-        table = jnp.broadcast_to(table, (*lead, *table.shape[-2:]))
+        array = jnp.broadcast_to(array, (*lead, *last))
     except ValueError:
         raise ValueError(
             f"{op}: {name} has leading axes {own}; they do not broadcast to q's, {lead}."
         ) from None
-    return _one_batch_axis(table, 2)
+    return _one_batch_axis(array, rest)
+
+
+def _has_half_tables(cos: jax.Array, rotary_dim: int | None) -> bool:
+    width = cos.shape[-1] if cos.ndim else 0
+    if rotary_dim not in (None, width, 2 * width):
+        raise ValueError(
+            f"rope: rotary_dim is {rotary_dim}, but cos has {width} columns; it must be that number, or twice that for "
+            "tables with one column per pair."
+        )
+    return rotary_dim is not None and rotary_dim != width
+
+
+def _check_positions(cos: jax.Array, position_ids: jax.Array, mrope_section: Sequence[int] | None) -> None:
+    if mrope_section is not None:
+        raise ValueError(
+            "rope: mrope_section was given beside position_ids; look up the rows of time, height and width before, and "
+            "pass tables of shape (3, ..., seq, rotary_dim)."
+        )
+    if cos.ndim != 2:
+        raise ValueError(
+            f"rope: position_ids were given, but cos has shape {cos.shape}; leave position_ids out, or pass tables of "
+            "shape (positions, rotary_dim)."
+        )
+    if position_ids.ndim < 1:
+        raise ValueError("rope: position_ids has shape (); expected (..., seq).")
+
+
+def _check_planes(cos: jax.Array, sin: jax.Array, interleaved: bool, rotary_dim: int | None) -> None:
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table.ndim < 3 or table.shape[0] != 3:
+            raise ValueError(
+                f"rope: mrope_section was given, but {name} has shape {table.shape}; leave mrope_section out where the "
+                "three tables are merged, or pass tables of shape (3, ..., seq, rotary_dim)."
+            )
+    if interleaved or rotary_dim not in (None, cos.shape[-1]):
+        argument, value = ("interleaved", True) if interleaved else ("rotary_dim", rotary_dim)
+        raise ValueError(
+            f"rope: {argument} is {value} beside mrope_section, which rotates the two halves of cos.shape[-1] entries; "
+            "merge the three tables before, and leave mrope_section out."
+        )

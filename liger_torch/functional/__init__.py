@@ -12,7 +12,14 @@ from liger_torch.functional.losses import (
     liger_fused_linear_cross_entropy,
 )
 from liger_torch.functional.norms import liger_fused_add_rms_norm, liger_rms_norm
-from liger_torch.functional.position import liger_rope
+from liger_torch.functional.position import (
+    liger_llama4_text_rotary_pos_emb,
+    liger_llama4_vision_rotary_pos_emb,
+    liger_qwen2vl_mrope,
+    liger_rope,
+    liger_rotary_pos_emb_gpt_oss,
+    liger_rotary_pos_emb_vision,
+)
 
 __all__ = [
     "CrossEntropyOutput",
@@ -20,8 +27,13 @@ __all__ = [
     "liger_fused_add_rms_norm",
     "liger_fused_linear_cross_entropy",
     "liger_geglu",
+    "liger_llama4_text_rotary_pos_emb",
+    "liger_llama4_vision_rotary_pos_emb",
+    "liger_qwen2vl_mrope",
     "liger_relu_squared",
     "liger_rms_norm",
     "liger_rope",
+    "liger_rotary_pos_emb_gpt_oss",
+    "liger_rotary_pos_emb_vision",
     "liger_swiglu",
 ]

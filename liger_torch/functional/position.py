@@ -1,6 +1,8 @@
-"""Rotary position embedding."""
+"""Rotary position embedding, also of normalised heads."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -15,51 +17,223 @@ def liger_rope(
     sin: torch.Tensor,
     position_ids: torch.Tensor | None = None,
     unsqueeze_dim: int = 1,
+    rotary_dim: int | None = None,
     *,
+    mrope_section: Sequence[int] | None = None,
     interleaved: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotary position embedding of q and k in one launch (Su et al., arXiv:2104.09864).
 
-    With pairs (x1, x2) of a head's first rotary_dim entries, rotary_dim being the last axis of cos:
+    With pairs (x1, x2) of a head's first rotary_dim entries:
 
         y1 = x1 * cos1 - x2 * sin1
         y2 = x2 * cos2 + x1 * sin2
 
-    Entries beyond rotary_dim pass unchanged. Strided q and k (transposed views, slices) are read without a copy.
+    in float32, rounded once. Entries beyond rotary_dim pass unchanged. Strided q and k (transposed views, slices) are
+    read without a copy.
+
+    Sequences packed into one row are position ids that start again at 0. They are looked up in the kernel: a gather
+    beforehand would write and read a row of both tables for every token.
 
     Args:
         q: (batch, heads, seq, head_dim), or (batch, seq, heads, head_dim) with unsqueeze_dim=2.
         k: like q, with its own number of heads.
         cos: (batch or 1, seq, rotary_dim), or (seq, rotary_dim). A table of positions (positions, rotary_dim) if
-            `position_ids` are given.
+            `position_ids` are given; (3, batch or 1, seq, rotary_dim) for time, height and width if `mrope_section` is.
+            May be of another dtype than q.
         sin: like cos.
-        position_ids: (batch or 1, seq): rows of the tables.
+        position_ids: (batch or 1, seq), int64 or int32: rows of the tables.
         unsqueeze_dim: the axis of the heads: 1 or 2.
+        rotary_dim: entries of a head that are rotated; by default the width of cos. Twice that width for tables with
+            one column per pair, as GPT-OSS has them.
+        mrope_section: numbers of pairs that are rotated by each of the three tables, e.g. [16, 24, 24] in Qwen2-VL
+            (arXiv:2409.12191). Not where the model has merged the tables already, as Hugging Face's Qwen-VL models do
+            since transformers 5 (Qwen3-VL's interleaved sections included).
         interleaved: pairs are neighbours (GPT-J, Cohere, GLM) instead of the two halves (Llama).
 
     Returns:
-        The rotated q and k, in the shapes given.
+        The rotated q and k, in the shapes and dtype given.
 
     Raises:
         TypeError: dtypes that differ or are not supported.
-        ValueError: shapes that do not fit; cos or sin that require a gradient; position_ids beside tables that
-            are laid out by position already.
+        ValueError: shapes that do not fit; cos or sin that require a gradient; position_ids or mrope_section beside
+            tables that are laid out otherwise, or beside each other; on a CPU, a position that the tables do not
+            have. On a GPU such a position cannot be found without stalling it: its heads become NaN.
     """
-    if unsqueeze_dim not in (1, 2):
-        raise ValueError(f"rope: unsqueeze_dim is {unsqueeze_dim}; it must be 1 or 2, the axis of the heads.")
-    if position_ids is not None:
-        if cos.dim() != 2:
-            raise ValueError(
-                f"rope: position_ids were given, but cos has shape {tuple(cos.shape)}, which is laid out by position "
-                "already; leave position_ids out, or pass tables of shape (positions, rotary_dim)."
-            )
-        cos, sin = cos[position_ids], sin[position_ids]
-    if cos.dim() == 2:
-        cos, sin = cos.unsqueeze(0), sin.unsqueeze(0)
+    _check_heads_axis("rope", unsqueeze_dim)
     if unsqueeze_dim == 1:
         q, k = q.transpose(1, 2), k.transpose(1, 2)
-    rotated_q, rotated_k = call(rope.ROPE, rope.Options(interleaved=interleaved), q, k, cos, sin)
-    assert rotated_q is not None and rotated_k is not None
-    if unsqueeze_dim == 1:
-        rotated_q, rotated_k = rotated_q.transpose(1, 2), rotated_k.transpose(1, 2)
-    return rotated_q, rotated_k
+    options = rope.Options(interleaved, _has_half_tables(cos, rotary_dim))
+    if position_ids is not None:
+        _check_positions(cos, position_ids, mrope_section)
+        rotated = call(rope.ROPE_AT_POSITIONS, options, q, k, cos, sin, position_ids)
+    elif mrope_section is not None:
+        _check_planes(cos, interleaved, rotary_dim)
+        planes = (table.movedim(0, 2) for table in (cos, sin))
+        rotated = call(rope.MROPE, rope.MultimodalOptions(tuple(mrope_section)), q, k, *planes)
+    else:
+        rotated = call(rope.ROPE, options, q, k, *_by_token(cos, sin))
+    return _heads_back(rotated, unsqueeze_dim)
+
+
+def liger_qwen2vl_mrope(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    mrope_section: Sequence[int],
+    unsqueeze_dim: int = 1,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`liger_rope` by three tables, (3, batch or 1, seq, head_dim) each, as in Qwen2-VL's attention.
+
+    Args:
+        q: as in `liger_rope`.
+        k: as in `liger_rope`.
+        cos: for time, height and width.
+        sin: like cos.
+        mrope_section: numbers of pairs for each of the three, not doubled.
+        unsqueeze_dim: as in `liger_rope`.
+    """
+    return liger_rope(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim, mrope_section=mrope_section)
+
+
+def liger_rotary_pos_emb_vision(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`liger_rope` of the patches of images, as in Qwen2-VL's and Qwen3-VL's vision attention.
+
+    Args:
+        q: (seq, heads, head_dim).
+        k: like q.
+        cos: (seq, head_dim), usually float32; the angles of rows and of columns side by side.
+        sin: like cos.
+    """
+    rotated_q, rotated_k = liger_rope(q.unsqueeze(0), k.unsqueeze(0), cos, sin, unsqueeze_dim=2)
+    return rotated_q.squeeze(0), rotated_k.squeeze(0)
+
+
+def liger_rotary_pos_emb_gpt_oss(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`liger_rope` by tables with one column per pair, as in GPT-OSS.
+
+    Args:
+        q: (batch, heads, seq, head_dim).
+        k: like q.
+        cos: (batch or 1, seq, head_dim / 2).
+        sin: like cos.
+    """
+    return liger_rope(q, k, cos, sin, rotary_dim=q.shape[-1])
+
+
+def liger_llama4_text_rotary_pos_emb(
+    xq: torch.Tensor, xk: torch.Tensor, freqs_cis: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`liger_rope` of neighbours, as complex numbers times freqs_cis, in Llama 4's text attention.
+
+    Args:
+        xq: (batch, seq, heads, head_dim).
+        xk: like xq.
+        freqs_cis: (batch or 1, seq, head_dim / 2), or (seq, head_dim / 2), complex.
+
+    Raises:
+        TypeError: freqs_cis is not complex.
+    """
+    cos, sin = _parts("freqs_cis", freqs_cis)
+    return liger_rope(xq, xk, cos, sin, unsqueeze_dim=2, rotary_dim=xq.shape[-1], interleaved=True)
+
+
+def liger_llama4_vision_rotary_pos_emb(
+    query: torch.Tensor, key: torch.Tensor, freqs_ci: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`liger_rope` of neighbours, as complex numbers times freqs_ci, in Llama 4's vision attention.
+
+    Args:
+        query: (batch, seq, heads, head_dim).
+        key: like query.
+        freqs_ci: (seq, head_dim / 2), complex, with axes of one entry anywhere between or before.
+
+    Raises:
+        TypeError: freqs_ci is not complex, as after `model.to(torch.bfloat16)`, which drops its imaginary part.
+    """
+    freqs_ci = freqs_ci.reshape(query.shape[1], query.shape[-1] // 2)
+    return liger_llama4_text_rotary_pos_emb(query, key, freqs_ci)
+
+
+# --------------------------------------------------------------------------------------------------- arguments
+
+
+def _check_heads_axis(op: str, unsqueeze_dim: int) -> None:
+    if unsqueeze_dim not in (1, 2):
+        raise ValueError(f"{op}: unsqueeze_dim is {unsqueeze_dim}; it must be 1 or 2, the axis of the heads.")
+
+
+def _heads_back(
+    rotated: tuple[torch.Tensor | None, ...], unsqueeze_dim: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    q, k = rotated
+    assert q is not None and k is not None
+    return (q.transpose(1, 2), k.transpose(1, 2)) if unsqueeze_dim == 1 else (q, k)
+
+
+def _by_token(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tables (seq, rotary_dim) as those of one sequence."""
+    return (cos.unsqueeze(0), sin.unsqueeze(0)) if cos.dim() == 2 else (cos, sin)
+
+
+def _has_half_tables(cos: torch.Tensor, rotary_dim: int | None) -> bool:
+    width = cos.shape[-1]
+    if rotary_dim not in (None, width, 2 * width):
+        raise ValueError(
+            f"rope: rotary_dim is {rotary_dim}, but cos has {width} columns; it must be that number, or twice that for "
+            "tables with one column per pair."
+        )
+    return rotary_dim is not None and rotary_dim != width
+
+
+def _check_positions(
+    cos: torch.Tensor, position_ids: torch.Tensor, mrope_section: Sequence[int] | None
+) -> None:
+    if mrope_section is not None:
+        raise ValueError(
+            "rope: mrope_section was given beside position_ids; look up the rows of time, height and width before, and "
+            "pass tables of shape (3, batch, seq, rotary_dim)."
+        )
+    if cos.dim() != 2:
+        raise ValueError(
+            f"rope: position_ids were given, but cos has shape {tuple(cos.shape)}, which is laid out by position "
+            "already; leave position_ids out, or pass tables of shape (positions, rotary_dim)."
+        )
+    if position_ids.device.type != "cpu" or torch.compiler.is_compiling() or position_ids.numel() == 0:
+        return
+    low, high = (int(end) for end in position_ids.aminmax())
+    if low < 0 or high >= cos.shape[0]:
+        raise ValueError(
+            f"rope: position_ids holds the position {low if low < 0 else high}; positions must lie in "
+            f"[0, {cos.shape[0]}), the rows of cos."
+        )
+
+
+def _check_planes(cos: torch.Tensor, interleaved: bool, rotary_dim: int | None) -> None:
+    if cos.dim() != 4 or cos.shape[0] != 3:
+        raise ValueError(
+            f"rope: mrope_section was given, but cos has shape {tuple(cos.shape)}; leave mrope_section out where the "
+            "model has merged the tables, or pass tables of shape (3, batch, seq, rotary_dim)."
+        )
+    if interleaved or rotary_dim not in (None, cos.shape[-1]):
+        argument, value = ("interleaved", True) if interleaved else ("rotary_dim", rotary_dim)
+        raise ValueError(
+            f"rope: {argument} is {value} beside mrope_section, which rotates the two halves of cos.shape[-1] entries; "
+            "merge the three tables before, and leave mrope_section out."
+        )
+
+
+def _parts(name: str, frequencies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin, as views."""
+    if not frequencies.is_complex():
+        raise TypeError(
+            f"rope: {name} has dtype {frequencies.dtype}, not a complex one: a model that is cast whole to a real "
+            "dtype loses the imaginary part and with it all positions; compute the frequencies anew."
+        )
+    cos, sin = torch.view_as_real(frequencies).unbind(-1)
+    return cos, sin

@@ -19,6 +19,8 @@ __all__ = ["Call", "Entry", "catalogue", "find"]
 FAMILIES: tuple[Callable[[], Iterator[Call]], ...] = (
     norms.rms_norms,
     position.ropes,
+    position.ropes_at_positions,
+    position.mropes,
     gates.swiglus,
     gates.geglus,
     gates.relu_squareds,

@@ -46,3 +46,29 @@ def ropes() -> Iterator[Call]:
         q, k = (Planned((batch, seq, n, 128), BF16, (n * seq * 128, 128, seq * 128, 1)) for n in (32, 8))
         table = dense((batch, seq, 128), FP32)
         yield Call(f"rope-128-{name}", rope.ROPE, rope.Options(), (q, k, table, table))
+    # The two parts of complex numbers, as Llama 4 has them.
+    q, k = (dense((4, 4096, heads, 128), BF16) for heads in (40, 8))
+    table = Planned((1, 4096, 64), FP32, (4096 * 128, 128, 2))
+    yield Call(
+        "rope-128-complex", rope.ROPE, rope.Options(interleaved=True, half_tables=True), (q, k, table, table)
+    )
+
+
+def ropes_at_positions() -> Iterator[Call]:
+    def call(name: str, batch: int, seq: int, index: str = "int64", table_dtype: str = FP32) -> Call:
+        q, k = (dense((batch, seq, heads, 128), BF16) for heads in (32, 8))
+        table = dense((32_768, 128), table_dtype)
+        operands = (q, k, table, table, dense((batch, seq), index))
+        return Call(f"rope_at_positions-{name}", rope.ROPE_AT_POSITIONS, rope.Options(), operands)
+
+    yield call("128", 4, 4095)
+    yield call("128-int32-bf16-table", 1, 16_384, "int32", BF16)
+    yield call("128-beyond-2**31", 3, 2**19 // 3 + 9)
+
+
+def mropes() -> Iterator[Call]:
+    for dtype in (BF16, FP32):
+        q, k = (Planned((4, 4096, n, 128), BF16, (n * 4096 * 128, 128, 4096 * 128, 1)) for n in (28, 4))
+        table = Planned((4, 4096, 3, 128), dtype, (4096 * 128, 128, 4 * 4096 * 128, 1))  # the planes first
+        options = rope.MultimodalOptions((16, 24, 24))
+        yield Call(f"mrope-128-{dtype}-tables", rope.MROPE, options, (q, k, table, table))

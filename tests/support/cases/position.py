@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+
 from cases.case import Case, normal, together
 from liger_triton import rope
+
+
+def positions(*sequences: tuple[int, ...]) -> Callable[[np.random.Generator], np.ndarray]:
+    return lambda rng: np.asarray(sequences, np.int32)
 
 
 def cases() -> list[Case]:
@@ -31,4 +39,58 @@ def cases() -> list[Case]:
             together(normal(2, 0, 4, 16), normal(2, 0, 2, 16), normal(1, 0, 16), normal(1, 0, 16)),
         )
     )
+    cases += [
+        Case(  # q and k of one head, and more tokens than a program has
+            "rope-one-head",
+            rope.ROPE,
+            rope.Options(),
+            together(normal(1, 37, 1, 64), normal(1, 37, 1, 64), normal(1, 37, 64), normal(1, 37, 64)),
+        ),
+        *(
+            Case(
+                f"rope-half-tables-{'interleaved' if interleaved else 'half'}",
+                rope.ROPE,
+                rope.Options(interleaved=interleaved, half_tables=True),
+                together(normal(2, 5, 6, 32), normal(2, 5, 3, 32), normal(2, 5, 12), normal(2, 5, 12)),
+            )
+            for interleaved in (False, True)
+        ),
+        Case(  # two documents packed into each row
+            "rope_at_positions-packed",
+            rope.ROPE_AT_POSITIONS,
+            rope.Options(),
+            together(
+                normal(2, 5, 6, 32),
+                normal(2, 5, 3, 32),
+                normal(3, 20),
+                normal(3, 20),
+                positions((0, 1, 2, 0, 1), (0, 1, 0, 1, 2)),
+            ),
+        ),
+        Case(
+            "rope_at_positions-interleaved-half-tables",
+            rope.ROPE_AT_POSITIONS,
+            rope.Options(interleaved=True, half_tables=True),
+            together(
+                normal(2, 5, 2, 16),
+                normal(2, 5, 1, 16),
+                normal(9, 8),
+                normal(9, 8),
+                positions((8, 3, 0, 7, 1)),
+            ),
+        ),
+        *(
+            Case(
+                f"mrope-{head_dim}-{sections}",
+                rope.MROPE,
+                rope.MultimodalOptions(sections),
+                together(
+                    normal(2, 5, 6, head_dim),
+                    normal(2, 5, 3, head_dim),
+                    *(normal(batch, 5, 3, 2 * sum(sections)) for _ in range(2)),
+                ),
+            )
+            for head_dim, sections, batch in ((32, (4, 6, 6), 2), (33, (1, 3, 2), 1))
+        ),
+    ]
     return cases

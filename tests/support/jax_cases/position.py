@@ -43,6 +43,40 @@ def _rope_inputs(
     return q, k, *tables(5, rotary, interleaved, jnp.promote_types(dtype, jnp.float32))
 
 
+def plain_rope_at_positions(q: Any, k: Any, cos: Any, sin: Any, position_ids: Any) -> tuple[Any, Any]:
+    return plain_rope(q, k, cos[position_ids], sin[position_ids])
+
+
+def plain_mrope(q: Any, k: Any, *tables: Any) -> tuple[Any, Any]:
+    """As Qwen2-VL's attention did it: sections of pairs, twice, each from one of three tables."""
+    ends = np.cumsum(SECTIONS * 2)[:-1]
+    merged = (
+        jnp.concatenate([part[i % 3] for i, part in enumerate(jnp.split(t, ends, axis=-1))], axis=-1)
+        for t in tables
+    )
+    return plain_rope(q, k, *merged)
+
+
+SECTIONS = (2, 5, 3)
+
+
+def _position_inputs(rng: np.random.Generator, dtype: Any) -> tuple[Any, ...]:
+    q, k, *tables = _rope_inputs(rng, dtype, False, 20, 1)
+    cos, sin = (jnp.concatenate([t[0], 0.5 * t[0]]) for t in tables)
+    return q, k, cos, sin, jnp.asarray(rng.integers(0, 10, (2, 5)), jnp.int32)
+
+
+def _mrope_inputs(rng: np.random.Generator, dtype: Any) -> tuple[Any, ...]:
+    q, k, *_ = _rope_inputs(rng, dtype, False, 20, 2)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return q, k, normal(rng, (2, 3, 5, 20), wide), normal(rng, (2, 3, 5, 20), wide)
+
+
+def _by_planes(function: Any) -> Any:
+    """With the tables' batch axis in front, as a case has it."""
+    return lambda q, k, cos, sin, **options: function(q, k, cos.swapaxes(0, 1), sin.swapaxes(0, 1), **options)
+
+
 CASES: tuple[Case, ...] = (
     Case(
         "rope",
@@ -59,6 +93,26 @@ CASES: tuple[Case, ...] = (
         functools.partial(plain_rope, interleaved=True),
         lambda rng, dtype: _rope_inputs(rng, dtype, True, 12, 3),
         (True, True, False, False),
+        (0, 1),
+        (1, 2),
+    ),
+    Case(
+        "rope_at_positions",
+        lambda q, k, cos, sin, position_ids, implementation="triton": liger_jax.apply_rope(
+            q, k, cos, sin, position_ids=position_ids, implementation=implementation
+        ),
+        plain_rope_at_positions,
+        _position_inputs,
+        (True, True, False, False, True),
+        (0, 1),
+        (1, 2),
+    ),
+    Case(
+        "mrope",
+        triton(_by_planes(liger_jax.apply_rope), mrope_section=SECTIONS),
+        _by_planes(plain_mrope),
+        _mrope_inputs,
+        (True, True, True, True),
         (0, 1),
         (1, 2),
     ),
