@@ -8,11 +8,14 @@ the kernel's arrays, and its results are whole on every device. `liger_jax.nnx` 
 """
 
 from liger_jax.functional import (
+    AddLayerNorm,
     AddRMSNorm,
     CrossEntropy,
+    add_layer_norm,
     add_rms_norm,
     apply_rope,
     geglu,
+    layer_norm,
     linear_softmax_cross_entropy,
     relu_squared,
     rms_norm,
@@ -22,11 +25,14 @@ from liger_jax.functional import (
 from liger_jax.planning import planning_for
 
 __all__ = [
+    "AddLayerNorm",
     "AddRMSNorm",
     "CrossEntropy",
+    "add_layer_norm",
     "add_rms_norm",
     "apply_rope",
     "geglu",
+    "layer_norm",
     "linear_softmax_cross_entropy",
     "planning_for",
     "relu_squared",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-from benchmarks.entry import Entry, Operands, draw, peer
+import torch
+import torch.nn.functional as F
+
+from benchmarks.entry import Entry, Function, Operands, draw, peer
 from liger_torch import functional as f
-from liger_triton import rms_norm
+from liger_triton import layer_norm, rms_norm
 
 SIZES = ((8192, 4096), (8192, 8192), (65_536, 1024))
 
@@ -20,8 +23,25 @@ def _with_residual(n: int, h: int) -> Operands:
     return draw(n, h), draw(n, h), draw(h)
 
 
+def _with_bias(n: int, h: int) -> Operands:
+    return draw(n, h), draw(h), draw(h)
+
+
+def _with_residual_and_bias(n: int, h: int) -> Operands:
+    return draw(n, h), draw(n, h), draw(h), draw(h)
+
+
+def _torch_layer_norm(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(x, w.shape, w, b, 1e-6)
+
+
+def _liger_layer_norm() -> dict[str, Function]:
+    found = peer("liger-kernel", "liger_kernel.transformers.functional.liger_layer_norm")
+    return {name: lambda x, w, b: function(x, w, b, 1e-6) for name, function in found.items()}  # noqa: B023
+
+
 def entries() -> Iterator[Entry]:
-    """RMSNorm, with and without a residual."""
+    """RMSNorm and LayerNorm, with and without a residual."""
     for n, h in SIZES:
         yield Entry(
             f"rms_norm {n}x{h}",
@@ -37,4 +57,19 @@ def entries() -> Iterator[Entry]:
             rms_norm.Options(),
             functools.partial(_with_residual, n, h),
             f.liger_fused_add_rms_norm,
+        )
+        yield Entry(
+            f"layer_norm {n}x{h}",
+            layer_norm.LAYER_NORM,
+            layer_norm.Options(),
+            functools.partial(_with_bias, n, h),
+            f.liger_layer_norm,
+            {"torch eager": _torch_layer_norm, **_liger_layer_norm()},
+        )
+        yield Entry(
+            f"add_layer_norm {n}x{h}",
+            layer_norm.ADD_LAYER_NORM,
+            layer_norm.Options(),
+            functools.partial(_with_residual_and_bias, n, h),
+            f.liger_fused_add_layer_norm,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from liger.op import Op
 from liger_triton.cross_entropy import CROSS_ENTROPY
 from liger_triton.glu import GEGLU, SWIGLU
+from liger_triton.layer_norm import ADD_LAYER_NORM, LAYER_NORM
 from liger_triton.linear_cross_entropy import LINEAR_CROSS_ENTROPY
 from liger_triton.relu_squared import RELU_SQUARED
 from liger_triton.rms_norm import ADD_RMS_NORM, RMS_NORM
@@ -13,6 +14,8 @@ from liger_triton.rope import MROPE, ROPE, ROPE_AT_POSITIONS
 OPS: tuple[Op, ...] = (
     RMS_NORM,
     ADD_RMS_NORM,
+    LAYER_NORM,
+    ADD_LAYER_NORM,
     ROPE,
     ROPE_AT_POSITIONS,
     MROPE,

@@ -14,15 +14,25 @@ from liger_jax.functional.losses import (
     linear_softmax_cross_entropy,
     softmax_cross_entropy_with_integer_labels,
 )
-from liger_jax.functional.norms import AddRMSNorm, add_rms_norm, rms_norm
+from liger_jax.functional.norms import (
+    AddLayerNorm,
+    AddRMSNorm,
+    add_layer_norm,
+    add_rms_norm,
+    layer_norm,
+    rms_norm,
+)
 from liger_jax.functional.position import apply_rope
 
 __all__ = [
+    "AddLayerNorm",
     "AddRMSNorm",
     "CrossEntropy",
+    "add_layer_norm",
     "add_rms_norm",
     "apply_rope",
     "geglu",
+    "layer_norm",
     "linear_softmax_cross_entropy",
     "relu_squared",
     "rms_norm",

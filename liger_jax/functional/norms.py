@@ -8,10 +8,23 @@ import jax
 from jax.typing import ArrayLike
 
 from liger_jax import vjp
+from liger_triton import layer_norm as layer_norm_op
 from liger_triton import rms_norm as rms_norm_op
 
 # What the ops' arguments are called here, where the name is another one.
 _NORM_NAMES = {"weight": "scale"}
+
+
+class AddLayerNorm(NamedTuple):
+    """What `add_layer_norm` returns.
+
+    Attributes:
+        y: the normalised sum.
+        sum: x + residual, the residual stream for the next block.
+    """
+
+    y: jax.Array
+    sum: jax.Array
 
 
 class AddRMSNorm(NamedTuple):
@@ -109,5 +122,91 @@ def add_rms_norm(
     return AddRMSNorm(
         *vjp.apply(
             rms_norm_op.ADD_RMS_NORM, options, *operands, implementation=implementation, names=_NORM_NAMES
+        )
+    )
+
+
+def layer_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    epsilon: float = 1e-6,
+    implementation: str | None = None,
+) -> jax.Array:
+    r"""Layer normalisation over the last axis.
+
+    .. math::
+        y = \frac{x - \mathrm{mean}(x)}{\sqrt{\mathrm{var}(x) + \epsilon}} \cdot \mathrm{scale} + \mathrm{bias}
+
+    The variance is the mean of the squared deviations, not the difference of two means, which cancels where the mean
+    is large (flax's `use_fast_variance`).
+
+    Args:
+        x: (..., features), floating.
+        scale: (features,), floating; None for none.
+        bias: (features,), floating; None for none.
+        epsilon: added to the variance.
+        implementation: None, "triton" or "xla"; see the module.
+
+    Returns:
+        (..., features), in x's dtype. The arithmetic is float32, and rounded once.
+
+    Raises:
+        TypeError: a dtype that is not taken.
+        ValueError: a scale or bias of another shape.
+
+    Ba, Kiros & Hinton, arXiv:1607.06450.
+
+    >>> import jax.numpy as jnp
+    >>> from liger_jax import layer_norm
+    >>> jnp.round(1000 * layer_norm(jnp.array([1.0, 3.0]), bias=jnp.array([0.0, 0.5])))
+    Array([-1000.,  1500.], dtype=float32)
+    """
+    options = layer_norm_op.Options(eps=float(epsilon))
+    operands = (x, scale, bias)
+    (y,) = vjp.apply(
+        layer_norm_op.LAYER_NORM, options, *operands, implementation=implementation, names=_NORM_NAMES
+    )
+    return y
+
+
+def add_layer_norm(
+    x: ArrayLike,
+    residual: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    epsilon: float = 1e-6,
+    implementation: str | None = None,
+) -> AddLayerNorm:
+    """`layer_norm` of x + residual, in one pass over memory.
+
+    Args:
+        x: (..., features), floating.
+        residual: of x's shape and dtype.
+        scale: (features,), floating; None for none.
+        bias: (features,), floating; None for none.
+        epsilon: added to the variance.
+        implementation: None, "triton" or "xla"; see the module.
+
+    Returns:
+        (y, sum): sum = x + residual, rounded to their dtype; y = layer_norm(sum).
+
+    Raises:
+        TypeError: a dtype that is not taken, or x and residual of two dtypes.
+        ValueError: shapes that do not fit.
+
+    >>> import jax.numpy as jnp
+    >>> from liger_jax import add_layer_norm
+    >>> y, residual = add_layer_norm(jnp.array([1.0, 1.0]), jnp.array([2.0, 4.0]))
+    >>> jnp.round(1000 * y), residual
+    (Array([-1000.,  1000.], dtype=float32), Array([3., 5.], dtype=float32))
+    """
+    options = layer_norm_op.Options(eps=float(epsilon))
+    operands = (x, residual, scale, bias)
+    return AddLayerNorm(
+        *vjp.apply(
+            layer_norm_op.ADD_LAYER_NORM, options, *operands, implementation=implementation, names=_NORM_NAMES
         )
     )

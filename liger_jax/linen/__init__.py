@@ -1,5 +1,6 @@
 """Layers for Flax Linen: constructors and parameters as in `flax.linen`, so that a checkpoint still loads."""
 
 from liger_jax.linen.mlp import GeGLU, SwiGLU
+from liger_jax.linen.norms import LayerNorm, RMSNorm
 
-__all__ = ["GeGLU", "SwiGLU"]
+__all__ = ["GeGLU", "LayerNorm", "RMSNorm", "SwiGLU"]

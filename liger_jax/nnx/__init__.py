@@ -6,7 +6,7 @@
 from liger_jax.nnx.decoder import Decoder
 from liger_jax.nnx.decoder_config import DecoderConfig
 from liger_jax.nnx.mlp import GeGLU, SwiGLU
-from liger_jax.nnx.norms import RMSNorm
+from liger_jax.nnx.norms import LayerNorm, RMSNorm
 from liger_jax.nnx.swap import apply_liger_kernel
 
-__all__ = ["Decoder", "DecoderConfig", "GeGLU", "RMSNorm", "SwiGLU", "apply_liger_kernel"]
+__all__ = ["Decoder", "DecoderConfig", "GeGLU", "LayerNorm", "RMSNorm", "SwiGLU", "apply_liger_kernel"]

@@ -20,16 +20,24 @@ from liger_torch.functional.position import (
     liger_rotary_pos_emb_gpt_oss,
     liger_rotary_pos_emb_vision,
 )
+from liger_torch.functional.norms import (
+    liger_fused_add_layer_norm,
+    liger_fused_add_rms_norm,
+    liger_layer_norm,
+    liger_rms_norm,
+from liger_torch.functional.position import liger_rope
 
 __all__ = [
     "CrossEntropyOutput",
     "liger_cross_entropy",
+    "liger_fused_add_layer_norm",
     "liger_fused_add_rms_norm",
     "liger_fused_linear_cross_entropy",
     "liger_geglu",
     "liger_llama4_text_rotary_pos_emb",
     "liger_llama4_vision_rotary_pos_emb",
     "liger_qwen2vl_mrope",
+    "liger_layer_norm",
     "liger_relu_squared",
     "liger_rms_norm",
     "liger_rope",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from liger_torch.autograd import call
-from liger_triton import rms_norm
+from liger_triton import layer_norm, rms_norm
 
 
 def liger_rms_norm(
@@ -70,5 +70,54 @@ def liger_fused_add_rms_norm(
     """
     options = rms_norm.Options(eps=eps, offset=offset, casting=casting_mode, in_place=in_place)
     y, total = call(rms_norm.ADD_RMS_NORM, options, X, R, W)
+    assert y is not None and total is not None
+    return y, total
+
+
+def liger_layer_norm(
+    X: torch.Tensor, W: torch.Tensor | None, B: torch.Tensor | None, eps: float = 1e-6
+) -> torch.Tensor:
+    """y = (x - mean(x)) / sqrt(var(x) + eps) * w + b, over the last axis (Ba, Kiros & Hinton, arXiv:1607.06450).
+
+    What `torch.nn.functional.layer_norm` computes over one axis. W and B need not have X's dtype, nor each other's.
+
+    Args:
+        X: (..., hidden).
+        W: (hidden,), or None for no weight.
+        B: (hidden,), or None for no bias.
+        eps: added to the variance, the mean of the squared deviations.
+
+    Returns:
+        (..., hidden), in X's dtype, rounded once.
+
+    Raises:
+        TypeError: a dtype that is not supported.
+        ValueError: W or B does not have X's last axis.
+    """
+    (y,) = call(layer_norm.LAYER_NORM, layer_norm.Options(eps=eps), X, W, B)
+    assert y is not None
+    return y
+
+
+def liger_fused_add_layer_norm(
+    X: torch.Tensor, R: torch.Tensor, W: torch.Tensor | None, B: torch.Tensor | None, eps: float = 1e-6
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """s = x + r; returns (layer_norm(s), s), in one pass over memory.
+
+    Args:
+        X: (..., hidden).
+        R: the residual stream, of X's shape and dtype.
+        W: (hidden,), or None for no weight.
+        B: (hidden,), or None for no bias.
+        eps: as in `liger_layer_norm`.
+
+    Returns:
+        The normalised sum and the sum, rounded to X's dtype before it is normalised.
+
+    Raises:
+        TypeError: dtypes that differ or are not supported.
+        ValueError: shapes that differ.
+    """
+    y, total = call(layer_norm.ADD_LAYER_NORM, layer_norm.Options(eps=eps), X, R, W, B)
     assert y is not None and total is not None
     return y, total

@@ -9,15 +9,17 @@ from liger_torch.nn.mlp import (
     LigerPhi3SwiGLUMLP,
     LigerSwiGLUMLP,
 )
-from liger_torch.nn.norms import LigerFusedAddRMSNorm, LigerRMSNorm
+from liger_torch.nn.norms import LigerFusedAddLayerNorm, LigerFusedAddRMSNorm, LigerLayerNorm, LigerRMSNorm
 
 __all__ = [
     "LigerBlockSparseTop2MLP",
     "LigerCrossEntropyLoss",
     "LigerFalconH1SwiGLUMLP",
+    "LigerFusedAddLayerNorm",
     "LigerFusedAddRMSNorm",
     "LigerFusedLinearCrossEntropyLoss",
     "LigerGEGLUMLP",
+    "LigerLayerNorm",
     "LigerPhi3SwiGLUMLP",
     "LigerRMSNorm",
     "LigerReLUSquared",

@@ -5,12 +5,25 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from liger_torch.functional import liger_fused_add_rms_norm, liger_rms_norm
+from liger_torch.functional import (
+    liger_fused_add_layer_norm,
+    liger_fused_add_rms_norm,
+    liger_layer_norm,
+    liger_rms_norm,
+)
 
 _INITIAL = {"ones": torch.ones, "zeros": torch.zeros}
 
 
+def _initial(module: nn.Module, size: int, init_fn: str) -> torch.Tensor:
+    if init_fn not in _INITIAL:
+        raise ValueError(f"{type(module).__name__}: init_fn is {init_fn!r}; choose 'ones' or 'zeros'.")
+    return _INITIAL[init_fn](size)
+
+
 class _RMSNorm(nn.Module):
+    weight: nn.Parameter | None
+
     def __init__(
         self,
         hidden_size: int,
@@ -22,17 +35,13 @@ class _RMSNorm(nn.Module):
         elementwise_affine: bool = True,
     ) -> None:
         super().__init__()
-        if init_fn not in _INITIAL:
-            raise ValueError(f"{type(self).__name__}: init_fn is {init_fn!r}; choose 'ones' or 'zeros'.")
         self.hidden_size = hidden_size
         self.variance_epsilon = eps
         self.offset = offset
         self.casting_mode = casting_mode
         self.in_place = in_place
-        if elementwise_affine:
-            self.weight: nn.Parameter | None = nn.Parameter(_INITIAL[init_fn](hidden_size))
-        else:
-            self.register_parameter("weight", None)
+        weight = _initial(self, hidden_size, init_fn)
+        self.register_parameter("weight", nn.Parameter(weight) if elementwise_affine else None)
 
     def extra_repr(self) -> str:
         """The layer's arguments."""
@@ -77,4 +86,66 @@ class LigerFusedAddRMSNorm(_RMSNorm):
             self.offset,
             self.casting_mode,
             self.in_place,
+        )
+
+
+class _LayerNorm(nn.Module):
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        hidden_size: int,
+        eps: float = 1e-6,
+        bias: bool = False,
+        init_fn: str = "ones",
+        elementwise_affine: bool = True,
+    ) -> None:
+        super().__init__()
+        if bias and not elementwise_affine:
+            raise ValueError(
+                f"{type(self).__name__}: bias is True and elementwise_affine False; leave one of them out: without "
+                "affine there is neither weight nor bias."
+            )
+        self.hidden_size = hidden_size
+        self.variance_epsilon = eps
+        weight = _initial(self, hidden_size, init_fn)
+        self.register_parameter("weight", nn.Parameter(weight) if elementwise_affine else None)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(hidden_size)) if bias else None)
+
+    def extra_repr(self) -> str:
+        """The layer's arguments."""
+        return (
+            f"{self.hidden_size}, eps={self.variance_epsilon}, bias={self.bias is not None}, "
+            f"elementwise_affine={self.weight is not None}"
+        )
+
+
+class LigerLayerNorm(_LayerNorm):
+    """LayerNorm over the last axis: (x - mean(x)) / sqrt(var(x) + eps) * weight + bias.
+
+    A state_dict of `torch.nn.LayerNorm` loads where that has the same parameters.
+
+    Args:
+        hidden_size: length of the last axis.
+        eps: added to the variance.
+        bias: whether there is a bias; it starts at zero.
+        init_fn: the weight's first value, "ones" or "zeros".
+        elementwise_affine: whether there is a weight.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(..., hidden_size) to the same."""
+        return liger_layer_norm(hidden_states, self.weight, self.bias, self.variance_epsilon)
+
+
+class LigerFusedAddLayerNorm(_LayerNorm):
+    """Residual add and LayerNorm in one pass; the arguments are those of `LigerLayerNorm`."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, residual: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two tensors (..., hidden_size) to (normalised sum, sum)."""
+        return liger_fused_add_layer_norm(
+            hidden_states, residual, self.weight, self.bias, self.variance_epsilon
         )

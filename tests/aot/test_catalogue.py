@@ -80,7 +80,7 @@ def test_compiles_well(target: str, entry: Entry) -> None:
 
 def test_odd_rows_are_found_narrow() -> None:
     """The check above can fail: rows of 1001 elements cannot be read by 16 bytes, and it sees that they are not."""
-    entry = find("rms_norm-1001-bf16/rms_norm_forward", PRESETS["sm_90"])
+    entry = find("rms_norm-1001-bf16/norm_forward", PRESETS["sm_90"])
     report = compile_launch(entry.launch, PRESETS["sm_90"])
     assert max(report.loads["x_ptr"]) == 2
     assert max(report.stores["y_ptr"]) == 2
@@ -89,7 +89,7 @@ def test_odd_rows_are_found_narrow() -> None:
 def test_spills_are_seen() -> None:
     """And spills are found where there are some: a wide row held by too few warps."""
     for target, warps in (("sm_90", 4), ("gfx942", 2)):
-        entry = find("rms_norm-8192-fp32/rms_norm_backward", PRESETS[target])
+        entry = find("rms_norm-8192-fp32/norm_backward", PRESETS[target])
         report = compile_launch(dataclasses.replace(entry.launch, num_warps=warps), PRESETS[target])
         assert report.spill_bytes > 0
         assert report.stack_bytes > 0
@@ -119,7 +119,7 @@ def test_find_names_what_is_missing() -> None:
 def test_compile_refuses_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = catalogue(PRESETS["sm_90"])[0]
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with pytest.raises(RuntimeError, match=r"rms_norm_forward cannot be compiled: .* TRITON_INTERPRET=1"):
+    with pytest.raises(RuntimeError, match=r"norm_forward cannot be compiled: .* TRITON_INTERPRET=1"):
         compile_launch(entry.launch, PRESETS["sm_90"])
 
 

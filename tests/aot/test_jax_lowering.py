@@ -65,9 +65,9 @@ def test_cpu_is_plain_xla(case: Case) -> None:
 @pytest.mark.parametrize("preset", sorted(name for name, d in PRESETS.items() if d.vendor == "cuda"))
 def test_every_nvidia_target(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIGER_JAX_LAUNCHER", "direct")
-    arguments, cotangent = inputs(CASES[0])
-    text = lowered(forward_and_backward(CASES[0]), (*arguments, cotangent), "cuda", preset)
-    assert len(CALL.findall(text)) == CASES[0].launches[1]
+    arguments, cotangent = inputs(jax_cases.named("rms_norm"))
+    text = lowered(forward_and_backward(jax_cases.named("rms_norm")), (*arguments, cotangent), "cuda", preset)
+    assert len(CALL.findall(text)) == jax_cases.named("rms_norm").launches[1]
 
 
 @pytest.mark.parametrize("launcher", ["jax_triton", "direct", None])
@@ -78,7 +78,7 @@ def test_logits_gradient_is_written_over_the_logits(
         monkeypatch.delenv("LIGER_JAX_LAUNCHER", raising=False)
     else:
         monkeypatch.setenv("LIGER_JAX_LAUNCHER", launcher)
-    case = next(c for c in CASES if c.name == "linear_cross_entropy")
+    case = jax_cases.named("linear_cross_entropy")
     arguments, cotangent = inputs(case)
     text = lowered(forward_and_backward(case), (*arguments, cotangent), "cuda")
     calls = [line for line in text.splitlines() if CALL.search(line)]
@@ -90,7 +90,7 @@ def test_logits_gradient_is_written_over_the_logits(
 
 def test_nothing_is_computed_for_what_is_not_differentiated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIGER_JAX_LAUNCHER", "direct")
-    case = next(c for c in CASES if c.name == "linear_cross_entropy")
+    case = jax_cases.named("linear_cross_entropy")
     x, kernel, labels = inputs(case)[0]
     loss = lambda x, kernel: case.ours(x, kernel, labels)  # noqa: E731
 

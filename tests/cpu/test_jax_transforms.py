@@ -44,10 +44,7 @@ def test_values_and_gradients(case: Case, transform: Any) -> None:
 @cases
 @pytest.mark.parametrize("implementation", ["triton", "xla"])
 def test_vmap_of_gradients(case: Case, implementation: str) -> None:
-    if case.name == "add_rms_norm":
-        function: Any = lambda *a: tuple(liger_jax.add_rms_norm(*a, implementation=implementation))  # noqa: E731
-    else:
-        function = functools.partial(case.ours, implementation=implementation)
+    function = functools.partial(case.ours, implementation=implementation)
     examples = [inputs(case, seed) for seed in range(3)]
     batch, cotangent = jax.tree.map(lambda *a: jnp.stack(a), *examples)
     ours = jax.vmap(lambda a, g: jax_cases.gradients(function, case, a, g))(batch, cotangent)
@@ -67,7 +64,7 @@ def primitives(jaxpr: Any) -> list[Any]:
 
 
 def test_only_what_is_differentiated_is_computed() -> None:
-    x, scale = CASES[0].make(np.random.default_rng(0), jnp.float32)
+    x, scale = jax_cases.named("rms_norm").make(np.random.default_rng(0), jnp.float32)
 
     def backward(argnums: Any) -> Any:
         gradient = jax.grad(lambda x, scale: jnp.sum(liger_jax.rms_norm(x, scale)), argnums)
@@ -81,9 +78,7 @@ def test_only_what_is_differentiated_is_computed() -> None:
 
 
 def test_a_call_that_is_not_differentiated_saves_nothing() -> None:
-    x, kernel, labels = next(c for c in CASES if c.name == "linear_cross_entropy").make(
-        np.random.default_rng(0), jnp.float32
-    )
+    x, kernel, labels = jax_cases.named("linear_cross_entropy").make(np.random.default_rng(0), jnp.float32)
     jaxpr = jax.make_jaxpr(lambda *a: liger_jax.linear_softmax_cross_entropy(*a, reduction="mean"))(
         x, kernel, labels
     )
@@ -102,7 +97,7 @@ def test_an_output_without_cotangent_is_none_of_backwards_business() -> None:
 
 
 def test_two_operands_that_share_a_gradient() -> None:
-    (x, residual, scale), (dy, ds) = inputs(next(c for c in CASES if c.name == "add_rms_norm"))
+    (x, residual, scale), (dy, ds) = inputs(jax_cases.named("add_rms_norm"))
     for argnums in (0, 1, (0, 1)):
 
         def gradient(function: Any, argnums: Any = argnums) -> Any:
@@ -115,7 +110,7 @@ def test_two_operands_that_share_a_gradient() -> None:
 
 
 def test_checkpoint_policies_see_the_residuals() -> None:
-    x, scale = CASES[0].make(np.random.default_rng(0), jnp.float32)
+    x, scale = jax_cases.named("rms_norm").make(np.random.default_rng(0), jnp.float32)
 
     def forward_passes(policy: Any) -> int:
         """How often the gradient runs the op's forward pass: again, unless its residual was saved."""
@@ -129,7 +124,7 @@ def test_checkpoint_policies_see_the_residuals() -> None:
 
 
 def test_scan_of_layers() -> None:
-    x, scale = CASES[0].make(np.random.default_rng(0), jnp.float32)
+    x, scale = jax_cases.named("rms_norm").make(np.random.default_rng(0), jnp.float32)
     scales = jnp.stack([scale, scale + 1, scale - 1])
 
     def loss(function: Any, x: Any, scales: Any) -> Any:
@@ -155,7 +150,7 @@ def test_xla_has_a_second_derivative_and_the_kernels_refuse_one() -> None:
 
 
 def test_rope_of_other_shapes() -> None:
-    q, k, cos, sin = CASES[4].make(np.random.default_rng(0), jnp.float32)
+    q, k, cos, sin = jax_cases.named("rope").make(np.random.default_rng(0), jnp.float32)
     expected = jax_cases.plain_rope(q, k, cos, sin)
     close(liger_jax.apply_rope(q[0], k[0], cos[0], sin[0]), jax.tree.map(lambda a: a[0], expected))
     close(liger_jax.apply_rope(q[None], k[None], cos, sin), jax.tree.map(lambda a: a[None], expected))
@@ -177,7 +172,9 @@ def test_all_labels_ignored() -> None:
 
 
 def test_kernel_layouts_agree() -> None:
-    x, kernel, labels = CASES[-1].make(np.random.default_rng(0), jnp.float32)
+    x, kernel, labels = jax_cases.named("linear_cross_entropy-none").make(
+        np.random.default_rng(0), jnp.float32
+    )
     hv = liger_jax.linear_softmax_cross_entropy(x, kernel, labels)
     close(liger_jax.linear_softmax_cross_entropy(x, kernel.T, labels, kernel_layout="vh"), hv)
 
@@ -290,7 +287,7 @@ def test_bad_input(call: Any, error: type[Exception], message: str) -> None:
 
 
 def test_a_table_that_is_differentiated_is_refused() -> None:
-    q, k, cos, sin = CASES[4].make(np.random.default_rng(0), jnp.float32)
+    q, k, cos, sin = jax_cases.named("rope").make(np.random.default_rng(0), jnp.float32)
     for implementation in ("triton", "xla"):
         loss = lambda cos: jnp.sum(liger_jax.apply_rope(q, k, cos, sin, implementation=implementation)[0])  # noqa: B023, E731
         with pytest.raises(ValueError, match=r"cos is differentiated.*stop_gradient\(cos\)"):
@@ -299,7 +296,9 @@ def test_a_table_that_is_differentiated_is_refused() -> None:
 
 @pytest.mark.parametrize("implementation", ["triton", "xla"])
 def test_class_weights_that_are_differentiated_are_refused(implementation: str) -> None:
-    x, kernel, labels = CASES[-1].make(np.random.default_rng(0), jnp.float32)
+    x, kernel, labels = jax_cases.named("linear_cross_entropy-none").make(
+        np.random.default_rng(0), jnp.float32
+    )
     losses: tuple[Any, ...] = (
         functools.partial(liger_jax.softmax_cross_entropy_with_integer_labels, x @ kernel, labels),
         functools.partial(liger_jax.linear_softmax_cross_entropy, x, kernel, labels),

@@ -22,7 +22,7 @@ from liger.launch import (
 )
 from liger.plan import Planned, dense, launches
 from liger_torch.backend import DTYPES
-from liger_triton import rms_norm
+from liger_triton import norm, rms_norm
 from liger_triton.catalogue import catalogue
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -73,25 +73,45 @@ def test_bytes_and_traffic() -> None:
 def test_bytes_of_rms_norm_by_hand() -> None:
     options = rms_norm.Options()
     n, h = 512, 4096
-    forward = rms_norm.forward_launch(n, h, "bfloat16", "float32", h, None, options, DEFAULT)
+    forward = norm.forward_launch(n, h, "bfloat16", "float32", None, h, None, options, DEFAULT)
     assert forward.outputs[0].dtype == "float32"  # the common dtype of x and weight
     assert forward.bytes == forward.traffic == n * h * 2 + h * 4 + n * h * 4 + n * 4
-    added = rms_norm.forward_launch(n, h, "bfloat16", "bfloat16", h, h, options, DEFAULT)
+    added = norm.forward_launch(n, h, "bfloat16", "bfloat16", None, h, h, options, DEFAULT)
     assert added.bytes == 4 * n * h * 2 + h * 2 + n * 4
-    backward = rms_norm.backward_launch(
-        n, h, "bfloat16", "bfloat16", "bfloat16", h, h, None, True, True, options, DEFAULT
+    backward = norm.backward_launch(
+        n,
+        h,
+        "bfloat16",
+        "bfloat16",
+        "bfloat16",
+        h,
+        h,
+        None,
+        norm.Gradients(True, True, False),
+        options,
+        DEFAULT,
     )
     programs = backward.grid[0]
     assert backward.bytes == 3 * n * h * 2 + h * 2 + n * 4 + programs * h * 4
-    frozen = rms_norm.backward_launch(
-        n, h, "bfloat16", "bfloat16", "bfloat16", h, h, None, True, False, options, DEFAULT
+    frozen = norm.backward_launch(
+        n,
+        h,
+        "bfloat16",
+        "bfloat16",
+        "bfloat16",
+        h,
+        h,
+        None,
+        norm.Gradients(True, False, False),
+        options,
+        DEFAULT,
     )
     assert frozen.bytes == 3 * n * h * 2 + h * 2 + n * 4
 
 
 def test_launch_functions_are_cached() -> None:
     def make() -> Launch:
-        return rms_norm.forward_launch(7, 64, "float32", None, 64, None, rms_norm.Options(), DEFAULT)
+        return norm.forward_launch(7, 64, "float32", None, None, 64, None, rms_norm.Options(), DEFAULT)
 
     assert make() is make()
 
@@ -132,9 +152,9 @@ def test_launches_of_an_op() -> None:
             for launch, _ in launches(rms_norm.RMS_NORM, rms_norm.Options(), operands, needs, DEFAULT)
         ]
 
-    assert names(False, False) == ["rms_norm_forward"]
-    assert names(True, False) == ["rms_norm_forward", "rms_norm_backward"]
-    assert names(True, True) == ["rms_norm_forward", "rms_norm_backward", "sum_partials"]
+    assert names(False, False) == ["norm_forward"]
+    assert names(True, False) == ["norm_forward", "norm_backward"]
+    assert names(True, True) == ["norm_forward", "norm_backward", "sum_partials"]
     launch, arrays = launches(rms_norm.RMS_NORM, rms_norm.Options(), operands, (False, False), DEFAULT)[0]
     assert dict(launch.constants)["x_stride"] == 100
     assert arrays[0].extent == 5 * 100 + 64

@@ -51,7 +51,7 @@ def address_of(array: int) -> int:
 
 def last_program(launch: Launch) -> tuple[int, ...]:
     """The program that works on the last rows."""
-    if launch.name == "rms_norm_backward":  # deals tiles of rows out in turn
+    if launch.name == "norm_backward":  # deals tiles of rows out in turn
         tiles = cdiv(launch.integers[0], int(dict(launch.constants)["ROWS"]))
         return ((tiles - 1) % launch.grid[0], 0, 0)
     x, y, z = (n - 1 for n in (*launch.grid, 1, 1)[:3])

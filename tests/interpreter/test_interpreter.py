@@ -185,9 +185,10 @@ def test_compiled_kernels_are_refused() -> None:
     """A process that was started without TRITON_INTERPRET=1 says so instead of failing somewhere in Triton."""
     script = """
 from liger import interpret
-from liger_triton.rms_norm import Options, forward_launch
+from liger_triton.norm import forward_launch
+from liger_triton.rms_norm import Options
 from liger.device import DEFAULT
-launch = forward_launch(1, 8, "float32", None, 8, None, Options(), DEFAULT)
+launch = forward_launch(1, 8, "float32", None, None, 8, None, Options(), DEFAULT)
 try:
     interpret.run(launch, [0] * len(launch.inputs), [0] * len(launch.outputs))
 except RuntimeError as error:
@@ -197,10 +198,7 @@ except RuntimeError as error:
     printed = subprocess.run(
         [sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True, env=environment
     ).stdout
-    assert (
-        "rms_norm_forward was imported without TRITON_INTERPRET=1; set it before the process starts"
-        in printed
-    )
+    assert "norm_forward was imported without TRITON_INTERPRET=1; set it before the process starts" in printed
 
 
 def test_interpreting_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

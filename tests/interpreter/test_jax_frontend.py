@@ -68,7 +68,7 @@ def test_vmap_over_tokens(case: Case) -> None:
 
 
 def test_vmap_of_a_weight() -> None:
-    x, scale = CASES[0].make(np.random.default_rng(2), jnp.float32)
+    x, scale = jax_cases.named("rms_norm").make(np.random.default_rng(2), jnp.float32)
     scales = jnp.stack([scale, 2 * scale])
     equal(
         jax.vmap(liger_jax.rms_norm, (None, 0))(x, scales),
@@ -77,14 +77,14 @@ def test_vmap_of_a_weight() -> None:
 
 
 def test_gradient_of_a_shared_weight_through_vmap() -> None:
-    x, scale = CASES[0].make(np.random.default_rng(3), jnp.float32)
+    x, scale = jax_cases.named("rms_norm").make(np.random.default_rng(3), jnp.float32)
     loss = lambda scale: jnp.sum(jax.vmap(liger_jax.rms_norm, (0, None))(x, scale) ** 2)  # noqa: E731
     expected = jax.grad(lambda scale: jnp.sum(liger_jax.rms_norm(x, scale) ** 2))(scale)
     equal(jax.grad(loss)(scale), expected, 1e-6)
 
 
 def test_scan_checkpoint_and_grad() -> None:
-    x, scale = CASES[0].make(np.random.default_rng(4), jnp.float32)
+    x, scale = jax_cases.named("rms_norm").make(np.random.default_rng(4), jnp.float32)
 
     def loss(function: Any, x: jax.Array, scale: jax.Array) -> jax.Array:
         layer = lambda carry, _: (carry + function(carry, scale), None)  # noqa: E731
@@ -106,7 +106,7 @@ def test_empty_batch(case: Case) -> None:
 
 
 def test_no_input_is_modified() -> None:
-    x, kernel, labels = CASES[-2].make(np.random.default_rng(6), jnp.float32)
+    x, kernel, labels = jax_cases.named("linear_cross_entropy").make(np.random.default_rng(6), jnp.float32)
     before = [np.array(a) for a in (x, kernel)]
     loss = lambda x, kernel: liger_jax.linear_softmax_cross_entropy(x, kernel, labels, reduction="mean")  # noqa: E731
     _, pull_back = jax.vjp(loss, x, kernel)
@@ -244,7 +244,7 @@ def test_one_token_without_an_axis() -> None:
 
 
 def test_without_jit() -> None:
-    x, scale = CASES[0].make(np.random.default_rng(11), jnp.float32)
+    x, scale = jax_cases.named("rms_norm").make(np.random.default_rng(11), jnp.float32)
     both = jax.value_and_grad(lambda *a: jnp.sum(liger_jax.rms_norm(*a) ** 2), (0, 1))
     expected = both(x, scale)
     with jax.disable_jit():

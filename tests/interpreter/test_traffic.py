@@ -14,10 +14,10 @@ from liger_triton import rms_norm
 from liger_triton.ops import OPS
 
 STREAMED_TWICE = {
-    "rms_norm_forward_wide",
-    "rms_norm_input_gradient_wide",
+    "norm_forward_wide",
+    "norm_input_gradient_wide",
     "cross_entropy_forward",  # where it writes the gradient as well
-    "rms_norm_backward",  # of the widest rows in float32
+    "norm_backward",  # of the widest rows in float32
 }
 """Kernels that may read an array twice; every other one moves the least bytes possible."""
 
@@ -107,7 +107,7 @@ def test_the_count_itself() -> None:
     with traffic.count() as counted:
         run(case, "float32")
     forward = counted.counts[0]
-    assert forward.launch.name == "rms_norm_forward"
+    assert forward.launch.name == "norm_forward"
     assert forward.launch.grid[0] > 1  # so the weight is read more than once
     assert forward.moved == 4 * (100 * 64 + 64 + 100 * 64 + 100)
     with traffic.count() as nothing:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from liger.plan import Planned, dense
-from liger_triton import rms_norm
+from liger_triton import layer_norm, rms_norm
 from liger_triton.catalogue.call import BF16, FP32, Call
 
 
@@ -46,4 +46,30 @@ def rms_norms() -> Iterator[Call]:
         yield add(f"{hidden}-bf16", 8191, hidden, BF16)
     yield add("16384-fp32", 8191, 16384, FP32)
     yield add("4096-beyond-2**31", 2**19 + 999, 4096, BF16)
+    yield add("20000-beyond-2**31", 107_500, 20000, BF16)
+
+
+def layer_norms() -> Iterator[Call]:
+    def call(name: str, n_rows: int, hidden: int, dtype: str, bias: bool = True) -> Call:
+        vector = dense((hidden,), dtype)
+        operands = (dense((n_rows, hidden), dtype), vector, vector if bias else None)
+        return Call(f"layer_norm-{name}", layer_norm.LAYER_NORM, layer_norm.Options(), operands)
+
+    def add(name: str, n_rows: int, hidden: int, dtype: str) -> Call:
+        x, vector = dense((n_rows, hidden), dtype), dense((hidden,), dtype)
+        needs = (True, False, True, True)  # the two summands share one gradient
+        operands = (x, x, vector, vector)
+        return Call(
+            f"add_layer_norm-{name}", layer_norm.ADD_LAYER_NORM, layer_norm.Options(), operands, needs
+        )
+
+    for hidden in (128, 768, 1001, 1152, 2048, 4096, 8192, 16384, 20000):
+        yield call(f"{hidden}-bf16", max(8191, 2**24 // hidden - 1), hidden, BF16)
+    for hidden in (768, 8192, 16384):
+        yield call(f"{hidden}-fp32", 8191, hidden, FP32)
+    yield call("4096-no-bias", 8191, 4096, BF16, bias=False)
+    yield dataclasses.replace(call("4096-bias-alone", 8191, 4096, BF16), needs=(False, False, True))
+    for hidden in (4096, 16384):
+        yield add(f"{hidden}-bf16", 8191, hidden, BF16)
+    yield add("16384-fp32", 8191, 16384, FP32)
     yield add("20000-beyond-2**31", 107_500, 20000, BF16)

@@ -1,14 +1,23 @@
-"""RMSNorm, with and without a residual."""
+"""RMSNorm and LayerNorm, with and without a residual."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+
+import numpy as np
 
 from cases.case import Case, normal, together
-from liger_triton import rms_norm
+from liger_triton import layer_norm, rms_norm
+
+Draw = Callable[[np.random.Generator], np.ndarray]
 
 
 def cases() -> list[Case]:
+    return [*rms_norms(), *layer_norms()]
+
+
+def rms_norms() -> list[Case]:
     cases = []
     for shape in ((1, 8), (3, 5, 33), (7, 256), (2, 1000), (0, 16), (2, 0, 16)):
         h = shape[-1]
@@ -45,4 +54,39 @@ def cases() -> list[Case]:
     ]
     # Before and after the weight, and of x + residual.
     roundings = {"rms_norm": 2, "add_rms_norm": 3}
+    return [dataclasses.replace(case, roundings=roundings[case.op.name]) for case in cases]
+
+
+def layer_norms() -> list[Case]:
+    op, add, options = layer_norm.LAYER_NORM, layer_norm.ADD_LAYER_NORM, layer_norm.Options(eps=1e-5)
+
+    def far(*shape: int) -> Draw:
+        """Rows whose mean is large beside their deviation, where E[x^2] - E[x]^2 would lose most digits."""
+        return lambda rng: (rng.standard_normal(shape) + 8 * rng.standard_normal((shape[0], 1))).astype(
+            np.float32
+        )
+
+    cases = [
+        Case(
+            f"layer_norm-{shape}", op, options, together(normal(*shape), normal(shape[-1]), normal(shape[-1]))
+        )
+        for shape in ((1, 8), (3, 5, 33), (7, 256), (0, 16), (3, 20_001))
+    ]
+    cases += [
+        Case("layer_norm-far-9000", op, options, together(far(3, 9000), normal(9000), normal(9000))),
+        Case("layer_norm-no-bias", op, options, together(far(9, 100), normal(100), None)),
+        Case("layer_norm-no-weight", op, options, together(far(9, 100), None, normal(100))),
+        Case("layer_norm-plain-20001", op, options, together(far(2, 20_001), None, None)),
+        Case(
+            "layer_norm-bias-alone",
+            op,
+            options,
+            together(normal(9, 100), normal(100), normal(100)),
+            frozen=("x", "weight"),
+        ),
+    ]
+    for n, h in ((9, 100), (3, 20_001)):
+        operands = together(normal(n, h), normal(n, h), normal(h), normal(h))
+        cases.append(Case(f"add_layer_norm-{h}", add, options, operands))
+    roundings = {"layer_norm": 1, "add_layer_norm": 2}
     return [dataclasses.replace(case, roundings=roundings[case.op.name]) for case in cases]

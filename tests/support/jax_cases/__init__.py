@@ -14,10 +14,16 @@ from jax_cases.losses import (
     plain_linear,
     plain_loss,
 )
-from jax_cases.norms import plain_add_rms_norm, plain_rms_norm
+from jax_cases.norms import plain_add_layer_norm, plain_add_rms_norm, plain_layer_norm, plain_rms_norm
 from jax_cases.position import plain_rope
 
 CASES: tuple[Case, ...] = (*norms.CASES, *position.CASES, *gates.CASES, *losses.CASES)
+
+
+def named(name: str) -> Case:
+    """The case of this name."""
+    return next(case for case in CASES if case.name == name)
+
 
 __all__ = [
     "CASES",
@@ -31,9 +37,12 @@ __all__ = [
     "labels",
     "linear",
     "loss_options",
+    "named",
     "normal",
+    "plain_add_layer_norm",
     "plain_add_rms_norm",
     "plain_cross_entropy",
+    "plain_layer_norm",
     "plain_linear",
     "plain_loss",
     "plain_rms_norm",

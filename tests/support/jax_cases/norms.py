@@ -28,6 +28,23 @@ def plain_add_rms_norm(x: jax.Array, residual: jax.Array, scale: jax.Array) -> t
     return plain_rms_norm(x + residual, scale), x + residual
 
 
+def plain_layer_norm(x: jax.Array, scale: jax.Array | None, bias: jax.Array | None) -> jax.Array:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    centred = wide - jnp.mean(wide, -1, keepdims=True)
+    y = centred * jax.lax.rsqrt(jnp.mean(centred * centred, -1, keepdims=True) + 1e-6)
+    if scale is not None:
+        y = y * scale.astype(y.dtype)
+    if bias is not None:
+        y = y + bias.astype(y.dtype)
+    return y.astype(x.dtype)
+
+
+def plain_add_layer_norm(
+    x: jax.Array, residual: jax.Array, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return plain_layer_norm(x + residual, scale, bias), x + residual
+
+
 CASES: tuple[Case, ...] = (
     Case(
         "rms_norm",
@@ -58,7 +75,7 @@ CASES: tuple[Case, ...] = (
     ),
     Case(
         "add_rms_norm",
-        lambda *a: tuple(liger_jax.add_rms_norm(*a, implementation="triton")),
+        lambda *a, implementation="triton": tuple(liger_jax.add_rms_norm(*a, implementation=implementation)),
         plain_add_rms_norm,
         lambda rng, dtype: (
             normal(rng, (2, 3, 65), dtype),
@@ -68,5 +85,34 @@ CASES: tuple[Case, ...] = (
         (True, True, False),
         (0, 1, 2),
         (1, 3),
+    ),
+    Case(
+        "layer_norm",
+        triton(liger_jax.layer_norm),
+        plain_layer_norm,
+        lambda rng, dtype: (
+            normal(rng, (3, 4, 33), dtype),
+            normal(rng, (33,), dtype),
+            normal(rng, (33,), dtype),
+        ),
+        (True, False, False),
+        (0, 1, 2),
+        (1, 4),
+    ),
+    Case(
+        "add_layer_norm",
+        lambda *a, implementation="triton": tuple(
+            liger_jax.add_layer_norm(*a, implementation=implementation)
+        ),
+        plain_add_layer_norm,
+        lambda rng, dtype: (
+            normal(rng, (2, 3, 65), dtype),
+            normal(rng, (2, 3, 65), dtype),
+            normal(rng, (65,), dtype),
+            normal(rng, (65,), dtype),
+        ),
+        (True, True, False, False),
+        (0, 1, 2, 3),
+        (1, 4),
     ),
 )

@@ -1,0 +1,783 @@
+"""RMSNorm and LayerNorm on one set of kernels: with and without weight, bias and residual add, forward and backward.
+
+    s = x + residual                          (rounded to x's dtype; s = x without a residual)
+    m = mean(s)                               (0 in RMSNorm)
+    r = 1 / sqrt(mean((s - m)^2) + eps)
+    n = (s - m) * r
+    y = n * (offset + weight) + bias
+
+    g  = dy * (offset + weight)
+    dx = r * (g - mean(g) - n * mean(g * n)) + ds     (without mean(g) in RMSNorm)
+    dw = sum over rows of dy * n
+    db = sum over rows of dy
+
+Zhang & Sennrich, arXiv:1910.07467; Ba, Kiros & Hinton, arXiv:1607.06450. Rows up to `MAX_BLOCK` wide stay in registers;
+wider ones are swept twice. The ops are in `rms_norm` and `layer_norm`.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import NamedTuple, Protocol
+
+import triton
+import triton.language as tl
+
+from liger import check
+from liger.backend import Array, Backend
+from liger.device import Device
+from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv, next_power_of_2, previous_power_of_2, promote
+from liger_triton.reduce import sum_partials_launch
+
+MAX_BLOCK = 16384
+"""Widest row that a program holds in registers: beyond it the backward pass would spill."""
+
+
+# ---------------------------------------------------------------------------------------------------- kernels
+
+
+@triton.jit
+def norm_forward(
+    x_ptr,  # (n_rows, n_cols)
+    residual_ptr,  # (n_rows, n_cols)
+    weight_ptr,  # (n_cols,)
+    bias_ptr,  # (n_cols,)
+    n_rows,
+    y_ptr,  # (n_rows, n_cols)
+    mean_ptr,  # (n_rows,) float32
+    rstd_ptr,  # (n_rows,) float32
+    sum_ptr,  # (n_rows, n_cols): x + residual
+    n_cols: tl.constexpr,
+    x_stride: tl.constexpr,
+    residual_stride: tl.constexpr,
+    eps: tl.constexpr,
+    offset: tl.constexpr,
+    CENTER: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    ROUND_FIRST: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    col = tl.arange(0, BLOCK)[None, :]
+    mask = (row < n_rows) & (col < n_cols)
+    x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        x += tl.load(residual_ptr + row * residual_stride + col, mask=mask, other=0.0).to(tl.float32)
+        # The stored sum, rounded, is what is normalised: the model's next layer sees the same numbers.
+        rounded = x.to(sum_ptr.dtype.element_ty)
+        tl.store(sum_ptr + row * n_cols + col, rounded, mask=mask)
+        x = rounded.to(tl.float32)
+    if CENTER:
+        mean = tl.sum(x, axis=1, keep_dims=True) / n_cols
+        tl.store(mean_ptr + row, mean, mask=row < n_rows)
+        # The variance of what is centred: E[x^2] - E[x]^2 would cancel where the mean is large.
+        x = tl.where(mask, x - mean, 0.0)
+    rstd = tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / n_cols + eps)
+    tl.store(rstd_ptr + row, rstd, mask=row < n_rows)
+    y = x * rstd
+    if HAS_WEIGHT:
+        if ROUND_FIRST:
+            y = y.to(x_ptr.dtype.element_ty).to(tl.float32)
+        y *= tl.load(weight_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32) + offset
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32)
+    tl.store(y_ptr + row * n_cols + col, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def norm_forward_wide(
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    bias_ptr,
+    n_rows,
+    y_ptr,
+    mean_ptr,
+    rstd_ptr,
+    sum_ptr,
+    n_cols: tl.constexpr,
+    x_stride: tl.constexpr,
+    residual_stride: tl.constexpr,
+    eps: tl.constexpr,
+    offset: tl.constexpr,
+    CENTER: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    ROUND_FIRST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    squares = tl.zeros((BLOCK,), tl.float32)
+    mean = tl.full((), 0.0, tl.float32)
+    between = tl.full((), 0.0, tl.float32)
+    for start in range(0, n_cols, BLOCK):
+        col = start + tl.arange(0, BLOCK)
+        mask = col < n_cols
+        x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
+        if HAS_RESIDUAL:
+            x += tl.load(residual_ptr + row * residual_stride + col, mask=mask, other=0.0).to(tl.float32)
+            rounded = x.to(sum_ptr.dtype.element_ty)
+            tl.store(sum_ptr + row * n_cols + col, rounded, mask=mask)
+            x = rounded.to(tl.float32)
+        if CENTER:
+            # Each block about its own mean, and the means about one another (Chan, Golub & LeVeque, 1983).
+            count = tl.minimum(n_cols - start, BLOCK).to(tl.float32)
+            block_mean = tl.sum(x, axis=0) / count
+            x = tl.where(mask, x - block_mean, 0.0)
+            share = count / (start + count)
+            between += (block_mean - mean) * (block_mean - mean) * (share * start)
+            mean += (block_mean - mean) * share
+        squares += x * x
+    total = tl.sum(squares, axis=0)
+    if CENTER:
+        total += between
+        tl.store(mean_ptr + row, mean)
+    rstd = tl.rsqrt(total / n_cols + eps)
+    tl.store(rstd_ptr + row, rstd)
+    for start in range(0, n_cols, BLOCK):
+        col = start + tl.arange(0, BLOCK)
+        mask = col < n_cols
+        x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
+        if HAS_RESIDUAL:
+            x += tl.load(residual_ptr + row * residual_stride + col, mask=mask, other=0.0).to(tl.float32)
+            x = x.to(sum_ptr.dtype.element_ty).to(tl.float32)
+        if CENTER:
+            x -= mean
+        y = x * rstd
+        if HAS_WEIGHT:
+            if ROUND_FIRST:
+                y = y.to(x_ptr.dtype.element_ty).to(tl.float32)
+            y *= tl.load(weight_ptr + col, mask=mask, other=0.0).to(tl.float32) + offset
+        if HAS_BIAS:
+            y += tl.load(bias_ptr + col, mask=mask, other=0.0).to(tl.float32)
+        tl.store(y_ptr + row * n_cols + col, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def norm_backward(
+    dy_ptr,  # (n_rows, n_cols)
+    ds_ptr,  # (n_rows, n_cols): the cotangent of x + residual
+    x_ptr,  # (n_rows, n_cols): x, or x + residual
+    weight_ptr,  # (n_cols,)
+    mean_ptr,  # (n_rows,) float32
+    rstd_ptr,  # (n_rows,) float32
+    n_rows,
+    dx_ptr,  # (n_rows, n_cols)
+    dw_ptr,  # (n_programs, n_cols) float32: partial sums
+    db_ptr,  # (n_programs, n_cols) float32: partial sums
+    n_cols: tl.constexpr,
+    dy_stride: tl.constexpr,
+    ds_stride: tl.constexpr,
+    x_stride: tl.constexpr,
+    offset: tl.constexpr,
+    CENTER: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_DS: tl.constexpr,
+    WANT_DX: tl.constexpr,
+    WANT_DW: tl.constexpr,
+    WANT_DB: tl.constexpr,
+    REREAD_WEIGHT: tl.constexpr,
+    REREAD: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    program = tl.program_id(0)
+    col = tl.arange(0, BLOCK)[None, :]
+    if HAS_WEIGHT and not REREAD_WEIGHT:
+        weight = tl.load(weight_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32) + offset
+    dw = tl.zeros((ROWS, BLOCK), tl.float32)
+    db = tl.zeros((ROWS, BLOCK), tl.float32)
+    # Rows are dealt out in turn, always to the same program in the same order: the sums do not depend on timing.
+    for start in tl.range(program.to(tl.int64) * ROWS, n_rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
+        row = start + tl.arange(0, ROWS)[:, None].to(tl.int64)
+        mask = (row < n_rows) & (col < n_cols)
+        # Where the mask is off, dy is 0, and x does not matter.
+        if WANT_DX or WANT_DW:
+            x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + row * dy_stride + col, mask=mask, other=0.0).to(tl.float32)
+        if WANT_DX or WANT_DW:
+            rstd = tl.load(rstd_ptr + row, mask=row < n_rows, other=0.0)
+            if CENTER:
+                mean = tl.load(mean_ptr + row, mask=row < n_rows, other=0.0)
+                x -= mean
+            x *= rstd
+        if REREAD:
+            # Nothing is held over the sums but dw and db. The barrier keeps the compiler from joining the two reads.
+            if HAS_WEIGHT:
+                dy *= tl.load(weight_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32) + offset
+            slope = tl.sum(dy * x, axis=1, keep_dims=True) / n_cols
+            if CENTER:
+                level = tl.sum(dy, axis=1, keep_dims=True) / n_cols
+            tl.debug_barrier()
+            x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
+            if CENTER:
+                x -= mean
+            x *= rstd
+            dy = tl.load(dy_ptr + row * dy_stride + col, mask=mask, other=0.0).to(tl.float32)
+        if WANT_DW:
+            dw += dy * x
+        if WANT_DB:
+            db += dy
+        if WANT_DX:
+            if HAS_WEIGHT:
+                if REREAD_WEIGHT:
+                    weight = tl.load(weight_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32) + offset
+                dy *= weight
+            if not REREAD:
+                slope = tl.sum(dy * x, axis=1, keep_dims=True) / n_cols
+                if CENTER:
+                    level = tl.sum(dy, axis=1, keep_dims=True) / n_cols
+            if CENTER:
+                dy -= level
+            dx = (dy - x * slope) * rstd
+            if HAS_DS:
+                dx += tl.load(ds_ptr + row * ds_stride + col, mask=mask, other=0.0).to(tl.float32)
+            tl.store(dx_ptr + row * n_cols + col, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+    if WANT_DW:
+        total = tl.sum(dw, axis=0)[None, :]
+        tl.store(dw_ptr + program * n_cols + col, total, mask=col < n_cols)
+    if WANT_DB:
+        total = tl.sum(db, axis=0)[None, :]
+        tl.store(db_ptr + program * n_cols + col, total, mask=col < n_cols)
+
+
+@triton.jit
+def norm_input_gradient_wide(
+    dy_ptr,
+    ds_ptr,
+    x_ptr,
+    weight_ptr,
+    mean_ptr,
+    rstd_ptr,
+    n_rows,
+    dx_ptr,
+    n_cols: tl.constexpr,
+    dy_stride: tl.constexpr,
+    ds_stride: tl.constexpr,
+    x_stride: tl.constexpr,
+    offset: tl.constexpr,
+    CENTER: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_DS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    rstd = tl.load(rstd_ptr + row)
+    if CENTER:
+        mean = tl.load(mean_ptr + row)
+    products = tl.zeros((BLOCK,), tl.float32)
+    levels = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, n_cols, BLOCK):
+        col = start + tl.arange(0, BLOCK)
+        mask = col < n_cols
+        g = tl.load(dy_ptr + row * dy_stride + col, mask=mask, other=0.0).to(tl.float32)
+        if HAS_WEIGHT:
+            g *= tl.load(weight_ptr + col, mask=mask, other=0.0).to(tl.float32) + offset
+        x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
+        if CENTER:
+            x -= mean
+            levels += g
+        products += g * (x * rstd)
+    slope = tl.sum(products, axis=0) / n_cols
+    if CENTER:
+        level = tl.sum(levels, axis=0) / n_cols
+    for start in range(0, n_cols, BLOCK):
+        col = start + tl.arange(0, BLOCK)
+        mask = col < n_cols
+        g = tl.load(dy_ptr + row * dy_stride + col, mask=mask, other=0.0).to(tl.float32)
+        if HAS_WEIGHT:
+            g *= tl.load(weight_ptr + col, mask=mask, other=0.0).to(tl.float32) + offset
+        x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
+        if CENTER:
+            x -= mean
+            g -= level
+        dx = (g - x * rstd * slope) * rstd
+        if HAS_DS:
+            dx += tl.load(ds_ptr + row * ds_stride + col, mask=mask, other=0.0).to(tl.float32)
+        tl.store(dx_ptr + row * n_cols + col, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def norm_weight_gradient(
+    dy_ptr,
+    x_ptr,
+    mean_ptr,
+    rstd_ptr,
+    n_rows,
+    dw_ptr,  # (n_groups, n_cols) float32: partial sums
+    db_ptr,  # (n_groups, n_cols) float32: partial sums
+    n_cols: tl.constexpr,
+    dy_stride: tl.constexpr,
+    x_stride: tl.constexpr,
+    CENTER: tl.constexpr,
+    WANT_DW: tl.constexpr,
+    WANT_DB: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # Axis 0 runs over column blocks, axis 1 over groups of rows dealt out in turn.
+    col = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = col < n_cols
+    dw = tl.zeros((BLOCK,), tl.float32)
+    db = tl.zeros((BLOCK,), tl.float32)
+    for row in range(tl.program_id(1).to(tl.int64), n_rows, tl.num_programs(1)):
+        dy = tl.load(dy_ptr + row * dy_stride + col, mask=mask, other=0.0).to(tl.float32)
+        if WANT_DW:
+            x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
+            if CENTER:
+                x -= tl.load(mean_ptr + row)
+            dw += dy * (x * tl.load(rstd_ptr + row))
+        if WANT_DB:
+            db += dy
+    if WANT_DW:
+        tl.store(dw_ptr + tl.program_id(1).to(tl.int64) * n_cols + col, dw, mask=mask)
+    if WANT_DB:
+        tl.store(db_ptr + tl.program_id(1).to(tl.int64) * n_cols + col, db, mask=mask)
+
+
+# --------------------------------------------------------------------------------------------------- launches
+
+
+class Options(Protocol):
+    """What the kernels are asked to do beside their arrays: the options of RMSNorm, or of LayerNorm."""
+
+    @property
+    def eps(self) -> float:
+        """Added to the mean square."""
+        ...
+
+    @property
+    def offset(self) -> float:
+        """Added to the weight."""
+        ...
+
+    @property
+    def casting(self) -> str:
+        """Where the result is rounded to x's dtype: "llama" before the weight, otherwise after it."""
+        ...
+
+    @property
+    def in_place(self) -> bool:
+        """The backward pass may write dx over dy."""
+        ...
+
+    @property
+    def center(self) -> bool:
+        """Whether the mean is subtracted."""
+        ...
+
+    def __hash__(self) -> int:
+        """Launches are cached by them."""
+        ...
+
+
+def _warps(elements: int, device: Device) -> int:
+    """Threads so that each holds about 16 elements of a vector: few registers, 16-byte loads."""
+    return min(max(elements // (16 * device.warp_size), 1), 1024 // device.warp_size, 16)
+
+
+def _block_rows(n_cols: int, tile_elements: int) -> int:
+    """Rows of a tile, for rows so narrow that one alone would leave a program idle."""
+    return min(max(previous_power_of_2(tile_elements // next_power_of_2(n_cols)), 1), 32)
+
+
+@functools.lru_cache(4096)
+def forward_launch(
+    n_rows: int,
+    n_cols: int,
+    dtype: str,
+    weight_dtype: str | None,
+    bias_dtype: str | None,
+    x_stride: int,
+    residual_stride: int | None,
+    options: Options,
+    device: Device,
+) -> Launch:
+    """y, the mean if it is subtracted, rstd and, with a residual, x + residual."""
+    has_weight, has_residual = weight_dtype is not None, residual_stride is not None
+    matrix = Spec((n_rows, n_cols), dtype)
+    out_dtype = promote(dtype, weight_dtype) if weight_dtype and options.casting == "llama" else dtype
+    wide = n_cols > MAX_BLOCK
+    constants: dict[str, int | float | bool] = {
+        "n_cols": n_cols,
+        "x_stride": x_stride,
+        "residual_stride": residual_stride if residual_stride is not None else x_stride,
+        "eps": options.eps,
+        "offset": options.offset,
+        "CENTER": options.center,
+        "HAS_WEIGHT": has_weight,
+        "HAS_BIAS": bias_dtype is not None,
+        "HAS_RESIDUAL": has_residual,
+        "ROUND_FIRST": options.casting == "llama",
+    }
+    if wide:
+        constants |= {"BLOCK": 4096}
+        grid, warps = n_rows, 8
+    else:
+        rows, block = _block_rows(n_cols, 2048), next_power_of_2(n_cols)
+        constants |= {"ROWS": rows, "BLOCK": block}
+        grid, warps = cdiv(n_rows, rows), _warps(rows * block, device)
+    passes = 2 if wide else 1
+    return Launch(
+        kernel=norm_forward_wide if wide else norm_forward,
+        grid=(grid,),
+        inputs=(
+            Spec((n_rows, n_cols), dtype, passes=passes),
+            Spec((n_rows, n_cols), dtype, passes=passes, unread=not has_residual),
+            Spec((n_cols,), weight_dtype or dtype, resident=True, unread=not has_weight),
+            Spec((n_cols,), bias_dtype or dtype, resident=True, unread=bias_dtype is None),
+        ),
+        integers=(n_rows,),
+        outputs=(
+            Spec((n_rows, n_cols), out_dtype),
+            Spec((n_rows,) if options.center else (0,), "float32"),
+            Spec((n_rows,), "float32"),
+            matrix if has_residual else Spec((0,), dtype),
+        ),
+        constants=tuple(constants.items()),
+        num_warps=warps,
+        flops=(8 if options.center else 5) * n_rows * n_cols,
+    )
+
+
+def _backward_geometry(n_cols: int, itemsize: int, center: bool, device: Device) -> tuple[int, int, int, int]:
+    """(rows per tile, programs per multiprocessor, warps, pipeline stages), by sweeps on an H200.
+
+    The aim is 32 to 48 KiB of loads in flight per multiprocessor before the first sum is waited for.
+    """
+    block = next_power_of_2(n_cols)
+    warps = min(_warps(2 * block, device), 8)
+    if block <= 256:
+        rows = min(2048 // block, 16)
+        return rows, 8, min(max(rows * block // (8 * device.warp_size), 1), 4), 1
+    if block <= 512:
+        return 16 // itemsize, 4, 4, 3
+    if block <= 1024:
+        return 4, 2, 4, 3 if device.vendor == "cuda" else 2
+    if block <= 2048:
+        return 2, 2, 4, 3
+    if block <= 4096:
+        return 1, 2, 4, 3
+    if block <= 8192:
+        return 1, 1, max(warps, 8), 3
+    few = device.warp_size == 64 or (itemsize == 2 and not center)
+    return 1, 1, 16 if few else 32, 1
+
+
+class Gradients(NamedTuple):
+    """Which gradients are computed: of x (and of the residual, the same), of the weight, of the bias."""
+
+    x: bool
+    weight: bool
+    bias: bool
+
+
+@functools.lru_cache(4096)
+def backward_launch(
+    n_rows: int,
+    n_cols: int,
+    dtype: str,
+    dy_dtype: str,
+    weight_dtype: str | None,
+    x_stride: int,
+    dy_stride: int,
+    ds_stride: int | None,
+    want: Gradients,
+    options: Options,
+    device: Device,
+) -> Launch:
+    """dx, and one fp32 row of the weight's and the bias's gradient per program, for rows of at most MAX_BLOCK."""
+    itemsize = max(DTYPE_BYTES[dtype], DTYPE_BYTES[dy_dtype])
+    rows, per_multiprocessor, warps, stages = _backward_geometry(n_cols, itemsize, options.center, device)
+    programs = min(cdiv(n_rows, rows), per_multiprocessor * device.multiprocessors)
+    has_ds = ds_stride is not None and want.x
+    # x, dy, dw and the weight of such a row do not fit NVIDIA's 65,536 registers of a multiprocessor. The weight is
+    # read again for every row, from the cache; x and dy also are where the compiler would otherwise spill. (LayerNorm,
+    # with one more sum, leaves dw and db to another kernel there.)
+    widest = want.x and n_cols > 8192 and device.vendor == "cuda"
+    reread = widest and not options.center and (itemsize > 2 or (has_ds and device.arch != 90))
+    passes = 2 if reread else 1
+    centred = options.center and (want.x or want.weight)
+    return Launch(
+        kernel=norm_backward,
+        grid=(programs,),
+        inputs=(
+            Spec((n_rows, n_cols), dy_dtype, passes=passes),
+            Spec((n_rows, n_cols), dtype, unread=not has_ds),
+            Spec((n_rows, n_cols), dtype, passes=passes, unread=not (want.x or want.weight)),
+            Spec((n_cols,), weight_dtype or dtype, resident=True, unread=not (weight_dtype and want.x)),
+            Spec((n_rows,), "float32", unread=not centred),
+            Spec((n_rows,), "float32", unread=not (want.x or want.weight)),
+        ),
+        integers=(n_rows,),
+        outputs=(
+            Spec((n_rows, n_cols) if want.x else (0,), dtype),
+            Spec((programs, n_cols) if want.weight else (0,), "float32"),
+            Spec((programs, n_cols) if want.bias else (0,), "float32"),
+        ),
+        constants=(
+            ("n_cols", n_cols),
+            ("dy_stride", dy_stride),
+            ("ds_stride", ds_stride if ds_stride is not None else n_cols),
+            ("x_stride", x_stride),
+            ("offset", options.offset),
+            ("CENTER", options.center),
+            ("HAS_WEIGHT", weight_dtype is not None and want.x),
+            ("HAS_DS", has_ds),
+            ("WANT_DX", want.x),
+            ("WANT_DW", want.weight),
+            ("WANT_DB", want.bias),
+            ("REREAD_WEIGHT", widest),
+            ("REREAD", reread),
+            ("ROWS", rows),
+            ("BLOCK", next_power_of_2(n_cols)),
+            ("STAGES", stages),
+        ),
+        num_warps=warps,
+        aliases=_in_place(options, want.x, dtype, dy_dtype, dy_stride, n_cols),
+        flops=(14 if options.center else 10) * n_rows * n_cols,
+    )
+
+
+def _in_place(
+    options: Options, want_dx: bool, dtype: str, dy_dtype: str, dy_stride: int, n_cols: int
+) -> tuple[tuple[int, int], ...]:
+    """dx over dy, where that was asked for and the two have one layout."""
+    return ((0, 0),) if options.in_place and want_dx and dtype == dy_dtype and dy_stride == n_cols else ()
+
+
+@functools.lru_cache(4096)
+def input_gradient_wide_launch(
+    n_rows: int,
+    n_cols: int,
+    dtype: str,
+    dy_dtype: str,
+    weight_dtype: str | None,
+    x_stride: int,
+    dy_stride: int,
+    ds_stride: int | None,
+    options: Options,
+) -> Launch:
+    """dx of rows wider than MAX_BLOCK."""
+    return Launch(
+        kernel=norm_input_gradient_wide,
+        grid=(n_rows,),
+        inputs=(
+            Spec((n_rows, n_cols), dy_dtype, passes=2),
+            Spec((n_rows, n_cols), dtype, unread=ds_stride is None),
+            Spec((n_rows, n_cols), dtype, passes=2),
+            Spec((n_cols,), weight_dtype or dtype, resident=True, unread=weight_dtype is None),
+            Spec((n_rows,), "float32", unread=not options.center),
+            Spec((n_rows,), "float32"),
+        ),
+        integers=(n_rows,),
+        outputs=(Spec((n_rows, n_cols), dtype),),
+        constants=(
+            ("n_cols", n_cols),
+            ("dy_stride", dy_stride),
+            ("ds_stride", ds_stride if ds_stride is not None else n_cols),
+            ("x_stride", x_stride),
+            ("offset", options.offset),
+            ("CENTER", options.center),
+            ("HAS_WEIGHT", weight_dtype is not None),
+            ("HAS_DS", ds_stride is not None),
+            ("BLOCK", 4096),
+        ),
+        num_warps=8,
+        aliases=_in_place(options, True, dtype, dy_dtype, dy_stride, n_cols),
+        flops=(11 if options.center else 8) * n_rows * n_cols,
+    )
+
+
+@functools.lru_cache(4096)
+def weight_gradient_launch(
+    n_rows: int,
+    n_cols: int,
+    dtype: str,
+    dy_dtype: str,
+    x_stride: int,
+    dy_stride: int,
+    want: Gradients,
+    options: Options,
+    device: Device,
+) -> Launch:
+    """Partial gradients of the weight and the bias alone, for rows of any width."""
+    block = 1024
+    groups = min(n_rows, max(4 * device.multiprocessors // cdiv(n_cols, block), 1))
+    return Launch(
+        kernel=norm_weight_gradient,
+        grid=(cdiv(n_cols, block), groups),
+        inputs=(
+            Spec((n_rows, n_cols), dy_dtype),
+            Spec((n_rows, n_cols), dtype, unread=not want.weight),
+            Spec((n_rows,), "float32", resident=True, unread=not (want.weight and options.center)),
+            Spec((n_rows,), "float32", resident=True, unread=not want.weight),
+        ),
+        integers=(n_rows,),
+        outputs=(
+            Spec((groups, n_cols) if want.weight else (0,), "float32"),
+            Spec((groups, n_cols) if want.bias else (0,), "float32"),
+        ),
+        constants=(
+            ("n_cols", n_cols),
+            ("dy_stride", dy_stride),
+            ("x_stride", x_stride),
+            ("CENTER", options.center),
+            ("WANT_DW", want.weight),
+            ("WANT_DB", want.bias),
+            ("BLOCK", block),
+        ),
+        num_warps=block // (8 * device.warp_size),
+        flops=3 * n_rows * n_cols,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- algorithms
+
+
+class Forward(NamedTuple):
+    """y, its statistics (the mean if it is subtracted), and x + residual if there is one."""
+
+    y: Array
+    mean: Array | None
+    rstd: Array
+    sum: Array | None
+
+
+def forward(
+    backend: Backend,
+    x: Array,
+    residual: Array | None,
+    weight: Array | None,
+    bias: Array | None,
+    options: Options,
+) -> Forward:
+    """The forward pass of every op."""
+    matrix = backend.matrix(x)
+    other = None if residual is None else backend.matrix(residual)
+    weight, bias = (None if vector is None else backend.dense(vector) for vector in (weight, bias))
+    n_rows, n_cols = matrix.shape
+    launch = forward_launch(
+        n_rows,
+        n_cols,
+        backend.dtype(x),
+        None if weight is None else backend.dtype(weight),
+        None if bias is None else backend.dtype(bias),
+        backend.strides(matrix)[0],
+        None if other is None else backend.strides(other)[0],
+        options,
+        backend.device,
+    )
+    # Pointers of arrays that are absent are never read; any valid one will do.
+    y, mean, rstd, total = backend.launch(
+        launch, matrix, *(matrix if array is None else array for array in (other, weight, bias))
+    )
+    shape = x.shape
+    return Forward(
+        backend.reshape(y, shape),
+        backend.reshape(mean, shape[:-1]) if options.center else None,
+        backend.reshape(rstd, shape[:-1]),
+        None if residual is None else backend.reshape(total, shape),
+    )
+
+
+def backward(
+    backend: Backend,
+    dy: Array | None,
+    ds: Array | None,
+    x: Array,
+    weight: Array | None,
+    bias: Array | None,
+    mean: Array | None,
+    rstd: Array,
+    options: Options,
+    want: Gradients,
+) -> tuple[Array | None, Array | None, Array | None]:
+    """The gradients of x, weight and bias; `x` is x + residual where there is one, and `ds` its cotangent."""
+    if dy is None:
+        return (
+            ds if want.x else None,
+            _zeros_like(backend, weight) if want.weight else None,
+            _zeros_like(backend, bias) if want.bias else None,
+        )
+    x_matrix, dy_matrix = backend.matrix(x), backend.matrix(dy)
+    ds_matrix = None if ds is None else backend.matrix(ds)
+    weight = None if weight is None else backend.dense(weight)
+    n_rows, n_cols = x_matrix.shape
+    dtype, dy_dtype = backend.dtype(x), backend.dtype(dy)
+    weight_dtype = None if weight is None else backend.dtype(weight)
+    x_stride, dy_stride = backend.strides(x_matrix)[0], backend.strides(dy_matrix)[0]
+    ds_stride = None if ds_matrix is None else backend.strides(ds_matrix)[0]
+    rstd = backend.reshape(rstd, (n_rows,))
+    statistics = (rstd if mean is None else backend.reshape(mean, (n_rows,)), rstd)
+    # Pointers of arrays that are absent are never read; any valid one will do.
+    ds_operand = x_matrix if ds_matrix is None else ds_matrix
+    weight_operand = x_matrix if weight is None else weight
+    dx = dw = db = None
+    todo = want
+    if (want.weight or want.bias) and _apart(n_cols, options, backend.device):
+        # First, since dx may be written over dy.
+        launch = weight_gradient_launch(
+            n_rows, n_cols, dtype, dy_dtype, x_stride, dy_stride, want, options, backend.device
+        )
+        dw, db = backend.launch(launch, dy_matrix, x_matrix, *statistics)
+        todo = Gradients(want.x, False, False)
+    if any(todo) and n_cols <= MAX_BLOCK:
+        launch = backward_launch(
+            n_rows, n_cols, dtype, dy_dtype, weight_dtype, x_stride, dy_stride, ds_stride, todo, options,
+            backend.device,
+        )  # fmt: skip
+        dx, *sums = backend.launch(launch, dy_matrix, ds_operand, x_matrix, weight_operand, *statistics)
+        if todo is want:
+            dw, db = sums
+    elif todo.x:
+        launch = input_gradient_wide_launch(
+            n_rows, n_cols, dtype, dy_dtype, weight_dtype, x_stride, dy_stride, ds_stride, options
+        )
+        (dx,) = backend.launch(launch, dy_matrix, ds_operand, x_matrix, weight_operand, *statistics)
+    return (
+        backend.reshape(dx, x.shape) if want.x else None,
+        summed(backend, dw, weight) if want.weight else None,
+        summed(backend, db, bias) if want.bias else None,
+    )
+
+
+def _apart(n_cols: int, options: Options, device: Device) -> bool:
+    """Whether a row and its part of the sums over rows do not fit into registers together."""
+    half = options.center and device.vendor == "cuda"
+    return n_cols > (MAX_BLOCK // 2 if half else MAX_BLOCK)
+
+
+def summed(backend: Backend, partials: Array, vector: Array) -> Array:
+    """The sum of the partial gradients of a vector, in its dtype."""
+    launch = sum_partials_launch(partials.shape[0], partials.shape[1], backend.dtype(vector))
+    return backend.launch(launch, partials)[0]
+
+
+def _zeros_like(backend: Backend, vector: Array) -> Array:
+    return backend.zeros(vector.shape, backend.dtype(vector))
+
+
+# ------------------------------------------------------------------------------------------------------ checks
+
+
+def check_operands(
+    op: str, x: Spec, residual: Spec | None, weight: Spec | None, bias: Spec | None, options: Options
+) -> None:
+    """Raise for operands that no norm takes."""
+    check.rank_at_least(op, "x", x, 1, "the last axis is normalised")
+    check.not_empty(op, "x", x, -1, "last")
+    check.dtype(op, "x", x, check.REFERENCE_FLOATS)
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None:
+            check.dtype(op, name, vector, check.REFERENCE_FLOATS)
+            check.shape(op, name, vector, (x.shape[-1],), "the last axis of x")
+    if residual is not None:
+        check.shape(op, "residual", residual, x.shape, "the shape of x")
+        check.same_dtype(op, "residual", residual, "x", x)
+    check.in_range(op, "eps", options.eps, 0.0, sys.float_info.max)

@@ -1,0 +1,102 @@
+"""Normalisation layers for Flax Linen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen
+from flax.linen.dtypes import canonicalize_dtype
+
+from liger_jax import functional
+
+
+def _over_last_axis(module: linen.LayerNorm | linen.RMSNorm, x: jax.Array) -> bool:
+    """Whether a layer normalises this array as the kernels do."""
+    last = (-1, (-1,), x.ndim - 1, (x.ndim - 1,))
+    return (
+        module.axis_name is None
+        and module.force_float32_reductions
+        and module.reduction_axes in last
+        and module.feature_axes in last
+        and jnp.issubdtype(x.dtype, jnp.floating)
+    )
+
+
+def _parameter(module: Any, name: str, features: int) -> jax.Array | None:
+    """The scale or the bias, if the layer has it."""
+    if not getattr(module, f"use_{name}"):
+        return None
+    value: jax.Array = module.param(name, getattr(module, f"{name}_init"), (features,), module.param_dtype)
+    return value
+
+
+def _widened(x: jax.Array, dtype: Any) -> jax.Array:
+    """x in a dtype that holds it and the result: the kernels round to x's, Flax to `dtype`."""
+    return x.astype(jnp.promote_types(x.dtype, dtype))
+
+
+class LayerNorm(linen.LayerNorm):
+    """`flax.linen.LayerNorm` on this package's kernel: the same attributes, parameters and numbers.
+
+    The variance is the mean of the squared deviations, as with `use_fast_variance=False`, at no cost. Masked,
+    cross-device and other-axis normalisation, which the kernel does not have, is left to Flax.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from liger_jax.linen import LayerNorm
+    >>> y, variables = LayerNorm().init_with_output(jax.random.key(0), jnp.array([3.0, 5.0]))
+    >>> jnp.round(1000 * y)
+    Array([-1000.,  1000.], dtype=float32)
+    """
+
+    @linen.compact
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        """Normalise the last axis of x.
+
+        Args:
+            x: (..., features), floating.
+            mask: as in Flax.
+
+        Returns:
+            Of x's shape, in `dtype`, or the common dtype of x, scale and bias.
+        """
+        if mask is not None or not _over_last_axis(self, x):
+            return super().__call__(x, mask=mask)
+        scale, bias = (_parameter(self, name, x.shape[-1]) for name in ("scale", "bias"))
+        dtype = canonicalize_dtype(x, scale, bias, dtype=self.dtype)
+        return functional.layer_norm(_widened(x, dtype), scale, bias, epsilon=self.epsilon).astype(dtype)
+
+
+class RMSNorm(linen.RMSNorm):
+    """`flax.linen.RMSNorm` on this package's kernel: the same attributes, parameters and numbers.
+
+    Masked, cross-device and other-axis normalisation, which the kernel does not have, is left to Flax.
+
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from liger_jax.linen import RMSNorm
+    >>> y, variables = RMSNorm().init_with_output(jax.random.key(0), jnp.array([3.0, 4.0]))
+    >>> jnp.round(1000 * y)
+    Array([ 849., 1131.], dtype=float32)
+    """
+
+    @linen.compact
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        """Normalise the last axis of x.
+
+        Args:
+            x: (..., features), floating.
+            mask: as in Flax.
+
+        Returns:
+            Of x's shape, in `dtype`, or the common dtype of x and the scale.
+        """
+        if mask is not None or not _over_last_axis(self, x):
+            return super().__call__(x, mask=mask)
+        scale = _parameter(self, "scale", x.shape[-1])
+        dtype = canonicalize_dtype(x, scale, dtype=self.dtype)
+        # Flax rounds once, after the multiplication.
+        y = functional.rms_norm(_widened(x, dtype), scale, epsilon=self.epsilon, casting="none")
+        return y.astype(dtype)

@@ -1,0 +1,93 @@
+"""LayerNorm and its modules: what torch and flax compute, and the parameters they have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import liger_torch
+from liger_torch import functional as f
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(
+        shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    ).requires_grad_()
+
+
+def same(ours: torch.Tensor, theirs: torch.Tensor, *operands: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+    incoming = torch.randn(theirs.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    for a, b in zip(
+        torch.autograd.grad(ours, operands, incoming),
+        torch.autograd.grad(theirs, operands, incoming),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_layer_norm_is_torchs() -> None:
+    x, w, b = draw(2, 3, 16), draw(16, seed=1), draw(16, seed=2)
+    same(f.liger_layer_norm(x, w, b, 1e-5), F.layer_norm(x, (16,), w, b, 1e-5), x, w, b)
+    same(f.liger_layer_norm(x, w, None, 1e-5), F.layer_norm(x, (16,), w, None, 1e-5), x, w)
+    same(f.liger_layer_norm(x, None, b, 1e-5), F.layer_norm(x, (16,), None, b, 1e-5), x, b)
+    same(f.liger_layer_norm(x, None, None, 1e-5), F.layer_norm(x, (16,), None, None, 1e-5), x)
+    y, s = f.liger_fused_add_layer_norm(x, x * 2, w, b)
+    same(y + s, F.layer_norm(3 * x, (16,), w, b, 1e-6) + 3 * x, x, w, b)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_norm_modules(bias: bool) -> None:
+    x = torch.randn(2, 3, 8)
+    ours, theirs = liger_torch.LigerLayerNorm(8, bias=bias), nn.LayerNorm(8, eps=1e-6, bias=bias)
+    assert {name: p.shape for name, p in ours.named_parameters()} == {
+        name: p.shape for name, p in theirs.named_parameters()
+    }
+    # Upstream's bias starts at random numbers, and exists without being asked for.
+    assert torch.equal(ours(x), liger_torch.LigerLayerNorm(8)(x))
+    for p in theirs.parameters():
+        nn.init.normal_(p)
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(x), theirs(x))
+    fused = liger_torch.LigerFusedAddLayerNorm(8, bias=bias)
+    fused.load_state_dict(theirs.state_dict())
+    y, s = fused(x, x)
+    assert torch.equal(s, 2 * x)
+    torch.testing.assert_close(y, theirs(2 * x))
+
+
+def test_layer_norm_without_affine() -> None:
+    layer = liger_torch.LigerLayerNorm(8, elementwise_affine=False)
+    assert not list(layer.parameters()) and not layer.state_dict()
+    assert layer.weight is layer.bias is None
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(layer(x), F.layer_norm(x, (8,), eps=1e-6))
+    assert not liger_torch.LigerLayerNorm(8, init_fn="zeros")(x).any()
+    assert str(layer) == "LigerLayerNorm(8, eps=1e-06, bias=False, elementwise_affine=False)"
+    with pytest.raises(ValueError, match="LigerLayerNorm: bias is True and elementwise_affine False"):
+        liger_torch.LigerLayerNorm(8, bias=True, elementwise_affine=False)
+    with pytest.raises(ValueError, match="LigerFusedAddLayerNorm: init_fn is 'randn'"):
+        liger_torch.LigerFusedAddLayerNorm(8, init_fn="randn")
+
+
+X, W = torch.zeros(2, 3, 8), torch.zeros(8)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "act"),
+    [
+        (ValueError, r"layer_norm: weight has shape \(7,\).*expected \(8,\)", lambda: f.liger_layer_norm(X, W[:7], W)),
+        (ValueError, r"layer_norm: bias has shape \(7,\)", lambda: f.liger_layer_norm(X, W, W[:7])),
+        (TypeError, "layer_norm: bias has dtype int64", lambda: f.liger_layer_norm(X, None, W.long())),
+        (TypeError, "layer_norm: x has dtype int64", lambda: f.liger_layer_norm(X.long(), None, None)),
+        (ValueError, "layer_norm: eps is -1.0", lambda: f.liger_layer_norm(X, W, W, -1.0)),
+        (ValueError, "layer_norm: x has shape .*last axis must have at least one entry", lambda: f.liger_layer_norm(X[..., :0], None, None)),
+        (ValueError, "add_layer_norm: residual has shape", lambda: f.liger_fused_add_layer_norm(X, X[:1], W, W)),
+        (TypeError, "add_layer_norm: residual has dtype bfloat16 but x has float32", lambda: f.liger_fused_add_layer_norm(X, X.bfloat16(), W, W)),
+    ],
+)  # fmt: skip
+def test_refused(error: type[Exception], message: str, act: object) -> None:
+    with pytest.raises(error, match=message):
+        act()  # type: ignore[operator]

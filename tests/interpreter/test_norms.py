@@ -1,0 +1,105 @@
+"""What is particular to LayerNorm, on the kernels: its error beside torch's own, and means that are large."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch_runner import error
+
+from liger_torch import functional as f
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def draw(*shape: int, dtype: torch.dtype, seed: int, mean: float = 0.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator) + mean).to(dtype).requires_grad_()
+
+
+def results(function: Callable[..., torch.Tensor], operands: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The output, and the gradients for a cotangent that the operands' 16-bit dtypes hold."""
+    out = function(*operands)
+    incoming = draw(*out.shape, dtype=torch.bfloat16, seed=9).detach().to(out.dtype)
+    return [out, *torch.autograd.grad(out, operands, incoming)]
+
+
+def check_beside_torch(
+    ours: Callable[..., torch.Tensor], theirs: Callable[..., torch.Tensor], operands: list[torch.Tensor]
+) -> None:
+    """Assert that our errors against float64 are no larger than those of torch's op in the same dtype."""
+    exact = results(theirs, [t.detach().double().requires_grad_() for t in operands])
+    # In float32 both err in the last places only, and which is nearer is chance.
+    slack, floor = (1.5, 3e-7) if operands[0].dtype == torch.float32 else (1.02, 0.0)
+    found = zip(results(ours, operands), results(theirs, operands), exact, strict=True)
+    for mine, other, truth in found:
+        assert error(mine, truth) <= slack * error(other, truth) + floor
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+@pytest.mark.parametrize("width", [512, 20_001])
+def test_layer_norm_errs_no_more_than_torchs(dtype: torch.dtype, mean: float, width: int) -> None:
+    operands = [
+        draw(6, width, dtype=dtype, seed=0, mean=mean),
+        *(draw(width, dtype=dtype, seed=i) for i in (1, 2)),
+    ]
+    check_beside_torch(
+        lambda x, w, b: f.liger_layer_norm(x, w, b, 1e-5),
+        lambda x, w, b: F.layer_norm(x, w.shape, w, b, 1e-5),
+        operands,
+    )
+
+
+@pytest.mark.parametrize("width", [1000, 9000, 20_001])
+def test_large_means_keep_the_digits_of_what_is_left(width: int) -> None:
+    """E[x^2] - E[x]^2 would be off by more than the variance here, which float32 cannot see in it: 1 in 10^8."""
+    x = draw(3, width, dtype=torch.float32, seed=0, mean=10_000.0)
+    exact = F.layer_norm(x.detach().double(), (width,), eps=1e-6)
+    assert error(f.liger_layer_norm(x, None, None), exact) < 1e-3
+    assert error(F.layer_norm(x, (width,), eps=1e-6), exact) < 1e-3
+
+
+def test_statistics_of_16_bit_rows_are_float32() -> None:
+    """Rounded to bfloat16 they would put an error of 2**-9 into every number of a row, all in one direction."""
+    x = draw(64, 256, dtype=torch.bfloat16, seed=0, mean=1.0)
+    incoming = draw(64, 256, dtype=torch.bfloat16, seed=1).detach()
+    (g,) = torch.autograd.grad(f.liger_layer_norm(x, None, None), x, incoming)
+    wide = x.detach().double().requires_grad_()
+    (exact,) = torch.autograd.grad(F.layer_norm(wide, (256,), eps=1e-6), wide, incoming.double())
+    size = (g.double() * exact).sum(1) / exact.square().sum(1)
+    assert (size - 1).abs().max() < 2**-10
+
+
+def test_weight_and_bias_of_other_dtypes() -> None:
+    x = draw(5, 16, dtype=torch.bfloat16, seed=0)
+    w, b = draw(16, dtype=torch.float32, seed=1), draw(16, dtype=torch.float16, seed=2)
+    y = f.liger_layer_norm(x, w, b)
+    gradients = torch.autograd.grad(y.sum(), (x, w, b))
+    assert [t.dtype for t in (y, *gradients)] == [
+        torch.bfloat16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float16,
+    ]
+    assert error(y, F.layer_norm(x.double(), (16,), w.double(), b.double(), 1e-6)) < 2**-8
+
+
+@pytest.mark.parametrize("pick", [0, 1])
+def test_only_one_output_of_add_layer_norm_used(pick: int) -> None:
+    given = [
+        draw(*shape, dtype=torch.float32, seed=i) for i, shape in enumerate([(5, 16), (5, 16), (16,), (16,)])
+    ]
+
+    def plain(x: torch.Tensor, r: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return F.layer_norm(x + r, (16,), w, b, 1e-6), x + r
+
+    found = [
+        torch.autograd.grad(outputs[pick].square().sum(), given, allow_unused=True)
+        for outputs in (f.liger_fused_add_layer_norm(*given), plain(*given))
+    ]
+    for a, b in zip(*found, strict=True):
+        nothing = torch.zeros(())
+        assert torch.allclose(nothing if a is None else a, nothing if b is None else b, atol=1e-5)
