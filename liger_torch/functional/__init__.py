@@ -11,7 +11,12 @@ from liger_torch.functional.losses import (
     liger_cross_entropy,
     liger_fused_linear_cross_entropy,
 )
-from liger_torch.functional.norms import liger_fused_add_rms_norm, liger_rms_norm
+from liger_torch.functional.norms import (
+    liger_fused_add_layer_norm,
+    liger_fused_add_rms_norm,
+    liger_layer_norm,
+    liger_rms_norm,
+)
 from liger_torch.functional.position import (
     liger_llama4_text_rotary_pos_emb,
     liger_llama4_vision_rotary_pos_emb,
@@ -20,12 +25,6 @@ from liger_torch.functional.position import (
     liger_rotary_pos_emb_gpt_oss,
     liger_rotary_pos_emb_vision,
 )
-from liger_torch.functional.norms import (
-    liger_fused_add_layer_norm,
-    liger_fused_add_rms_norm,
-    liger_layer_norm,
-    liger_rms_norm,
-from liger_torch.functional.position import liger_rope
 
 __all__ = [
     "CrossEntropyOutput",
@@ -34,10 +33,10 @@ __all__ = [
     "liger_fused_add_rms_norm",
     "liger_fused_linear_cross_entropy",
     "liger_geglu",
+    "liger_layer_norm",
     "liger_llama4_text_rotary_pos_emb",
     "liger_llama4_vision_rotary_pos_emb",
     "liger_qwen2vl_mrope",
-    "liger_layer_norm",
     "liger_relu_squared",
     "liger_rms_norm",
     "liger_rope",
