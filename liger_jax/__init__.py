@@ -19,7 +19,9 @@ from liger_jax.functional import (
     linear_softmax_cross_entropy,
     relu_squared,
     rms_norm,
+    softmax,
     softmax_cross_entropy_with_integer_labels,
+    sparsemax,
     swiglu,
 )
 from liger_jax.planning import planning_for
@@ -37,6 +39,8 @@ __all__ = [
     "planning_for",
     "relu_squared",
     "rms_norm",
+    "softmax",
     "softmax_cross_entropy_with_integer_labels",
+    "sparsemax",
     "swiglu",
 ]

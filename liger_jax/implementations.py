@@ -28,6 +28,10 @@ DEFAULTS: dict[str, str] = {
     "swiglu": XLA,
     "geglu": XLA,
     "relu_squared": XLA,
+    # XLA: the least traffic forward.
+    "softmax": XLA,
+    # XLA sorts every row.
+    "sparsemax": TRITON,
     # XLA: 2 to 6 times the least traffic, and up to two float32 copies of the logits.
     "cross_entropy": TRITON,
     # XLA: the logits of the whole batch in memory.

@@ -30,6 +30,8 @@ from liger_torch.nn import (
     LigerPhi3SwiGLUMLP,
     LigerReLUSquared,
     LigerRMSNorm,
+    LigerSoftmax,
+    LigerSparsemax,
     LigerSwiGLUMLP,
 )
 from liger_torch.valid_rows import ValidRows, valid_rows
@@ -71,6 +73,8 @@ __all__ = [
     "LigerPhi3SwiGLUMLP",
     "LigerRMSNorm",
     "LigerReLUSquared",
+    "LigerSoftmax",
+    "LigerSparsemax",
     "LigerSwiGLUMLP",
     "PatchReport",
     "ValidRows",

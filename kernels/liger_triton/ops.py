@@ -10,6 +10,7 @@ from liger_triton.linear_cross_entropy import LINEAR_CROSS_ENTROPY
 from liger_triton.relu_squared import RELU_SQUARED
 from liger_triton.rms_norm import ADD_RMS_NORM, RMS_NORM
 from liger_triton.rope import MROPE, ROPE, ROPE_AT_POSITIONS
+from liger_triton.softmax import SOFTMAX, SPARSEMAX
 
 OPS: tuple[Op, ...] = (
     RMS_NORM,
@@ -22,6 +23,8 @@ OPS: tuple[Op, ...] = (
     SWIGLU,
     GEGLU,
     RELU_SQUARED,
+    SOFTMAX,
+    SPARSEMAX,
     CROSS_ENTROPY,
     LINEAR_CROSS_ENTROPY,
 )

@@ -8,6 +8,7 @@ lowered for a GPU (or for a CPU with `TRITON_INTERPRET=1`); on every other platf
 The kernels have a first derivative in reverse mode only; `implementation="xla"` has a second one too.
 """
 
+from liger_jax.functional.activations import softmax, sparsemax
 from liger_jax.functional.gates import geglu, relu_squared, swiglu
 from liger_jax.functional.losses import (
     CrossEntropy,
@@ -36,6 +37,8 @@ __all__ = [
     "linear_softmax_cross_entropy",
     "relu_squared",
     "rms_norm",
+    "softmax",
     "softmax_cross_entropy_with_integer_labels",
+    "sparsemax",
     "swiglu",
 ]

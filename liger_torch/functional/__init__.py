@@ -5,6 +5,7 @@ leave their inputs as they were, accept non-contiguous and empty tensors, and tr
 `torch.compile(fullgraph=True)`. On a CPU they run a reference in plain torch, on a GPU the kernels.
 """
 
+from liger_torch.functional.activations import liger_softmax, liger_sparsemax
 from liger_torch.functional.gates import liger_geglu, liger_relu_squared, liger_swiglu
 from liger_torch.functional.losses import (
     CrossEntropyOutput,
@@ -42,5 +43,7 @@ __all__ = [
     "liger_rope",
     "liger_rotary_pos_emb_gpt_oss",
     "liger_rotary_pos_emb_vision",
+    "liger_softmax",
+    "liger_sparsemax",
     "liger_swiglu",
 ]

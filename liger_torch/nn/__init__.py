@@ -1,6 +1,6 @@
 """The ops as modules, under the names that users of Liger-Kernel know."""
 
-from liger_torch.nn.activations import LigerReLUSquared
+from liger_torch.nn.activations import LigerReLUSquared, LigerSoftmax, LigerSparsemax
 from liger_torch.nn.losses import LigerCrossEntropyLoss, LigerFusedLinearCrossEntropyLoss
 from liger_torch.nn.mlp import (
     LigerBlockSparseTop2MLP,
@@ -23,5 +23,7 @@ __all__ = [
     "LigerPhi3SwiGLUMLP",
     "LigerRMSNorm",
     "LigerReLUSquared",
+    "LigerSoftmax",
+    "LigerSparsemax",
     "LigerSwiGLUMLP",
 ]

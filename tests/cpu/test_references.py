@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import CASES, Case
+from cases.activations import sparsemax_by_sorting
 from torch_runner import differentiate, error, tensors
 from transformers.activations import ACT2FN
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
@@ -101,6 +103,28 @@ def test_geglu_is_torchs(approximate: str) -> None:
 def test_relu_squared_is_hugging_faces() -> None:
     x = draw(2, 3, 16)
     same(f.liger_relu_squared(x), ACT2FN["relu2"](x), x)
+
+
+@pytest.mark.parametrize("dim", [-1, 0, 1])
+def test_softmax_is_torchs(dim: int) -> None:
+    x = draw(5, 7, 6)
+    same(f.liger_softmax(x, dim), F.softmax(x, dim), x)
+
+
+@pytest.mark.parametrize("dim", [-1, 0, 1])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_sparsemax_is_that_of_the_paper(dim: int, scale: float) -> None:
+    """Algorithm 1 of arXiv:1602.02068, row by row, and its Jacobian: diag(s) - s s^T / |s|, s marking the support."""
+    x = (draw(5, 7, 6) * scale).detach().requires_grad_()
+    y = f.liger_sparsemax(x, dim)
+    dy = draw(5, 7, 6, seed=1).detach()
+    (dx,) = torch.autograd.grad(y, x, dy)
+    rows = (t.detach().movedim(dim, -1).reshape(-1, x.shape[dim]).numpy() for t in (x, y, dy, dx))
+    for z, p, g, gradient in zip(*rows, strict=True):
+        expected = sparsemax_by_sorting(z)
+        np.testing.assert_allclose(p, expected, rtol=1e-12, atol=1e-14)
+        support = expected > 0
+        np.testing.assert_allclose(gradient, support * (g - g[support].mean()), rtol=1e-12, atol=1e-14)
 
 
 def gpt_oss_gate(packed: torch.Tensor) -> torch.Tensor:

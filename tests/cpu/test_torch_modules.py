@@ -82,6 +82,15 @@ def test_relu_squared_module() -> None:
     assert torch.equal(liger_torch.LigerReLUSquared()(x), F.relu(x).square())
 
 
+def test_softmax_and_sparsemax_modules() -> None:
+    x = torch.randn(2, 3, 8)
+    softmax, sparsemax = liger_torch.LigerSoftmax(1), liger_torch.LigerSparsemax(1)
+    assert repr(softmax) == "LigerSoftmax(dim=1)"
+    torch.testing.assert_close(softmax(x), torch.nn.Softmax(1)(x))
+    assert torch.equal(sparsemax(x), f.liger_sparsemax(x.transpose(1, 2)).transpose(1, 2))
+    assert torch.equal(liger_torch.LigerSparsemax()(x), f.liger_sparsemax(x))
+
+
 def test_compiles_whole_on_a_cpu() -> None:
     x, w, head = (torch.randn(s, requires_grad=True) for s in ((6, 8), (8,), (9, 8)))
     labels = torch.tensor([1, -100, 3, 0, 7, 7])
@@ -115,7 +124,8 @@ def test_another_number_of_tokens_does_not_compile_again() -> None:
     head, norm = torch.randn(9, 8), torch.randn(8)
 
     def step(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        gated = f.liger_swiglu(x, f.liger_geglu(x, f.liger_relu_squared(x), "none"))
+        gated = f.liger_swiglu(f.liger_softmax(x, 0), f.liger_geglu(x, f.liger_relu_squared(x), "none"))
+        gated = f.liger_sparsemax(gated)
         hidden, _ = f.liger_fused_add_rms_norm(f.liger_rms_norm(x, norm), gated, norm)
         return f.liger_fused_linear_cross_entropy(hidden, head, labels) + f.liger_cross_entropy(
             hidden, labels % 8

@@ -18,8 +18,14 @@ STREAMED_TWICE = {
     "norm_input_gradient_wide",
     "cross_entropy_forward",  # where it writes the gradient as well
     "norm_backward",  # of the widest rows in float32
+    "softmax_forward_wide",
+    "softmax_backward_wide",
+    "sparsemax_forward_wide",
 }
 """Kernels that may read an array twice; every other one moves the least bytes possible."""
+
+UNTIL_DONE = {"sparsemax_forward_wide"}
+"""Kernels that read an array as often as its numbers ask for; their formula is the least."""
 
 WIDEST = Case(
     "rms_norm-widest-held-row",
@@ -76,7 +82,10 @@ def test_launches_move_what_they_say(case: Case, dtype: str) -> None:
         assert any(value is not None and value.size == 0 for value in case.operands()), "nothing was launched"
     for count in counted.counts:
         launch = count.launch
-        assert count.moved == pytest.approx(launch.traffic, rel=0.05), launch.name
+        if launch.name in UNTIL_DONE:
+            assert launch.traffic <= count.moved <= 3 * launch.traffic, launch.name
+        else:
+            assert count.moved == pytest.approx(launch.traffic, rel=0.05), launch.name
         assert launch.traffic >= launch.bytes
         if launch.name not in STREAMED_TWICE:
             assert launch.traffic == launch.bytes, launch.name
@@ -85,10 +94,13 @@ def test_launches_move_what_they_say(case: Case, dtype: str) -> None:
 def test_the_exceptions_are_needed() -> None:
     """Every kernel that may stream twice does so somewhere; otherwise it does not belong on the list."""
     twice = set()
-    for case in (
-        *(c for c in CASES if c.name in ("rms_norm-none-0.0-20001", "linear_cross_entropy-mean")),
-        WIDEST,
-    ):
+    names = (
+        "rms_norm-none-0.0-20001",
+        "softmax-(3, 20001)",
+        "sparsemax-(3, 20001)",
+        "linear_cross_entropy-mean",
+    )
+    for case in (*(c for c in CASES if c.name in names), WIDEST):
         with traffic.count() as counted:
             run(with_many_rows(case), "float32")
         twice |= {c.launch.name for c in counted.counts if c.launch.traffic > c.launch.bytes}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from liger.device import Device
 from liger.launch import Launch
-from liger_triton.catalogue import gates, losses, norms, position
+from liger_triton.catalogue import activations, gates, losses, norms, position
 from liger_triton.catalogue.call import Call, Entry
 
 __all__ = ["Call", "Entry", "catalogue", "find"]
@@ -25,6 +25,7 @@ FAMILIES: tuple[Callable[[], Iterator[Call]], ...] = (
     gates.swiglus,
     gates.geglus,
     gates.relu_squareds,
+    activations.softmaxes,
     losses.cross_entropies,
     losses.linear_cross_entropies,
 )

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from cases import gates, losses, norms, position
+from cases import activations, gates, losses, norms, position
 from cases.case import DTYPES, IGNORED, Case, labels, normal, positive, together
 from cases.cover import representatives, with_tokens
 
-CASES: tuple[Case, ...] = (*norms.cases(), *position.cases(), *gates.cases(), *losses.cases())
+CASES: tuple[Case, ...] = (
+    *norms.cases(),
+    *position.cases(),
+    *gates.cases(),
+    *activations.cases(),
+    *losses.cases(),
+)
 REPRESENTATIVES: tuple[Case, ...] = representatives(CASES)
 
 __all__ = [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jax_cases import gates, losses, norms, position
+from jax_cases import activations, gates, losses, norms, position
+from jax_cases.activations import plain_sparsemax
 from jax_cases.case import IGNORED, Case, cotangents, gradients, labels, normal, root_mean_square, triton
 from jax_cases.losses import (
     LOSS_OPTIONS,
@@ -17,7 +18,7 @@ from jax_cases.losses import (
 from jax_cases.norms import plain_add_layer_norm, plain_add_rms_norm, plain_layer_norm, plain_rms_norm
 from jax_cases.position import plain_rope
 
-CASES: tuple[Case, ...] = (*norms.CASES, *position.CASES, *gates.CASES, *losses.CASES)
+CASES: tuple[Case, ...] = (*norms.CASES, *position.CASES, *gates.CASES, *activations.CASES, *losses.CASES)
 
 
 def named(name: str) -> Case:
@@ -47,6 +48,7 @@ __all__ = [
     "plain_loss",
     "plain_rms_norm",
     "plain_rope",
+    "plain_sparsemax",
     "root_mean_square",
     "triton",
 ]

@@ -1,0 +1,383 @@
+"""Softmax and sparsemax over the last axis, forward and backward.
+
+    softmax     y_i = exp(x_i - max x) / sum_j exp(x_j - max x)
+    sparsemax   y_i = max(x_i - tau, 0), with tau such that sum_i y_i = 1     Martins & Astudillo, arXiv:1602.02068
+
+    dx_i = w_i * (dy_i - sum_j w_j dy_j / sum_j w_j)
+
+where w is y for softmax, whose sum is one, and 1 where y > 0 for sparsemax. The backward pass reads y alone.
+
+tau is found without sorting. For any subset B of a row sum_{i in B} (x_i - tau) <= 1, so that
+
+    (sum_{i in B} x_i - 1) / |B| <= tau,   with equality for the support of y.
+
+Newton's method takes for B all that lies above the last bound, until B no longer shrinks. As
+f(t) = sum_i max(x_i - t, 0) - 1 is convex, a step from (f, |B|) to (f', |B'|) has f' / f + |B'| / |B| <= 1: it divides
+f |B| by four at least. So no numbers need more than about log4(n^2 / rounding) steps, and most need two to ten. What
+remains of f at the last bound is subtracted beside tau, not added to it: y errs by its own rounding, not by tau's.
+
+Rows up to `MAX_BLOCK` wide stay in registers; wider ones are read again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from liger import check
+from liger.backend import Array, Backend
+from liger.device import Device
+from liger.launch import Launch, Spec, cdiv, next_power_of_2
+from liger.op import Arrays, Needs, Op, Operand, Output
+from liger.reference import softmax as reference
+
+MAX_BLOCK = 16384
+"""Widest row that a program holds in registers."""
+
+WIDE_BLOCK = 4096
+"""Columns that a program reads at a time of wider rows."""
+
+# ---------------------------------------------------------------------------------------------------- kernels
+
+
+@triton.jit
+def _load_row(ptr, n_cols: tl.constexpr, start, BLOCK: tl.constexpr):
+    """A block of one row in fp32; -inf beyond its end."""
+    col = start + tl.arange(0, BLOCK)
+    return tl.load(ptr + col, mask=col < n_cols, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
+def _lower_bound(highest):
+    """Below a row's tau, which is at least max x - 1, and so by more than the rounding of the difference."""
+    return highest - 1.0 - tl.abs(highest) * 2.0**-22
+
+
+@triton.jit
+def _above(x, tau):
+    """x - tau where that is positive."""
+    return tl.where(x > tau, x - tau, 0.0)
+
+
+@triton.jit
+def _projected(x, tau, rest):
+    """max(x - tau - rest, 0); a NaN stays one."""
+    difference = x - tau
+    return tl.where(difference <= rest, 0.0, difference - rest)
+
+
+@triton.jit
+def softmax_forward(
+    x_ptr,  # (n_rows, n_cols), row stride x_stride
+    n_rows,
+    y_ptr,  # (n_rows, n_cols)
+    n_cols: tl.constexpr,
+    x_stride: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    col = tl.arange(0, BLOCK)[None, :]
+    mask = (row < n_rows) & (col < n_cols)
+    x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
+    x = tl.where(col < n_cols, x, float("-inf"))
+    y = tl.exp(x - tl.max(x, axis=1, keep_dims=True))
+    y /= tl.sum(y, axis=1, keep_dims=True)
+    tl.store(y_ptr + row * n_cols + col, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def softmax_forward_wide(
+    x_ptr,
+    n_rows,
+    y_ptr,
+    n_cols: tl.constexpr,
+    x_stride: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    x_ptr += row * x_stride
+    # Every lane has a maximum and a sum of its own, so that no block waits for a reduction.
+    highest = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for block in range(BLOCKS):
+        x = _load_row(x_ptr, n_cols, block * BLOCK, BLOCK)
+        higher = tl.maximum(highest, x)
+        shift = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp(highest - shift) + tl.exp(x - shift)
+        highest = higher
+    row_highest = tl.max(highest, axis=0)
+    row_total = tl.sum(total * tl.exp(highest - row_highest), axis=0)
+    for block in range(BLOCKS):
+        # Backwards: what was read last is still in the cache.
+        start = (BLOCKS - 1 - block) * BLOCK
+        col = start + tl.arange(0, BLOCK)
+        y = tl.exp(_load_row(x_ptr, n_cols, start, BLOCK) - row_highest) / row_total
+        tl.store(y_ptr + row * n_cols + col, y.to(y_ptr.dtype.element_ty), mask=col < n_cols)
+
+
+@triton.jit
+def sparsemax_forward(
+    x_ptr,
+    n_rows,
+    y_ptr,
+    n_cols: tl.constexpr,
+    x_stride: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    col = tl.arange(0, BLOCK)[None, :]
+    mask = (row < n_rows) & (col < n_cols)
+    x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
+    x = tl.where(col < n_cols, x, float("-inf"))
+    tau = _lower_bound(tl.max(x, axis=1, keep_dims=True))
+    rest = tl.zeros((ROWS, 1), tl.float32)
+    size = tl.full((ROWS, 1), n_cols + 1, tl.int32)
+    searching = 1
+    while searching > 0:
+        new_size = tl.sum((x > tau).to(tl.int32), axis=1, keep_dims=True)
+        rest = (tl.sum(_above(x, tau), axis=1, keep_dims=True) - 1.0) / new_size.to(tl.float32)
+        shrunk = new_size < size
+        tau = tl.where(shrunk, tau + rest, tau)
+        size = tl.minimum(size, new_size)
+        searching = tl.max(tl.max(shrunk.to(tl.int32), axis=1), axis=0)
+    y = _projected(x, tau, rest)
+    tl.store(y_ptr + row * n_cols + col, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def sparsemax_forward_wide(
+    x_ptr,
+    n_rows,
+    y_ptr,
+    n_cols: tl.constexpr,
+    x_stride: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    x_ptr += row * x_stride
+    # A first bound: the best of one step on every block, a subset as any other.
+    tau = float("-inf")
+    for block in range(BLOCKS):
+        x = _load_row(x_ptr, n_cols, block * BLOCK, BLOCK)
+        bound = tl.maximum(tau, _lower_bound(tl.max(x, axis=0)))
+        n_above = tl.sum((x > bound).to(tl.int32), axis=0)
+        excess = tl.sum(_above(x, bound), axis=0) - 1.0
+        tau = tl.where(excess > 0.0, bound + excess / tl.maximum(n_above, 1).to(tl.float32), bound)
+    rest = 0.0
+    size = n_cols + 1
+    searching = 1
+    while searching > 0:
+        above = tl.zeros((BLOCK,), tl.float32)
+        counts = tl.zeros((BLOCK,), tl.int32)
+        for block in range(BLOCKS):
+            x = _load_row(x_ptr, n_cols, block * BLOCK, BLOCK)
+            above += _above(x, tau)
+            counts += (x > tau).to(tl.int32)
+        new_size = tl.sum(counts, axis=0)
+        rest = (tl.sum(above, axis=0) - 1.0) / new_size.to(tl.float32)
+        searching = (new_size < size).to(tl.int32)
+        tau = tl.where(searching > 0, tau + rest, tau)
+        size = tl.minimum(size, new_size)
+    for block in range(BLOCKS):
+        start = (BLOCKS - 1 - block) * BLOCK
+        col = start + tl.arange(0, BLOCK)
+        y = _projected(_load_row(x_ptr, n_cols, start, BLOCK), tau, rest)
+        tl.store(y_ptr + row * n_cols + col, y.to(y_ptr.dtype.element_ty), mask=col < n_cols)
+
+
+@triton.jit
+def _weight(y, SPARSE: tl.constexpr):
+    """w; see the top of the file."""
+    if SPARSE:
+        y = tl.where(y > 0.0, 1.0, 0.0)
+    return y
+
+
+@triton.jit
+def softmax_backward(
+    dy_ptr,  # (n_rows, n_cols), row stride dy_stride
+    y_ptr,  # (n_rows, n_cols), row stride y_stride
+    n_rows,
+    dx_ptr,  # (n_rows, n_cols)
+    n_cols: tl.constexpr,
+    dy_stride: tl.constexpr,
+    y_stride: tl.constexpr,
+    SPARSE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    col = tl.arange(0, BLOCK)[None, :]
+    mask = (row < n_rows) & (col < n_cols)
+    w = _weight(tl.load(y_ptr + row * y_stride + col, mask=mask, other=0.0).to(tl.float32), SPARSE)
+    dy = tl.load(dy_ptr + row * dy_stride + col, mask=mask, other=0.0).to(tl.float32)
+    mean = tl.sum(w * dy, axis=1, keep_dims=True)
+    if SPARSE:  # of nothing but in rows beyond the last one, and in those of NaN
+        mean /= tl.sum(w, axis=1, keep_dims=True)
+    tl.store(dx_ptr + row * n_cols + col, (w * (dy - mean)).to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def softmax_backward_wide(
+    dy_ptr,
+    y_ptr,
+    n_rows,
+    dx_ptr,
+    n_cols: tl.constexpr,
+    dy_stride: tl.constexpr,
+    y_stride: tl.constexpr,
+    SPARSE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    y_ptr += row * y_stride
+    dy_ptr += row * dy_stride
+    products = tl.zeros((BLOCK,), tl.float32)
+    weights = tl.zeros((BLOCK,), tl.float32)
+    for block in range(BLOCKS):
+        col = block * BLOCK + tl.arange(0, BLOCK)
+        w = _weight(tl.load(y_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32), SPARSE)
+        products += w * tl.load(dy_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32)
+        weights += w
+    mean = tl.sum(products, axis=0)
+    if SPARSE:
+        mean /= tl.sum(weights, axis=0)
+    for block in range(BLOCKS):
+        col = (BLOCKS - 1 - block) * BLOCK + tl.arange(0, BLOCK)
+        w = _weight(tl.load(y_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32), SPARSE)
+        dy = tl.load(dy_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32)
+        tl.store(
+            dx_ptr + row * n_cols + col, (w * (dy - mean)).to(dx_ptr.dtype.element_ty), mask=col < n_cols
+        )
+
+
+# --------------------------------------------------------------------------------------------------- launches
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """Softmax and sparsemax have no options: frontends bring the axis to the end."""
+
+
+def _geometry(n_rows: int, n_cols: int, device: Device) -> tuple[int, tuple[tuple[str, int], ...], int]:
+    """Programs, the constants of the tiling, and warps."""
+    if n_cols > MAX_BLOCK:
+        tiling = (("BLOCK", WIDE_BLOCK), ("BLOCKS", cdiv(n_cols, WIDE_BLOCK)))
+        return n_rows, tiling, WIDE_BLOCK // (8 * device.warp_size)
+    block = next_power_of_2(n_cols)
+    rows = min(max(2048 // block, 1), 256)
+    # 16 elements of a tile in each thread.
+    warps = min(max(rows * block // (16 * device.warp_size), 1), 1024 // device.warp_size, 16)
+    return cdiv(n_rows, rows), (("ROWS", rows), ("BLOCK", block)), warps
+
+
+@functools.lru_cache(4096)
+def forward_launch(
+    n_rows: int, n_cols: int, dtype: str, x_stride: int, sparse: bool, device: Device
+) -> Launch:
+    """y. How often sparsemax reads a wide row depends on its numbers; four times at least."""
+    programs, tiling, warps = _geometry(n_rows, n_cols, device)
+    wide = n_cols > MAX_BLOCK
+    kernels = (softmax_forward, softmax_forward_wide), (sparsemax_forward, sparsemax_forward_wide)
+    return Launch(
+        kernel=kernels[sparse][wide],
+        grid=(programs,),
+        inputs=(Spec((n_rows, n_cols), dtype, passes=(4 if sparse else 2) if wide else 1),),
+        integers=(n_rows,),
+        outputs=(Spec((n_rows, n_cols), dtype),),
+        constants=(("n_cols", n_cols), ("x_stride", x_stride), *tiling),
+        num_warps=warps,
+        flops=(30 if sparse else 5) * n_rows * n_cols,
+    )
+
+
+@functools.lru_cache(4096)
+def backward_launch(
+    n_rows: int, n_cols: int, dtype: str, dy_stride: int, y_stride: int, sparse: bool, device: Device
+) -> Launch:
+    """dx."""
+    programs, tiling, warps = _geometry(n_rows, n_cols, device)
+    wide = n_cols > MAX_BLOCK
+    read = Spec((n_rows, n_cols), dtype, passes=2 if wide else 1)
+    return Launch(
+        kernel=softmax_backward_wide if wide else softmax_backward,
+        grid=(programs,),
+        inputs=(read, read),
+        integers=(n_rows,),
+        outputs=(Spec((n_rows, n_cols), dtype),),
+        constants=(
+            ("n_cols", n_cols),
+            ("dy_stride", dy_stride),
+            ("y_stride", y_stride),
+            ("SPARSE", sparse),
+            *tiling,
+        ),
+        num_warps=warps,
+        flops=4 * n_rows * n_cols,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- algorithms
+
+
+def _op(name: str, sparse: bool, meaning: Callable[[Any], Any]) -> Op:
+    def forward(backend: Backend, operands: Arrays, options: Options, needs: Needs) -> tuple[Arrays, Arrays]:
+        (x,) = operands
+        assert x is not None
+        matrix = backend.matrix(x)
+        launch = forward_launch(
+            *matrix.shape, backend.dtype(x), backend.strides(matrix)[0], sparse, backend.device
+        )
+        (y,) = backend.launch(launch, matrix)
+        return (backend.reshape(y, x.shape),), ()
+
+    def backward(
+        backend: Backend,
+        kept: Mapping[str, Array | None],
+        cotangents: Arrays,
+        options: Options,
+        needs: Needs,
+    ) -> Arrays:
+        y, dy = backend.matrix(kept["y"]), backend.matrix(cotangents[0])
+        launch = backward_launch(
+            *y.shape, backend.dtype(y), backend.strides(dy)[0], backend.strides(y)[0], sparse, backend.device
+        )
+        (dx,) = backend.launch(launch, dy, y)
+        assert cotangents[0] is not None
+        return (backend.reshape(dx, cotangents[0].shape),)
+
+    def check_operands(operands: tuple[Spec | None, ...], options: Options) -> None:
+        (x,) = operands
+        assert x is not None
+        check.rank_at_least(name, "x", x, 1, "it works along one of them")
+        check.not_empty(name, "x", x, -1, "normalised")
+        check.dtype(name, "x", x, check.REFERENCE_FLOATS)
+
+    return Op(
+        name=name,
+        operands=(Operand("x", "rows"),),
+        outputs=(Output("y", "rows"),),
+        saved=(),
+        options=Options,
+        check=check_operands,
+        infer=lambda operands, options, needs: (operands, ()),
+        forward=forward,
+        backward=backward,
+        reference=lambda operands, options: (meaning(operands[0]),),
+        keeps=lambda options, needs: ("y",),
+        gradient_like=(("x", "y"),),
+    )
+
+
+SOFTMAX = _op("softmax", False, reference.softmax)
+SPARSEMAX = _op("sparsemax", True, reference.sparsemax)
