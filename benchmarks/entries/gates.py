@@ -31,7 +31,7 @@ def entries() -> Iterator[Entry]:
     yield Entry(
         "swiglu 8192x14336",
         glu.SWIGLU,
-        glu.Options(),
+        glu.Options("silu"),
         functools.partial(_pair, 8192, 14_336),
         f.liger_swiglu,
         peer("liger-kernel", f"{functions}.liger_swiglu"),
@@ -39,14 +39,14 @@ def entries() -> Iterator[Entry]:
     yield Entry(
         "swiglu packed 8192x14336",
         glu.SWIGLU,
-        glu.Options(),
+        glu.Options("silu"),
         functools.partial(_packed, 8192, 14_336),
         f.liger_swiglu,
     )
     yield Entry(
         "swiglu gpt-oss 32768x2880",
         glu.SWIGLU,
-        glu.Options(**GPT_OSS),
+        glu.Options("silu", **GPT_OSS),
         functools.partial(_packed, 32_768, 2880),
         functools.partial(f.liger_swiglu, **GPT_OSS),
     )

@@ -202,7 +202,7 @@ class Options:
         interleaved: a packed operand holds (gate, up) pairs of neighbours and not [gate | up].
     """
 
-    activation: str = "silu"
+    activation: str
     gate_multiplier: float = 1.0
     alpha: float = 1.0
     limit: float | None = None

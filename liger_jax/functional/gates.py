@@ -60,6 +60,7 @@ def swiglu(
     Array([0.   , 1.462], dtype=float32)
     """
     options = glu.Options(
+        "silu",
         gate_multiplier=float(gate_multiplier),
         alpha=float(alpha),
         limit=None if limit is None else float(limit),

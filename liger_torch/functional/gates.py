@@ -49,6 +49,7 @@ def liger_swiglu(
             beside b.
     """
     options = glu.Options(
+        "silu",
         gate_multiplier=gate_multiplier,
         alpha=alpha,
         limit=limit,

@@ -54,7 +54,7 @@ class SwiGLURecipe:
         """The same, by the op's reference."""
         gate = getattr(module, self.gate)(x)
         up = None if self.up is None else getattr(module, self.up)(x)
-        (y,) = SWIGLU.reference((gate, up), Options())
+        (y,) = SWIGLU.reference((gate, up), Options("silu"))
         assert y is not None
         return getattr(module, self.down)(y)
 

@@ -371,7 +371,7 @@ def test_rows_wider_than_65536(dtype: str) -> None:
         Case(
             "wide",
             glu.SWIGLU,
-            glu.Options(),
+            glu.Options("silu"),
             cases.together(cases.normal(2, 65_537), cases.normal(2, 65_537)),
         ),
     ):

@@ -20,7 +20,7 @@ def _call(
 
 
 def swiglus() -> Iterator[Call]:
-    silu = Options()
+    silu = Options("silu")
     for width in (64, 1001, 11008, 14336):
         yield _call(f"{width}-bf16", 8191, width, silu)
     yield _call("14336-fp32", 8191, 14336, silu, FP32)
@@ -29,8 +29,8 @@ def swiglus() -> Iterator[Call]:
     yield _call("14336-beyond-2**31", 149_900, 14336, silu)
     yield _call("14336-packed-beyond-2**31", 149_900, 14336, silu, packed=True)
     yield dataclasses.replace(_call("14336-frozen-up", 8191, 14336, silu), needs=(True, False))
-    yield _call("falcon-h1-5504", 8191, 5504, Options(gate_multiplier=0.8838834764831844))
-    gpt_oss = Options(alpha=1.702, limit=7.0, up_offset=1.0, interleaved=True)
+    yield _call("falcon-h1-5504", 8191, 5504, Options("silu", gate_multiplier=0.8838834764831844))
+    gpt_oss = Options("silu", alpha=1.702, limit=7.0, up_offset=1.0, interleaved=True)
     for width in (64, 1001, 2880):
         yield _call(f"gpt-oss-{width}-bf16", 8191, width, gpt_oss, packed=True)
     yield _call("gpt-oss-2880-fp32", 8191, 2880, gpt_oss, FP32, packed=True)

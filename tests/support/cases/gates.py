@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from cases.case import Case, normal, together
@@ -19,12 +20,15 @@ def cases() -> list[Case]:
         return Case(f"{op.name}-{name}-{shape}", op, options, together(normal(*shape, scale=3), up))
 
     return [
-        *(case("plain", shape, Options()) for shape in ((1, 1), (3, 5, 33), (7, 2500), (0, 16))),
-        *(case("packed", shape, Options(), packed=True) for shape in ((3, 5, 66), (2, 4100))),
-        case("multiplied", (5, 40), Options(gate_multiplier=0.3)),
-        case("gpt-oss", (5, 40), Options(**GPT_OSS)),
+        *(case("plain", shape, Options("silu")) for shape in ((1, 1), (3, 5, 33), (7, 2500), (0, 16))),
+        *(case("packed", shape, Options("silu"), packed=True) for shape in ((3, 5, 66), (2, 4100))),
+        case("multiplied", (5, 40), Options("silu", gate_multiplier=0.3)),
+        case("gpt-oss", (5, 40), Options("silu", **GPT_OSS)),
+        dataclasses.replace(
+            case("gpt-oss-frozen-gate", (5, 40), Options("silu", **GPT_OSS)), frozen=("gate",)
+        ),
         *(
-            case("gpt-oss-interleaved", shape, Options(**GPT_OSS, interleaved=True), packed=True)
+            case("gpt-oss-interleaved", shape, Options("silu", **GPT_OSS, interleaved=True), packed=True)
             for shape in ((3, 5, 66), (2, 4100))
         ),
         *(
