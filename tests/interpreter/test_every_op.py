@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from cases import REPRESENTATIVES, Case, with_tokens
+from layouts import LAYOUTS, laid_out
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 from torch_runner import (
@@ -241,36 +242,13 @@ def test_compiles_whole_and_once_for_all_token_counts(case: Case) -> None:
 # ------------------------------------------------------------------------------------- layouts and devices
 
 
-def _gaps(t: torch.Tensor) -> torch.Tensor:
-    """Rows of a wider array."""
-    wide = t.new_zeros(*t.shape[:-1], t.shape[-1] + 3) if t.dim() else t
-    return wide[..., 2:-1].copy_(t) if t.dim() else t
-
-
-def _transposed(t: torch.Tensor) -> torch.Tensor:
-    """Its last two axes lie the other way round in memory."""
-    return t.mT.contiguous().mT if t.dim() > 1 else t
-
-
-def _every_second(t: torch.Tensor) -> torch.Tensor:
-    """Every second element of an array twice as wide."""
-    return torch.stack((t, torch.zeros_like(t)), -1)[..., 0]
-
-
-LAYOUTS = {"gaps": _gaps, "transposed": _transposed, "every-second": _every_second}
-
-
-def _leaf(t: torch.Tensor | None, layout: str) -> torch.Tensor | None:
-    return None if t is None else LAYOUTS[layout](t.detach()).requires_grad_(t.requires_grad)
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 @each_op
 def test_any_layout_gives_the_same_and_stays_as_it_was(case: Case, layout: str) -> None:
     """Strided operands and incoming gradients: the same bits as dense ones, and nothing is written to."""
     dense = tensors(case, "float32")
     expected = forward_and_backward(case, dense)
-    given = [_leaf(t, layout) for t in dense]
+    given = [laid_out(t, layout) for t in dense]
     outputs = list(call(case.op, case.options, *given))
     used = [i for i, o in enumerate(outputs) if o is not None and o.requires_grad]
     dense_incoming = cotangents(case, "float32", outputs)

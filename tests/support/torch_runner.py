@@ -47,7 +47,11 @@ def differentiate(
 ) -> list[torch.Tensor | None]:
     """The gradients of the operands that need one."""
     incoming = cotangents(case, dtype, outputs)
-    pairs = [(o, c) for o, c in zip(outputs, incoming, strict=True) if o is not None and c is not None]
+    pairs = [
+        (o, c)
+        for o, c in zip(outputs, incoming, strict=True)
+        if o is not None and c is not None and o.requires_grad
+    ]
     wanted = [t for t in operands if t is not None and t.requires_grad]
     found = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [c for _, c in pairs]))
     return [next(found) if t is not None and t.requires_grad else None for t in operands]

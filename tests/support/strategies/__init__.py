@@ -1,0 +1,16 @@
+"""From what the property tests draw their examples, one file per family."""
+
+from __future__ import annotations
+
+from strategies import activations, gates, losses, norms, position
+from strategies.space import Drawn, Example, Space, examples
+
+SPACES: tuple[Space, ...] = (
+    *norms.SPACES,
+    *position.SPACES,
+    *gates.SPACES,
+    *activations.SPACES,
+    *losses.SPACES,
+)
+
+__all__ = ["SPACES", "Drawn", "Example", "Space", "examples"]
