@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from liger.device import Device
@@ -139,17 +139,29 @@ Launches = list[tuple[Launch, tuple[Planned, ...]]]
 
 
 def launches(
-    op: Op, options: Any, operands: Sequence[Planned | None], needs: Needs, device: Device
+    op: Op,
+    options: Any,
+    operands: Sequence[Planned | None],
+    needs: Needs,
+    device: Device,
+    constant: Collection[str] = (),
 ) -> Launches:
     """What `op` launches forward and, if a gradient is needed, backward; see `passes`."""
-    forward, backward = passes(op, options, operands, needs, device)
+    forward, backward = passes(op, options, operands, needs, device, constant)
     return forward + backward
 
 
 def passes(
-    op: Op, options: Any, operands: Sequence[Planned | None], needs: Needs, device: Device
+    op: Op,
+    options: Any,
+    operands: Sequence[Planned | None],
+    needs: Needs,
+    device: Device,
+    constant: Collection[str] = (),
 ) -> tuple[Launches, Launches]:
     """What `op` launches in the forward pass and, if a gradient is needed, in the backward pass.
+
+    `constant` names the outputs that no cotangent comes for.
 
     Raises:
         TypeError, ValueError: an operand or option that the op does not take.
@@ -163,7 +175,9 @@ def passes(
         arrays: Mapping[str, Planned | None] = dict(zip(names, (*operands, *outputs, *saved), strict=True))
         kept = {name: arrays[name] for name in (*op.keeps(options, needs), *(s.name for s in op.saved))}
         cotangents = tuple(
-            None if array is None or not declared.differentiable else dense(array.shape, array.dtype)
+            None
+            if array is None or not declared.differentiable or declared.name in constant
+            else dense(array.shape, array.dtype)
             for declared, array in zip(op.outputs, outputs, strict=True)
         )
         op.backward(planner, kept, cotangents, options, needs)

@@ -88,7 +88,8 @@ def observed(launch: Launch, inputs: Sequence[int]) -> Iterator[None]:
 
     def counted_load(self: Any, ptrs: Any, mask: Any, *rest: Any) -> Any:
         result = load(self, ptrs, mask, *rest)
-        addresses = np.broadcast_to(ptrs.data, mask.data.shape)[mask.data]
+        # A mask that a number was combined with is one of integers to the interpreter.
+        addresses = np.broadcast_to(ptrs.data, mask.data.shape)[mask.data.astype(bool)]
         for observer in _observers:
             observer.load(addresses, result.data.itemsize)
         return result

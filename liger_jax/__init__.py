@@ -11,11 +11,13 @@ from liger_jax.functional import (
     AddLayerNorm,
     AddRMSNorm,
     CrossEntropy,
+    LogProbs,
     add_layer_norm,
     add_rms_norm,
     apply_rope,
     geglu,
     layer_norm,
+    linear_logprobs,
     linear_softmax_cross_entropy,
     relu_squared,
     rms_norm,
@@ -23,6 +25,7 @@ from liger_jax.functional import (
     softmax_cross_entropy_with_integer_labels,
     sparsemax,
     swiglu,
+    token_logprobs,
 )
 from liger_jax.planning import planning_for
 
@@ -30,11 +33,13 @@ __all__ = [
     "AddLayerNorm",
     "AddRMSNorm",
     "CrossEntropy",
+    "LogProbs",
     "add_layer_norm",
     "add_rms_norm",
     "apply_rope",
     "geglu",
     "layer_norm",
+    "linear_logprobs",
     "linear_softmax_cross_entropy",
     "planning_for",
     "relu_squared",
@@ -43,4 +48,5 @@ __all__ = [
     "softmax_cross_entropy_with_integer_labels",
     "sparsemax",
     "swiglu",
+    "token_logprobs",
 ]

@@ -38,6 +38,10 @@ DEFAULTS: dict[str, str] = {
     "cross_entropy": TRITON,
     # XLA: the logits of the whole batch in memory.
     "linear_cross_entropy": TRITON,
+    # XLA: several float32 copies of the logits.
+    "logprobs": TRITON,
+    # XLA: the logits of the whole batch in memory.
+    "linear_logprobs": TRITON,
 }
 """The better implementation of each op on a GPU, by XLA's own count of the bytes that its kernels move (H200)."""
 

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 from liger_torch import functional
 from liger_torch.functional import (
     CrossEntropyOutput,
+    LogProbs,
+    fused_linear_logprobs,
     liger_llama4_text_rotary_pos_emb,
     liger_llama4_vision_rotary_pos_emb,
     liger_rotary_pos_emb_gpt_oss,
     liger_rotary_pos_emb_vision,
+    token_logprobs,
 )
 from liger_torch.functional import liger_qwen2vl_mrope as liger_multimodal_rotary_pos_emb
 from liger_torch.functional import liger_rope as liger_rotary_pos_emb
@@ -76,6 +79,7 @@ __all__ = [
     "LigerSoftmax",
     "LigerSparsemax",
     "LigerSwiGLUMLP",
+    "LogProbs",
     "PatchReport",
     "ValidRows",
     "apply_liger_kernel",
@@ -84,6 +88,7 @@ __all__ = [
     "apply_liger_kernel_to_qwen2",
     "explain",
     "functional",
+    "fused_linear_logprobs",
     "liger_llama4_text_rotary_pos_emb",
     "liger_llama4_vision_rotary_pos_emb",
     "liger_multimodal_rotary_pos_emb",
@@ -91,6 +96,7 @@ __all__ = [
     "liger_rotary_pos_emb_gpt_oss",
     "liger_rotary_pos_emb_vision",
     "remove_liger_kernel",
+    "token_logprobs",
     "valid_rows",
 ]
 

@@ -34,9 +34,10 @@ _SCHEMA_TYPES: dict[Any, str] = {
 
 def call(op: Op, options: Any, operands: Tensors, needs: Needs) -> Tensors:
     """Apply an op through its operator."""
-    if getattr(options, "in_place", False):
-        # A permission to save memory, which a functional operator has no use for.
-        options = dataclasses.replace(options, in_place=False)
+    # Permissions to write over memory, which a functional operator has no use for.
+    for name, without in (("in_place", False), ("keep_bytes", 0)):
+        if getattr(options, name, without) != without:
+            options = dataclasses.replace(options, **{name: without})
     for operand, tensor in zip(op.operands, operands, strict=True):
         if operand.buffer and tensor is not None:
             raise ValueError(
@@ -184,6 +185,7 @@ def _register(op: Op) -> None:
         ctx.kept = [name for name in kept_names if name in names and present[name]]
         ctx.save_for_backward(*(available[name] for name in ctx.kept))
         ctx.outputs_present = [s is not None for s in outputs]
+        ctx.set_materialize_grads(False)  # an output that is not used costs no work on zeros
 
     def autograd(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         todo = op.computed(ctx.needs)
@@ -192,7 +194,7 @@ def _register(op: Op) -> None:
             c if present and o.differentiable else None
             for c, o, present in zip(cotangents, op.outputs, ctx.outputs_present, strict=False)
         ]
-        if not any(todo):
+        if not any(todo) or all(c is None for c in given):
             return nothing
         kept = dict(zip(ctx.kept, ctx.saved_tensors, strict=True))
         backward_op = getattr(torch.ops.liger, f"{op.name}_backward")

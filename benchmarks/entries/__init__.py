@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.entries import activations, gates, losses, norms, position
+from benchmarks.entries import activations, gates, logprobs, losses, norms, position
 from benchmarks.entry import Entry
 
-FAMILIES = (norms.entries, position.entries, gates.entries, activations.entries, losses.entries)
+FAMILIES = (
+    norms.entries,
+    position.entries,
+    gates.entries,
+    activations.entries,
+    losses.entries,
+    logprobs.entries,
+)
 
 
 def entries() -> Iterator[Entry]:

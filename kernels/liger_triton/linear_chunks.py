@@ -109,6 +109,8 @@ class LinearChunks:
         chunk_bytes: see `plan`.
         weight_grad: a buffer that the weight's gradient will be added to.
         chunk_rows: rows of a chunk, to go in step with another layer; chosen by `plan` by default.
+        tail_rows: rows at the end that are a chunk of their own, in memory of their own: to be kept. Being the last
+            term of the weight gradient's sum they round it once more only, however many they are.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class LinearChunks:
         chunk_bytes: int | None = None,
         weight_grad: Array | None = None,
         chunk_rows: int | None = None,
+        tail_rows: int = 0,
     ) -> None:
         self.backend, self.weight, self.index = backend, weight, index
         self.bias = None if bias is None else backend.dense(bias)
@@ -136,11 +139,12 @@ class LinearChunks:
         if index is not None:
             self.x = backend.take_rows(self.x, index)
         self.n_rows, self.hidden_size = self.x.shape
+        self.tail = self.n_rows - tail_rows
         self.vocab_size = weight.shape[0 if self.vh else 1]
         self.dtype = backend.dtype(weight)
         if chunk_rows is None:
             self.plan = plan(
-                self.n_rows,
+                self.tail,
                 self.hidden_size,
                 self.vocab_size,
                 self.dtype,
@@ -163,16 +167,20 @@ class LinearChunks:
     def chunks(self) -> list[tuple[int, int]]:
         """First row, and the one after the last, of each chunk."""
         step = self.plan.chunk_rows
-        return [(start, min(start + step, self.n_rows)) for start in range(0, self.n_rows, step)]
+        chunks = [(start, min(start + step, self.tail)) for start in range(0, self.tail, step)]
+        return [*chunks, (self.tail, self.n_rows)] if self.tail < self.n_rows else chunks
 
     def logits(self, start: int, stop: int) -> Array:
-        """The logits of a chunk without the bias, in the workspace."""
+        """The logits of a chunk without the bias, in the workspace; those of the tail in memory of their own."""
         backend = self.backend
+        weight = backend.transpose(self.weight) if self.vh else self.weight
+        x = backend.slice_rows(self.x, start, stop)
+        if stop > self.tail:
+            self.workspace = None
+            return backend.matmul(x, weight)
         if self.workspace is None:
             self.workspace = backend.empty((self.plan.chunk_rows, self.vocab_size), self.dtype)
-        weight = backend.transpose(self.weight) if self.vh else self.weight
-        out = backend.slice_rows(self.workspace, 0, stop - start)
-        return backend.matmul(backend.slice_rows(self.x, start, stop), weight, out=out)
+        return backend.matmul(x, weight, out=backend.slice_rows(self.workspace, 0, stop - start))
 
     def sums(self) -> Sums:
         """Sums to `add` to."""

@@ -7,6 +7,8 @@ from liger_triton.cross_entropy import CROSS_ENTROPY
 from liger_triton.glu import GEGLU, SWIGLU
 from liger_triton.layer_norm import ADD_LAYER_NORM, LAYER_NORM
 from liger_triton.linear_cross_entropy import LINEAR_CROSS_ENTROPY
+from liger_triton.linear_logprobs import LINEAR_LOGPROBS
+from liger_triton.logprobs import LOGPROBS
 from liger_triton.relu_squared import RELU_SQUARED
 from liger_triton.rms_norm import ADD_RMS_NORM, RMS_NORM
 from liger_triton.rope import MROPE, ROPE, ROPE_AT_POSITIONS
@@ -27,4 +29,6 @@ OPS: tuple[Op, ...] = (
     SPARSEMAX,
     CROSS_ENTROPY,
     LINEAR_CROSS_ENTROPY,
+    LOGPROBS,
+    LINEAR_LOGPROBS,
 )

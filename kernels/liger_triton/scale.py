@@ -1,4 +1,4 @@
-"""Scale an array in place by a number that only the device knows."""
+"""Scale an array in place by a number that only the device knows, and the rows of a matrix by numbers of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from liger.backend import Array, Backend
-from liger.launch import Launch, Spec, cdiv
+from liger.launch import Launch, Spec, cdiv, next_power_of_2
 
 BLOCK = 4096
 
@@ -54,3 +54,40 @@ def scaled(backend: Backend, x: Array, factor: Array) -> Array:
     n = math.prod(x.shape)
     (result,) = backend.launch(scale_launch(n, backend.dtype(x)), backend.reshape(x, (n,)), factor)
     return backend.reshape(result, x.shape)
+
+
+@triton.jit
+def scale_rows(
+    x_ptr,  # (n_rows, n_cols)
+    factors_ptr,  # (n_rows,) float32
+    out_ptr,  # (n_rows, n_cols)
+    n_cols: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    factor = tl.load(factors_ptr + row)
+    for start in range(0, n_cols, BLOCK):
+        col = start + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + row * n_cols + col, mask=col < n_cols, other=0.0).to(tl.float32)
+        tl.store(out_ptr + row * n_cols + col, (x * factor).to(out_ptr.dtype.element_ty), mask=col < n_cols)
+
+
+@functools.lru_cache(4096)
+def scale_rows_launch(n_rows: int, n_cols: int, dtype: str) -> Launch:
+    """x[i, j] * factors[i]."""
+    block = min(next_power_of_2(n_cols), 4096)
+    matrix = Spec((n_rows, n_cols), dtype)
+    return Launch(
+        kernel=scale_rows,
+        grid=(n_rows,),
+        inputs=(matrix, Spec((n_rows,), "float32")),
+        outputs=(matrix,),
+        constants=(("n_cols", n_cols), ("BLOCK", block)),
+        num_warps=min(max(block // 1024, 1), 4),
+        flops=n_rows * n_cols,
+    )
+
+
+def rows_scaled(backend: Backend, x: Array, factors: Array) -> Array:
+    """A matrix with each row multiplied by its factor, in memory of its own."""
+    return backend.launch(scale_rows_launch(*x.shape, backend.dtype(x)), x, factors)[0]

@@ -10,6 +10,7 @@ The kernels have a first derivative in reverse mode only; `implementation="xla"`
 
 from liger_jax.functional.activations import softmax, sparsemax
 from liger_jax.functional.gates import geglu, relu_squared, swiglu
+from liger_jax.functional.logprobs import LogProbs, linear_logprobs, token_logprobs
 from liger_jax.functional.losses import (
     CrossEntropy,
     linear_softmax_cross_entropy,
@@ -29,11 +30,13 @@ __all__ = [
     "AddLayerNorm",
     "AddRMSNorm",
     "CrossEntropy",
+    "LogProbs",
     "add_layer_norm",
     "add_rms_norm",
     "apply_rope",
     "geglu",
     "layer_norm",
+    "linear_logprobs",
     "linear_softmax_cross_entropy",
     "relu_squared",
     "rms_norm",
@@ -41,4 +44,5 @@ __all__ = [
     "softmax_cross_entropy_with_integer_labels",
     "sparsemax",
     "swiglu",
+    "token_logprobs",
 ]

@@ -7,6 +7,7 @@ leave their inputs as they were, accept non-contiguous and empty tensors, and tr
 
 from liger_torch.functional.activations import liger_softmax, liger_sparsemax
 from liger_torch.functional.gates import liger_geglu, liger_relu_squared, liger_swiglu
+from liger_torch.functional.logprobs import LogProbs, fused_linear_logprobs, token_logprobs
 from liger_torch.functional.losses import (
     CrossEntropyOutput,
     liger_cross_entropy,
@@ -29,6 +30,8 @@ from liger_torch.functional.position import (
 
 __all__ = [
     "CrossEntropyOutput",
+    "LogProbs",
+    "fused_linear_logprobs",
     "liger_cross_entropy",
     "liger_fused_add_layer_norm",
     "liger_fused_add_rms_norm",
@@ -46,4 +49,5 @@ __all__ = [
     "liger_softmax",
     "liger_sparsemax",
     "liger_swiglu",
+    "token_logprobs",
 ]

@@ -32,7 +32,7 @@ class Memory:
         self.furthest = [-1] * len(sizes)
 
     def touch(self, addresses: np.ndarray, mask: np.ndarray, itemsize: int) -> None:
-        addresses = np.broadcast_to(addresses, mask.shape)[mask]
+        addresses = np.broadcast_to(addresses, mask.shape)[mask.astype(bool)]
         if addresses.size == 0:
             return
         array = int(addresses[0] >> np.uint64(SPACING)) - 1

@@ -231,7 +231,8 @@ def test_compiles_whole_and_once_for_all_token_counts(case: Case) -> None:
         given = tensors(other, "float32")
         outputs = list(compiled(*given))
         found = outputs, differentiate(other, "float32", given, outputs)
-        assert_equal(found, forward_and_backward(other, tensors(other, "float32")))
+        expected = forward_and_backward(other, tensors(other, "float32"))
+        assert_equal(found, expected, products=not case.kernels_alone)
 
     run_compiled(5)
     with torch.compiler.set_stance("fail_on_recompile"):
@@ -250,8 +251,8 @@ def test_any_layout_gives_the_same_and_stays_as_it_was(case: Case, layout: str) 
     expected = forward_and_backward(case, dense)
     given = [laid_out(t, layout) for t in dense]
     outputs = list(call(case.op, case.options, *given))
-    used = [i for i, o in enumerate(outputs) if o is not None and o.requires_grad]
     dense_incoming = cotangents(case, "float32", outputs)
+    used = [i for i, c in enumerate(dense_incoming) if c is not None]
     incoming = [LAYOUTS[layout](dense_incoming[i]) for i in used]  # type: ignore[arg-type]
     arrays = [t for t in (*given, *incoming) if t is not None]
     versions = [t._version for t in arrays]

@@ -36,6 +36,7 @@ WIDEST = Case(
 
 
 ROWS, VOCAB, HIDDEN = 64, 301, 24
+LABELS = {"labels", "ids"}
 
 
 def distinct_labels(rng: np.random.Generator) -> np.ndarray:
@@ -47,7 +48,7 @@ def with_many_rows(case: Case) -> Case:
 
     No label is ignored and none occurs twice: how much less is read then, a formula in shapes does not know.
     """
-    if "labels" not in [operand.name for operand in case.op.operands]:
+    if not LABELS & {operand.name for operand in case.op.operands}:
         return case
     given = dict(zip((operand.name for operand in case.op.operands), case.operands(), strict=True))
     vh = getattr(case.options, "weight_layout", "vh") == "vh"
@@ -66,7 +67,7 @@ def with_many_rows(case: Case) -> Case:
         options=options,
         make=together(
             *(
-                None if value is None else distinct_labels if name == "labels" else normal(*sizes[name])
+                None if value is None else distinct_labels if name in LABELS else normal(*sizes[name])
                 for name, value in given.items()
             )
         ),

@@ -30,11 +30,11 @@ def tensors(case: Case, dtype: str, device: str = "cpu") -> list[torch.Tensor | 
 
 
 def cotangents(case: Case, dtype: str, outputs: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
-    """Random cotangents of the differentiable outputs, the same numbers for every path: those that `dtype` holds."""
+    """Random cotangents of the outputs that get one, the same numbers for every path: those that `dtype` holds."""
     rng = np.random.default_rng(1)
     made: list[torch.Tensor | None] = []
     for output, tensor in zip(case.op.outputs, outputs, strict=True):
-        if tensor is None or not output.differentiable:
+        if tensor is None or not output.differentiable or output.name in case.unused:
             made.append(None)
             continue
         values = torch.from_numpy(rng.standard_normal(tuple(tensor.shape))).to(tensor.device)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from liger.device import Device
 from liger.launch import Launch
-from liger_triton.catalogue import activations, gates, losses, norms, position
+from liger_triton.catalogue import activations, gates, logprobs, losses, norms, position
 from liger_triton.catalogue.call import Call, Entry
 
 __all__ = ["Call", "Entry", "catalogue", "find"]
@@ -28,6 +28,8 @@ FAMILIES: tuple[Callable[[], Iterator[Call]], ...] = (
     activations.softmaxes,
     losses.cross_entropies,
     losses.linear_cross_entropies,
+    logprobs.token_logprobs,
+    logprobs.linear_logprobs_calls,
 )
 
 

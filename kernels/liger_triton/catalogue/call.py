@@ -30,13 +30,17 @@ class Entry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call:
-    """An op's forward and backward pass; `needs` None: the gradients of all floating operands."""
+    """An op's forward and backward pass.
+
+    `needs` None: the gradients of all floating operands. `constant`: outputs that no cotangent comes for.
+    """
 
     name: str
     op: Op
     options: Any
     operands: tuple[Planned | None, ...]
     needs: Needs | None = None
+    constant: tuple[str, ...] = ()
 
     @property
     def asked(self) -> Needs:
@@ -48,5 +52,7 @@ class Call:
 
     def entries(self, device: Device) -> Iterator[Entry]:
         """The launches of the call, planned for the device."""
-        for launch, arrays in launches(self.op, self.options, self.operands, self.asked, device):
+        for launch, arrays in launches(
+            self.op, self.options, self.operands, self.asked, device, self.constant
+        ):
             yield Entry(f"{self.name}/{launch.name}", launch, tuple(a.extent for a in arrays))

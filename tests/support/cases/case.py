@@ -30,6 +30,7 @@ class Case:
         make: draws the operands, floating ones as float32 (or float64 for class weights kept in float32).
         keep_dtype: operands that stay float32 whatever dtype is tested (class weights, tables).
         frozen: operands that get no gradient although they could.
+        unused: outputs that no cotangent comes for.
         roundings: roundings to a 16-bit dtype between operands and results; independent ones add like a random walk.
         float16_roundings: the same for float16 where it differs: its small numbers are subnormal.
         kernels_alone: no product of a framework's takes part, so that torch and JAX agree to the bit.
@@ -41,6 +42,7 @@ class Case:
     make: Callable[[np.random.Generator], Operands]
     keep_dtype: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
     roundings: int = 1
     float16_roundings: int | None = None
     kernels_alone: bool = True

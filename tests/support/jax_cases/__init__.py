@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jax_cases import activations, gates, losses, norms, position
+from jax_cases import activations, gates, logprobs, losses, norms, position
 from jax_cases.activations import plain_sparsemax
 from jax_cases.case import IGNORED, Case, cotangents, gradients, labels, normal, root_mean_square, triton
 from jax_cases.losses import (
@@ -18,7 +18,14 @@ from jax_cases.losses import (
 from jax_cases.norms import plain_add_layer_norm, plain_add_rms_norm, plain_layer_norm, plain_rms_norm
 from jax_cases.position import plain_rope
 
-CASES: tuple[Case, ...] = (*norms.CASES, *position.CASES, *gates.CASES, *activations.CASES, *losses.CASES)
+CASES: tuple[Case, ...] = (
+    *norms.CASES,
+    *position.CASES,
+    *gates.CASES,
+    *activations.CASES,
+    *losses.CASES,
+    *logprobs.CASES,
+)
 
 
 def named(name: str) -> Case:

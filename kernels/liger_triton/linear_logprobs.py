@@ -1,0 +1,249 @@
+"""Log-probability, log-sum-exp and entropy of tokens under a linear layer, without ever holding all its logits.
+
+    logits = x @ weight^T + bias,   (logp, lse, entropy) = logprobs(logits, ids)
+
+Each result has a gradient for any cotangents, which are known in the backward pass only. Three ways lead to it, in
+matrix products of tokens x hidden x vocabulary:
+
+    recomputed    the backward pass computes the logits again, chunk by chunk: 4 products, and memory for one chunk
+    kept          the forward pass keeps the logits of the last rows, as many as `keep_bytes` holds, and the backward
+                  pass turns them into their gradient where they are: 3 products for these rows
+    prepared      where the head is frozen, the gradient of x is a multiple, row by row, of that of logp, which the
+                  forward pass computes: 2 products, and memory for one gradient of x
+
+and one product fewer for each frozen operand of the first two. The kernels are those of `liger_triton.logprobs`, the
+chunks those of `liger_triton.linear_chunks`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from liger import check
+from liger.backend import Array, Backend
+from liger.launch import DTYPE_BYTES, Spec
+from liger.op import Arrays, Needs, Op, Operand, Output
+from liger.reference.cross_entropy import linear
+from liger_triton import logprobs as row_op
+from liger_triton.linear_chunks import LAYOUTS, LinearChunks, check_linear
+from liger_triton.scale import rows_scaled
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options(row_op.Options):
+    """Options of `logprobs`, those of the linear layer, and how the gradient is found.
+
+    Attributes:
+        weight_layout: "vh" for a weight (vocab, hidden), torch's; "hv" for (hidden, vocab), Flax's.
+        accum_dtype: dtype in which the chunks' weight gradients are added; None chooses, see `linear_chunks.plan`.
+        chunk_bytes: memory for one chunk's logits; None chooses, likewise.
+        keep_bytes: memory for logits that are kept for the backward pass; None keeps them all.
+        unit_gradient: where the head is frozen, prepare the gradient of x in the forward pass, for a cotangent of logp.
+            If one of lse or entropy comes after all, the gradient is computed anew.
+    """
+
+    weight_layout: str = "vh"
+    accum_dtype: str | None = None
+    chunk_bytes: int | None = None
+    keep_bytes: int | None = 0
+    unit_gradient: bool = False
+
+
+def default_keep_bytes(hidden_size: int, vocab_size: int, dtype: str) -> int:
+    """Memory for kept logits where the caller leaves it to us: as much as the weight's gradient takes, at least 1 GB.
+
+    The backward pass makes a gradient of that size in any case, and nothing else happens between the two passes than
+    the arithmetic of a loss on one number per token.
+    """
+    return max(1_000_000_000, hidden_size * vocab_size * DTYPE_BYTES[dtype])
+
+
+# ------------------------------------------------------------------------------------------------- algorithms
+
+NAMES = ("x", "weight", "ids", "bias", "rows")
+
+
+def _any_needed(needs: Needs) -> bool:
+    return any(needs[NAMES.index(name)] for name in ("x", "weight", "bias"))
+
+
+def _prepares(options: Options, needs: Needs) -> bool:
+    """Whether the gradient of x is prepared in the forward pass."""
+    return options.unit_gradient and needs[0] and not needs[1] and not needs[3]
+
+
+def _kept_rows(n_rows: int, vocab_size: int, dtype: str, options: Options, needs: Needs) -> int:
+    """How many rows' logits are kept. (Shapes may be symbols, on which only a limit in bytes would have to branch.)"""
+    if options.keep_bytes == 0 or not _any_needed(needs) or _prepares(options, needs):
+        return 0
+    if options.keep_bytes is None:
+        return n_rows
+    rows = options.keep_bytes // (vocab_size * DTYPE_BYTES[dtype])
+    return n_rows if rows >= n_rows else rows - rows % 256 if rows >= 256 else rows
+
+
+class _Problem(LinearChunks):
+    """The operands of one call, cut into chunks."""
+
+    def __init__(
+        self, backend: Backend, arrays: Mapping[str, Array | None], options: Options, needs: Needs
+    ) -> None:
+        x, weight, ids, rows = (arrays[name] for name in ("x", "weight", "ids", "rows"))
+        assert x is not None and weight is not None and ids is not None
+        n_rows = _n_rows(ids.shape if rows is None else rows.shape)
+        vocab_size = weight.shape[0 if options.weight_layout == "vh" else 1]
+        super().__init__(
+            backend,
+            x,
+            weight,
+            arrays["bias"],
+            layout=options.weight_layout,
+            wanted=(needs[0], needs[1], needs[3]),
+            index=rows,
+            accum_dtype=options.accum_dtype,
+            chunk_bytes=options.chunk_bytes,
+            tail_rows=_kept_rows(n_rows, vocab_size, backend.dtype(weight), options, needs),
+        )
+        self.ids = self.per_row(ids)
+
+
+def _n_rows(shape: tuple[int, ...]) -> int:
+    n = 1
+    for length in shape:
+        n *= length
+    return n
+
+
+def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs) -> tuple[Arrays, Arrays]:
+    problem = _Problem(backend, dict(zip(NAMES, operands, strict=True)), options, needs)
+    sums = problem.sums() if _prepares(options, needs) else None
+    parts: list[row_op.Rows] = []
+    kept: Array | None = None
+    for start, stop in problem.chunks() or [(0, 0)]:
+        logits = problem.logits(start, stop)
+        ids = backend.slice_rows(problem.ids, start, stop)
+        part = row_op.forward_rows(backend, logits, ids, problem.bias, options)
+        parts.append(part)
+        if sums is not None:
+            statistics = row_op.Statistics(part.highest, part.log_total, part.mean)
+            dlogits = row_op.backward_rows(
+                backend, logits, ids, problem.bias, statistics, (None,) * 3, options, in_place=True
+            )
+            problem.add(sums, dlogits, start, stop)
+            del dlogits
+        kept = logits if stop > problem.tail else None
+        del logits  # a view of the workspace, which is to be free when the last ones are computed
+    rows = row_op.Rows(*(None if c[0] is None else backend.concat_rows(c) for c in zip(*parts, strict=True)))
+    ids = operands[NAMES.index("ids")]
+    assert ids is not None
+    shape = tuple(ids.shape)
+    outputs = tuple(
+        None if r is None else problem.spread(r, shape, fill)
+        for r, fill in zip((*rows[:3], rows.predicted, rows.rank), (0, 0, 0, -1, -1), strict=True)
+    )
+    if not _any_needed(needs):
+        return outputs, (None,) * 5
+    return outputs, (None if sums is None else sums.x, rows.highest, rows.log_total, rows.mean, kept)
+
+
+def _backward(
+    backend: Backend, kept: Mapping[str, Array | None], cotangents: Arrays, options: Options, needs: Needs
+) -> Arrays:
+    problem = _Problem(backend, kept, options, needs)
+    dlogp, dlse, dentropy = (
+        None if c is None else backend.cast(problem.per_row(c), "float32") for c in cotangents[:3]
+    )
+    if kept["grad_x"] is not None and dlse is None and dentropy is None:
+        dx = problem.spread(rows_scaled(backend, kept["grad_x"], dlogp), problem.x_shape)
+        return dx, None, None, None, None
+    sums = problem.sums()
+    for start, stop in problem.chunks():
+
+        def rows(array: Array | None, start: int = start, stop: int = stop) -> Array | None:
+            return None if array is None else backend.slice_rows(array, start, stop)
+
+        logits = kept["logits"] if stop > problem.tail else None
+        dlogits = row_op.backward_rows(
+            backend,
+            problem.logits(start, stop) if logits is None else logits,
+            rows(problem.ids),
+            problem.bias,
+            row_op.Statistics(rows(kept["highest"]), rows(kept["log_total"]), rows(kept["mean"])),
+            (rows(dlogp), rows(dlse), rows(dentropy)),
+            options,
+            in_place=True,
+        )
+        problem.add(sums, dlogits, start, stop)
+        del dlogits
+    dx, dw, db = problem.finished(sums)
+    return dx, dw, None, db, None
+
+
+# --------------------------------------------------------------------------------------------------------- op
+
+
+def _check(operands: tuple[Spec | None, ...], options: Options) -> None:
+    name = "linear_logprobs"
+    x, weight, ids, bias, rows = operands
+    assert x is not None and weight is not None and ids is not None
+    check.one_of(name, "weight_layout", options.weight_layout, LAYOUTS)
+    if options.chunk_bytes is not None:
+        check.positive(name, "chunk_bytes", options.chunk_bytes)
+    if options.keep_bytes is not None and options.keep_bytes < 0:
+        raise ValueError(f"{name}: keep_logits is {options.keep_bytes} bytes; it must be 0 or more.")
+    check_linear(name, x, weight, bias, options.weight_layout)
+    check.one_of(name, "accum_dtype", options.accum_dtype, (None, weight.dtype, "float32"))
+    row_op.check_ids(name, ids, tuple(x.shape[:-1]))
+    if rows is not None:
+        check.dtype(name, "rows", rows, check.LABEL_DTYPES)
+    row_op.check_options(name, options)
+
+
+def _infer(
+    operands: tuple[Spec | None, ...], options: Options, needs: Needs
+) -> tuple[tuple[Spec | None, ...], tuple[Spec | None, ...]]:
+    x, weight, ids, _, rows = operands
+    assert x is not None and weight is not None and ids is not None
+    outputs = row_op.infer_outputs(ids.shape, options)
+    if not _any_needed(needs):
+        return outputs, (None,) * 5
+    n_rows = _n_rows(ids.shape if rows is None else rows.shape)
+    vocab_size = weight.shape[0 if options.weight_layout == "vh" else 1]
+    n_kept = _kept_rows(n_rows, vocab_size, weight.dtype, options, needs)
+    return outputs, (
+        Spec((n_rows, x.shape[-1]), x.dtype) if _prepares(options, needs) else None,
+        *(Spec((n_rows,), "float32"),) * 3,
+        None if n_kept == 0 else Spec((n_kept, vocab_size), weight.dtype),
+    )
+
+
+def _reference(operands: Arrays, options: Options) -> Arrays:
+    x, weight, ids, bias, _ = operands
+    return row_op.reference_outputs(linear(x, weight, bias, options.weight_layout), ids, options)
+
+
+LINEAR_LOGPROBS = Op(
+    name="linear_logprobs",
+    operands=(
+        Operand("x", "rows"),
+        Operand("weight", "shared"),
+        Operand("ids", "rows", differentiable=False, axes=0),
+        Operand("bias", "shared", optional=True),
+        Operand("rows", "shared", differentiable=False, optional=True),
+    ),
+    outputs=row_op.OUTPUTS,
+    saved=(
+        Output("grad_x", "rows", differentiable=False),
+        *row_op.STATISTICS,
+        Output("logits", "rows", differentiable=False),
+    ),
+    options=Options,
+    check=_check,
+    infer=_infer,
+    forward=_forward,
+    backward=_backward,
+    reference=_reference,
+    keeps=lambda options, needs: NAMES if _any_needed(needs) else (),
+    reuses=lambda options, needs: ("logits",),
+)

@@ -1,0 +1,529 @@
+"""Log-probability, log-sum-exp and entropy of tokens, from logits: forward and backward.
+
+Per row, with z = cap(scale * (x + bias)) / temperature, cap(z) = c * tanh(z / c), and the token y:
+
+    lse  = log sum_j exp(z_j)
+    logp = z_y - lse
+    H    = lse - sum_j p_j z_j,     p_j = exp(z_j - lse)
+
+    dz_j = g * ([j = y] - p_j) + l * p_j - h * p_j * (log p_j + H)
+    dx_j = dz_j * scale / temperature * (1 - (cap(z_j) / c)^2)
+
+g, l and h are the cotangents of logp, lse and H. The highest logit m, log_total = lse - m and
+mean = sum_j p_j (z_j - m) are kept apart, because their sums have not the digits of the smaller ones, which are all
+that is left where one token has nearly all of the probability:
+
+    logp = (z_y - m) - log_total,     H = log_total - mean,     log p_j + H = (z_j - m) - mean
+
+An id outside the vocabulary that is not `ignore_index` makes its row's logp and gradient NaN: finding it out before
+the launch would stall the stream.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from liger import check
+from liger.backend import Array, Backend
+from liger.launch import Launch, Spec, next_power_of_2
+from liger.op import Arrays, Needs, Op, Operand, Output
+from liger.reference import logprobs as reference
+from liger_triton.math import capped
+
+# ---------------------------------------------------------------------------------------------------- kernels
+
+
+@triton.jit
+def logprobs_forward(
+    logits_ptr,  # (n_rows, n_cols)
+    ids_ptr,  # (n_rows,)
+    bias_ptr,  # (n_cols,)
+    logp_ptr,  # (n_rows,) float32
+    lse_ptr,  # (n_rows,) float32
+    entropy_ptr,  # (n_rows,) float32
+    highest_ptr,  # (n_rows,) float32: m
+    log_total_ptr,  # (n_rows,) float32
+    mean_ptr,  # (n_rows,) float32
+    predicted_ptr,  # (n_rows,) int32
+    rank_ptr,  # (n_rows,) int32
+    n_cols: tl.constexpr,
+    row_stride: tl.constexpr,
+    ignore_index: tl.constexpr,
+    inverse_temperature: tl.constexpr,
+    softcap: tl.constexpr,
+    scale: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WANT_PREDICTED: tl.constexpr,
+    WANT_RANK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    row_ptr = logits_ptr + row * row_stride
+    label = tl.load(ids_ptr + row)
+    if label == ignore_index:
+        tl.store(logp_ptr + row, 0.0)
+        tl.store(lse_ptr + row, 0.0)
+        tl.store(entropy_ptr + row, 0.0)
+        tl.store(highest_ptr + row, 0.0)
+        tl.store(log_total_ptr + row, 0.0)
+        tl.store(mean_ptr + row, 0.0)
+        if WANT_PREDICTED:
+            tl.store(predicted_ptr + row, -1)
+        if WANT_RANK:
+            tl.store(rank_ptr + row, -1)
+        return
+    in_range = (label >= 0) & (label < n_cols)
+    label_logit = tl.load(row_ptr + label, mask=in_range, other=float("nan")).to(tl.float32)
+    label_bias = 0.0
+    if HAS_BIAS:
+        label_bias = tl.load(bias_ptr + label, mask=in_range, other=0.0).to(tl.float32)
+    label_z = capped(label_logit, label_bias, scale, softcap) * inverse_temperature
+
+    highest = float("-inf")
+    total = 0.0  # sum_j exp(z_j - highest)
+    weighted = 0.0  # sum_j exp(z_j - highest) (z_j - highest)
+    higher = 0
+    best = 0
+    for start in range(0, n_cols, BLOCK):
+        col = start + tl.arange(0, BLOCK)
+        mask = col < n_cols
+        x = tl.load(row_ptr + col, mask=mask, other=0.0).to(tl.float32)
+        bias = 0.0
+        if HAS_BIAS:
+            bias = tl.load(bias_ptr + col, mask=mask, other=0.0).to(tl.float32)
+        z = capped(x, bias, scale, softcap) * inverse_temperature
+        z = tl.where(mask, z, float("-inf"))
+        if WANT_RANK:
+            higher += tl.sum(((z > label_z) & (col != label)).to(tl.int32), axis=0)
+        block_highest = tl.max(z, axis=0)
+        if WANT_PREDICTED:
+            block_best = tl.min(tl.where(z == block_highest, col, n_cols), axis=0)
+            best = tl.where(block_highest > highest, block_best, best)
+        new_highest = tl.maximum(highest, block_highest)
+        # A block of -inf alone (a masked part of the vocabulary) has nothing to be shifted by; and before the first
+        # finite logit there is nothing to shift.
+        shift = tl.where(new_highest == float("-inf"), 0.0, new_highest)
+        moved = tl.where(highest == float("-inf"), 0.0, highest - shift)
+        shifted = z - shift
+        exponential = tl.exp(shifted)
+        decay = tl.exp(moved)
+        weighted = decay * (weighted + total * moved)
+        weighted += tl.sum(exponential * tl.where(exponential > 0.0, shifted, 0.0), axis=0)
+        total = decay * total + tl.sum(exponential, axis=0)
+        highest = new_highest
+    log_total = tl.log(total)
+    mean = weighted / total
+    # Not label_z - lse: where the token has nearly all of the probability, the two are nearly equal.
+    tl.store(logp_ptr + row, (label_z - highest) - log_total)
+    tl.store(lse_ptr + row, highest + log_total)
+    tl.store(entropy_ptr + row, log_total - mean)
+    tl.store(highest_ptr + row, highest)
+    tl.store(log_total_ptr + row, log_total)
+    tl.store(mean_ptr + row, mean)
+    if WANT_PREDICTED:
+        tl.store(predicted_ptr + row, best)
+    if WANT_RANK:
+        tl.store(rank_ptr + row, tl.where(in_range, higher, -1))
+
+
+@triton.jit
+def logprobs_backward(
+    logits_ptr,  # (n_rows, n_cols)
+    ids_ptr,  # (n_rows,)
+    bias_ptr,  # (n_cols,)
+    highest_ptr,  # (n_rows,) float32
+    log_total_ptr,  # (n_rows,) float32
+    mean_ptr,  # (n_rows,) float32
+    dlogp_ptr,  # (n_rows,) float32
+    dlse_ptr,  # (n_rows,) float32
+    dentropy_ptr,  # (n_rows,) float32
+    gradient_ptr,  # (n_rows, n_cols); may be logits_ptr
+    n_cols: tl.constexpr,
+    row_stride: tl.constexpr,
+    gradient_stride: tl.constexpr,
+    ignore_index: tl.constexpr,
+    inverse_temperature: tl.constexpr,
+    softcap: tl.constexpr,
+    scale: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_DLOGP: tl.constexpr,
+    HAS_DLSE: tl.constexpr,
+    HAS_DENTROPY: tl.constexpr,
+    UNIT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """With UNIT the cotangent of logp is 1, and the others are 0."""
+    row = tl.program_id(0).to(tl.int64)
+    row_ptr = logits_ptr + row * row_stride
+    gradient_row_ptr = gradient_ptr + row * gradient_stride
+    label = tl.load(ids_ptr + row)
+    valid = label != ignore_index
+    highest = tl.load(highest_ptr + row)
+    log_total = tl.load(log_total_ptr + row)
+    on_label = 1.0 if UNIT else 0.0
+    if HAS_DLOGP:
+        on_label = tl.load(dlogp_ptr + row)
+    on_all = -on_label
+    if HAS_DLSE:
+        on_all += tl.load(dlse_ptr + row)
+    if HAS_DENTROPY:
+        dentropy = tl.load(dentropy_ptr + row)
+        mean = tl.load(mean_ptr + row)
+    if HAS_DLOGP or UNIT:
+        on_all = tl.where((label >= 0) & (label < n_cols), on_all, float("nan"))
+    for start in range(0, n_cols, BLOCK):
+        col = start + tl.arange(0, BLOCK)
+        mask = col < n_cols
+        x = tl.load(row_ptr + col, mask=mask & valid, other=0.0).to(tl.float32)
+        bias = 0.0
+        if HAS_BIAS:
+            bias = tl.load(bias_ptr + col, mask=mask & valid, other=0.0).to(tl.float32)
+        cap_z = capped(x, bias, scale, softcap)
+        shifted = cap_z * inverse_temperature - highest
+        p = tl.exp(shifted - log_total)
+        on_each = on_all
+        if HAS_DENTROPY:
+            on_each -= dentropy * tl.where(p > 0.0, shifted - mean, 0.0)
+        dz = tl.where(col == label, p * on_each + on_label, p * on_each)
+        if softcap > 0.0:
+            t = cap_z / softcap
+            dz *= 1.0 - t * t
+        dx = tl.where(valid, dz * (scale * inverse_temperature), 0.0)
+        tl.store(gradient_row_ptr + col, dx.to(gradient_row_ptr.dtype.element_ty), mask=mask)
+
+
+# --------------------------------------------------------------------------------------------------- launches
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Options:
+    """What is asked for; the formulas are at the top of this file.
+
+    Attributes:
+        ignore_index: rows with this id have zeros for results, and no gradient.
+        temperature: divides the logits, after the softcap.
+        softcap: cap of the logits' magnitude, or None.
+        scale: multiplies the logits before the cap.
+        return_predicted: return the index of the highest logit, the first one of several; -1 for ignored rows.
+        return_rank: return how many logits are higher than the token's; -1 for ignored rows.
+    """
+
+    ignore_index: int = -100
+    temperature: float = 1.0
+    softcap: float | None = None
+    scale: float = 1.0
+    return_predicted: bool = False
+    return_rank: bool = False
+
+
+def _formula(options: Options) -> tuple[tuple[str, int | float], ...]:
+    return (
+        ("ignore_index", options.ignore_index),
+        ("inverse_temperature", 1.0 / options.temperature),
+        ("softcap", float(options.softcap or 0.0)),
+        ("scale", float(options.scale)),
+    )
+
+
+@functools.lru_cache(4096)
+def forward_launch(
+    n_rows: int,
+    n_cols: int,
+    dtype: str,
+    id_dtype: str,
+    row_stride: int,
+    bias_dtype: str | None,
+    options: Options,
+    warp_size: int,
+) -> Launch:
+    """All that is known of the rows, in one sweep over them."""
+    # Eight columns a thread: 16 bytes of a 16-bit row, and no spill with every option on.
+    block = min(next_power_of_2(n_cols), 4096)
+    per_row = Spec((n_rows,), "float32")
+    index, nothing = Spec((n_rows,), "int32"), Spec((0,), "int32")
+    return Launch(
+        kernel=logprobs_forward,
+        grid=(n_rows,),
+        inputs=(
+            Spec((n_rows, n_cols), dtype),
+            Spec((n_rows,), id_dtype),
+            Spec((n_cols,), bias_dtype or dtype, resident=True, unread=bias_dtype is None),
+        ),
+        outputs=(
+            *(per_row,) * 6,
+            index if options.return_predicted else nothing,
+            index if options.return_rank else nothing,
+        ),
+        constants=(
+            ("n_cols", n_cols),
+            ("row_stride", row_stride),
+            *_formula(options),
+            ("HAS_BIAS", bias_dtype is not None),
+            ("WANT_PREDICTED", options.return_predicted),
+            ("WANT_RANK", options.return_rank),
+            ("BLOCK", block),
+        ),
+        num_warps=max(block // (8 * warp_size), 2),
+        flops=7 * n_rows * n_cols,
+    )
+
+
+@functools.lru_cache(4096)
+def backward_launch(
+    n_rows: int,
+    n_cols: int,
+    dtype: str,
+    id_dtype: str,
+    row_stride: int,
+    bias_dtype: str | None,
+    has_cotangents: tuple[bool, bool, bool],
+    options: Options,
+    in_place: bool,
+) -> Launch:
+    """The logits' gradient, over the logits if `in_place`. Without any cotangent: that of logp."""
+    block = min(next_power_of_2(n_cols), 4096)
+    per_row = Spec((n_rows,), "float32")
+    has_dlogp, has_dlse, has_dentropy = has_cotangents
+    matrix = Spec((n_rows, n_cols), dtype)
+    return Launch(
+        kernel=logprobs_backward,
+        grid=(n_rows,),
+        inputs=(
+            matrix,
+            Spec((n_rows,), id_dtype),
+            Spec((n_cols,), bias_dtype or dtype, resident=True, unread=bias_dtype is None),
+            per_row,
+            per_row,
+            dataclasses.replace(per_row, unread=not has_dentropy),
+            *(dataclasses.replace(per_row, unread=not has) for has in has_cotangents),
+        ),
+        outputs=(matrix,),
+        constants=(
+            ("n_cols", n_cols),
+            ("row_stride", row_stride),
+            ("gradient_stride", row_stride if in_place else n_cols),
+            *_formula(options),
+            ("HAS_BIAS", bias_dtype is not None),
+            ("HAS_DLOGP", has_dlogp),
+            ("HAS_DLSE", has_dlse),
+            ("HAS_DENTROPY", has_dentropy),
+            ("UNIT", not any(has_cotangents)),
+            ("BLOCK", block),
+        ),
+        num_warps=max(block // 512, 2),
+        aliases=((0, 0),) if in_place else (),
+        flops=9 * n_rows * n_cols,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- algorithms
+
+
+class Rows(NamedTuple):
+    """What the forward kernel finds, one value per row."""
+
+    logp: Array
+    lse: Array
+    entropy: Array
+    highest: Array
+    log_total: Array
+    mean: Array
+    predicted: Array | None
+    rank: Array | None
+
+
+class Statistics(NamedTuple):
+    """What the backward kernel needs of them."""
+
+    highest: Array
+    log_total: Array
+    mean: Array
+
+
+Cotangents = tuple[Array | None, Array | None, Array | None]
+
+
+def forward_rows(backend: Backend, logits: Array, ids: Array, bias: Array | None, options: Options) -> Rows:
+    """Results and statistics of a matrix of logits."""
+    launch = forward_launch(
+        *logits.shape,
+        backend.dtype(logits),
+        backend.dtype(ids),
+        backend.strides(logits)[0],
+        None if bias is None else backend.dtype(bias),
+        options,
+        backend.device.warp_size,
+    )
+    values = backend.launch(launch, logits, ids, ids if bias is None else bias)
+    wanted = (*(True,) * 6, options.return_predicted, options.return_rank)
+    return Rows(*(value if want else None for value, want in zip(values, wanted, strict=True)))
+
+
+def backward_rows(
+    backend: Backend,
+    logits: Array,
+    ids: Array,
+    bias: Array | None,
+    statistics: Statistics,
+    cotangents: Cotangents,
+    options: Options,
+    in_place: bool,
+) -> Array:
+    """The gradient of a matrix of logits; without cotangents, that of logp."""
+    launch = backward_launch(
+        *logits.shape,
+        backend.dtype(logits),
+        backend.dtype(ids),
+        backend.strides(logits)[0],
+        None if bias is None else backend.dtype(bias),
+        tuple(c is not None for c in cotangents),
+        options,
+        in_place,
+    )
+    unread = ids
+    return backend.launch(
+        launch,
+        logits,
+        ids,
+        unread if bias is None else bias,
+        *statistics,
+        *(unread if c is None else c for c in cotangents),
+    )[0]
+
+
+def cotangent_rows(backend: Backend, cotangent: Array | None) -> Array | None:
+    """A cotangent as the dense fp32 vector that the kernel reads."""
+    if cotangent is None:
+        return None
+    return backend.cast(backend.reshape(backend.dense(cotangent), (-1,)), "float32")
+
+
+def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs) -> tuple[Arrays, Arrays]:
+    logits, ids = operands
+    assert logits is not None and ids is not None
+    flat = backend.reshape(backend.dense(ids), (-1,))
+    rows = forward_rows(backend, backend.matrix(logits), flat, None, options)
+    results = (*rows[:3], rows.predicted, rows.rank)
+    outputs = tuple(None if r is None else backend.reshape(r, tuple(ids.shape)) for r in results)
+    return outputs, (rows.highest, rows.log_total, rows.mean)
+
+
+def _backward(
+    backend: Backend, kept: Mapping[str, Array | None], cotangents: Arrays, options: Options, needs: Needs
+) -> Arrays:
+    logits, ids = kept["logits"], kept["ids"]
+    assert logits is not None and ids is not None
+    dlogp, dlse, dentropy = (cotangent_rows(backend, c) for c in cotangents[:3])
+    gradient = backward_rows(
+        backend,
+        backend.matrix(logits),
+        backend.reshape(backend.dense(ids), (-1,)),
+        None,
+        Statistics(kept["highest"], kept["log_total"], kept["mean"]),
+        (dlogp, dlse, dentropy),
+        options,
+        in_place=False,
+    )
+    return backend.reshape(gradient, logits.shape), None
+
+
+# --------------------------------------------------------------------------------------------------------- op
+
+
+def check_ids(name: str, ids: Spec, leading: tuple[int, ...]) -> None:
+    """Raise unless there is one id per row."""
+    check.dtype(name, "ids", ids, check.LABEL_DTYPES)
+    check.shape(name, "ids", ids, leading, "one token per row")
+
+
+def check_options(name: str, options: Options) -> None:
+    """Raise for option values outside their range."""
+    check.positive(name, "temperature", options.temperature)
+    if options.softcap is not None:
+        check.positive(name, "softcap", options.softcap)
+    check.in_range(name, "scale", options.scale, -sys.float_info.max, sys.float_info.max)
+
+
+def _check(operands: tuple[Spec | None, ...], options: Options) -> None:
+    logits, ids = operands
+    assert logits is not None and ids is not None
+    check.rank_at_least("logprobs", "logits", logits, 2, "(..., vocab)")
+    check.dtype("logprobs", "logits", logits, check.REFERENCE_FLOATS)
+    check.not_empty("logprobs", "logits", logits, -1, "vocab")
+    check_ids("logprobs", ids, tuple(logits.shape[:-1]))
+    check_options("logprobs", options)
+
+
+def infer_outputs(shape: tuple[int, ...], options: Options) -> tuple[Spec | None, ...]:
+    """Specs of (logp, lse, entropy, predicted, rank) for ids of this shape."""
+    value, index = Spec(shape, "float32"), Spec(shape, "int32")
+    return (
+        value,
+        value,
+        value,
+        index if options.return_predicted else None,
+        index if options.return_rank else None,
+    )
+
+
+def _infer(
+    operands: tuple[Spec | None, ...], options: Options, needs: Needs
+) -> tuple[tuple[Spec | None, ...], tuple[Spec | None, ...]]:
+    _, ids = operands
+    assert ids is not None
+    n_rows = 1
+    for n in ids.shape:
+        n_rows *= n
+    return infer_outputs(ids.shape, options), (Spec((n_rows,), "float32"),) * 3
+
+
+def reference_outputs(logits: Array, ids: Array, options: Options) -> Arrays:
+    """Those of the reference's results that are asked for."""
+    *values, predicted, rank = reference.logprobs(
+        logits,
+        ids,
+        ignore_index=options.ignore_index,
+        temperature=options.temperature,
+        softcap=options.softcap,
+        scale=options.scale,
+    )
+    return (
+        *values,
+        predicted if options.return_predicted else None,
+        rank if options.return_rank else None,
+    )
+
+
+OUTPUTS = (
+    Output("logp", "rows", axes=0),
+    Output("lse", "rows", axes=0),
+    Output("entropy", "rows", axes=0),
+    Output("predicted", "rows", differentiable=False, axes=0),
+    Output("rank", "rows", differentiable=False, axes=0),
+)
+
+STATISTICS = tuple(Output(name, "rows", differentiable=False, axes=0) for name in Statistics._fields)
+
+LOGPROBS = Op(
+    name="logprobs",
+    operands=(
+        Operand("logits", "rows"),
+        Operand("ids", "rows", differentiable=False, axes=0),
+    ),
+    outputs=OUTPUTS,
+    saved=STATISTICS,
+    options=Options,
+    check=_check,
+    infer=_infer,
+    forward=_forward,
+    backward=_backward,
+    reference=lambda operands, options: reference_outputs(operands[0], operands[1], options),
+    keeps=lambda options, needs: ("logits", "ids"),
+)

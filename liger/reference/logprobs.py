@@ -1,0 +1,63 @@
+"""Log-probability, log-sum-exp and entropy of tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from liger.reference.common import compute_dtype, namespace, stop_gradient, take_last
+
+
+def logprobs(
+    logits: Any,
+    ids: Any,
+    *,
+    ignore_index: int,
+    temperature: float,
+    softcap: float | None,
+    scale: float,
+) -> tuple[Any, Any, Any, Any, Any]:
+    """(logp, lse, entropy, predicted, rank) of logits (..., vocab) and token ids (...).
+
+    Per token, with z = cap(scale * logits) / temperature, cap(z) = c * tanh(z / c) where a softcap c is given:
+
+        lse     = log sum_j exp(z_j)
+        logp    = z_y - lse
+        entropy = lse - sum_j p_j z_j,     p_j = exp(z_j - lse)
+
+    `predicted` is the index of the highest logit, `rank` the number of logits higher than the token's (0: the most
+    likely one). A token that is `ignore_index` has zeros, and -1 for both. One outside the vocabulary has a logp that
+    is NaN, with its gradient, and the rank -1.
+
+    logp is that of torch.distributions.Categorical(logits=z).log_prob, entropy its entropy; the temperature divides
+    what the model gives out, its softcap (Gemma 2, arXiv:2408.00118) included, as samplers do.
+    """
+    xp = namespace(logits)
+    z = xp.astype(logits, compute_dtype(logits)) * scale
+    if softcap is not None:
+        z = softcap * xp.tanh(z / softcap)
+    z = z / temperature
+    best = xp.argmax(z, axis=-1)
+    valid = ids != ignore_index
+    ids = xp.astype(ids, best.dtype)  # the only integers that torch indexes with
+    in_range = (ids >= 0) & (ids < z.shape[-1])
+    index = xp.where(valid & in_range, ids, xp.zeros_like(ids))
+    highest = stop_gradient(xp.max(z, axis=-1, keepdims=True))
+    # The small differences are what probabilities and entropies are made of: lse has not their digits.
+    shifted = z - highest
+    exponentials = xp.exp(shifted)
+    total = xp.sum(exponentials, axis=-1)
+    log_total = xp.log(total)
+    own = take_last(shifted, index)
+    finite = xp.where(exponentials > 0, shifted, xp.zeros_like(shifted))  # 0 * -inf in a masked vocabulary
+    mean = xp.sum(exponentials * finite, axis=-1) / total
+    one, nothing = xp.ones_like(own), xp.zeros_like(own)
+    # Multiplied in, so that the gradient is NaN as well.
+    logp = (own - log_total) * xp.where(valid & ~in_range, xp.full_like(one, xp.nan), one)
+    logp, lse, entropy = (
+        xp.where(valid, value, nothing) for value in (logp, log_total + highest[..., 0], log_total - mean)
+    )
+    higher = xp.sum(xp.astype(shifted > own[..., None], xp.int32), axis=-1, dtype=xp.int32)
+    unknown = xp.full_like(higher, -1)
+    predicted = xp.where(valid, xp.astype(best, xp.int32), unknown)
+    rank = xp.where(valid & in_range, higher, unknown)
+    return logp, lse, entropy, predicted, rank
