@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.entries import activations, gates, logprobs, losses, norms, position
+from benchmarks.entries import activations, embedding, gates, logprobs, losses, norms, position
 from benchmarks.entry import Entry
 
 FAMILIES = (
@@ -12,6 +12,7 @@ FAMILIES = (
     position.entries,
     gates.entries,
     activations.entries,
+    embedding.entries,
     losses.entries,
     logprobs.entries,
 )

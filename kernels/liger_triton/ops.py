@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from liger.op import Op
 from liger_triton.cross_entropy import CROSS_ENTROPY
+from liger_triton.embedding import EMBEDDING
 from liger_triton.glu import GEGLU, SWIGLU
 from liger_triton.layer_norm import ADD_LAYER_NORM, LAYER_NORM
 from liger_triton.linear_cross_entropy import LINEAR_CROSS_ENTROPY
@@ -27,6 +28,7 @@ OPS: tuple[Op, ...] = (
     RELU_SQUARED,
     SOFTMAX,
     SPARSEMAX,
+    EMBEDDING,
     CROSS_ENTROPY,
     LINEAR_CROSS_ENTROPY,
     LOGPROBS,

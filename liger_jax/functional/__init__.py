@@ -9,6 +9,7 @@ The kernels have a first derivative in reverse mode only; `implementation="xla"`
 """
 
 from liger_jax.functional.activations import softmax, sparsemax
+from liger_jax.functional.embedding import embedding
 from liger_jax.functional.gates import geglu, relu_squared, swiglu
 from liger_jax.functional.logprobs import LogProbs, linear_logprobs, token_logprobs
 from liger_jax.functional.losses import (
@@ -34,6 +35,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "apply_rope",
+    "embedding",
     "geglu",
     "layer_norm",
     "linear_logprobs",

@@ -5,8 +5,18 @@
 
 from liger_jax.nnx.decoder import Decoder
 from liger_jax.nnx.decoder_config import DecoderConfig
+from liger_jax.nnx.embed import Embed
 from liger_jax.nnx.mlp import GeGLU, SwiGLU
 from liger_jax.nnx.norms import LayerNorm, RMSNorm
 from liger_jax.nnx.swap import apply_liger_kernel
 
-__all__ = ["Decoder", "DecoderConfig", "GeGLU", "LayerNorm", "RMSNorm", "SwiGLU", "apply_liger_kernel"]
+__all__ = [
+    "Decoder",
+    "DecoderConfig",
+    "Embed",
+    "GeGLU",
+    "LayerNorm",
+    "RMSNorm",
+    "SwiGLU",
+    "apply_liger_kernel",
+]

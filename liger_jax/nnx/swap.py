@@ -7,12 +7,13 @@ from typing import Any
 
 from flax import nnx
 
+from liger_jax.nnx.embed import Embed
 from liger_jax.nnx.norms import LayerNorm, RMSNorm
 
 Rule = type[nnx.Module] | Callable[..., Any]
 """What replaces a module class: a subclass of it, or `function(module, *args, **kwargs)` for its `__call__`."""
 
-RULES: dict[type, Rule] = {nnx.LayerNorm: LayerNorm, nnx.RMSNorm: RMSNorm}
+RULES: dict[type, Rule] = {nnx.Embed: Embed, nnx.LayerNorm: LayerNorm, nnx.RMSNorm: RMSNorm}
 """What `apply_liger_kernel` replaces by itself."""
 
 
@@ -24,8 +25,8 @@ def apply_liger_kernel(model: nnx.Module, rules: Mapping[type, Rule] | None = No
 
     Args:
         model: the model.
-        rules: what replaces modules of exactly this class, beside Flax's own norms: a subclass with another
-            `__call__`, or a function (module, *args) for a layer of one's own, such as
+        rules: what replaces modules of exactly this class, beside Flax's own embeddings and norms: a subclass with
+            another `__call__`, or a function (module, *args) for a layer of one's own, such as
             `{MyNorm: lambda m, x: liger_jax.rms_norm(x, m.w[...], epsilon=m.eps)}`.
 
     Returns:

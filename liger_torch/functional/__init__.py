@@ -6,6 +6,7 @@ leave their inputs as they were, accept non-contiguous and empty tensors, and tr
 """
 
 from liger_torch.functional.activations import liger_softmax, liger_sparsemax
+from liger_torch.functional.embedding import liger_embedding
 from liger_torch.functional.gates import liger_geglu, liger_relu_squared, liger_swiglu
 from liger_torch.functional.logprobs import LogProbs, fused_linear_logprobs, token_logprobs
 from liger_torch.functional.losses import (
@@ -33,6 +34,7 @@ __all__ = [
     "LogProbs",
     "fused_linear_logprobs",
     "liger_cross_entropy",
+    "liger_embedding",
     "liger_fused_add_layer_norm",
     "liger_fused_add_rms_norm",
     "liger_fused_linear_cross_entropy",

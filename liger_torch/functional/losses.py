@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 
 from liger_torch.autograd import autocasting, call, check_operands, uses_reference
 from liger_torch.backend import NAMES
+from liger_torch.functional.buffers import IntoBuffer
 from liger_torch.functional.labels import check_labels, rows_to_compute
 from liger_torch.valid_rows import ValidRows
 from liger_triton import cross_entropy, linear_cross_entropy
@@ -187,22 +187,8 @@ def liger_fused_linear_cross_entropy(
     operands = (input, weight, target, bias, ce_weight, rows, weight_grad)
     if weight_grad is not None and uses_reference(input):
         check_operands(linear_cross_entropy.LINEAR_CROSS_ENTROPY, options, operands)
-        operands = (input, _IntoBuffer.apply(weight, weight_grad), target, bias, ce_weight, rows, None)
+        operands = (input, IntoBuffer.apply(weight, weight_grad), target, bias, ce_weight, rows, None)
     return _output(call(linear_cross_entropy.LINEAR_CROSS_ENTROPY, options, *operands))
-
-
-class _IntoBuffer(torch.autograd.Function):
-    """The same tensor, whose gradient is added to a buffer instead of being handed on."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
-        ctx.buffer = buffer
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None]:
-        ctx.buffer.add_(gradient)
-        return None, None
 
 
 def _output(results: tuple[torch.Tensor | None, ...]) -> torch.Tensor | CrossEntropyOutput:

@@ -1,6 +1,7 @@
 """The ops as modules, under the names that users of Liger-Kernel know."""
 
 from liger_torch.nn.activations import LigerReLUSquared, LigerSoftmax, LigerSparsemax
+from liger_torch.nn.embedding import LigerEmbedding
 from liger_torch.nn.losses import LigerCrossEntropyLoss, LigerFusedLinearCrossEntropyLoss
 from liger_torch.nn.mlp import (
     LigerBlockSparseTop2MLP,
@@ -14,6 +15,7 @@ from liger_torch.nn.norms import LigerFusedAddLayerNorm, LigerFusedAddRMSNorm, L
 __all__ = [
     "LigerBlockSparseTop2MLP",
     "LigerCrossEntropyLoss",
+    "LigerEmbedding",
     "LigerFalconH1SwiGLUMLP",
     "LigerFusedAddLayerNorm",
     "LigerFusedAddRMSNorm",

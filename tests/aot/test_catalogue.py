@@ -28,6 +28,9 @@ SINGLE_ELEMENTS = {"logits_ptr": 1}
 ONE_PER_THREAD = {("sum_partials", "out_ptr")}
 """Results of a tile that are no more than its threads."""
 
+ROW_BY_ROW = {("embedding_chunk_sums", "sums_ptr"), ("embedding_backward", "dw_ptr")}
+"""Results that a program writes one row at a time: a row of fewer than 1024 elements leaves threads without 16 bytes."""
+
 
 def accessed(launch: Launch) -> tuple[set[str], set[str]]:
     """Names of the arrays that are read and of those that are written."""
@@ -56,6 +59,8 @@ def narrow(launch: Launch, report: Report) -> list[str]:
         if row_bytes % 16 or spec.nbytes * spec.passes < launch.traffic / 20 or spec.resident:
             continue
         if (launch.name, name) in ONE_PER_THREAD:
+            continue
+        if (launch.name, name) in ROW_BY_ROW and spec.shape[-1] < 1024:
             continue
         n_narrow = sum(n for width, n in table[name].items() if width < 16)
         if n_narrow > (SINGLE_ELEMENTS.get(name, 0) if table is report.loads else 0):

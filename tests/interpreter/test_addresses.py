@@ -6,6 +6,7 @@ that have addresses but no memory: loads give zeros, stores are dropped, and the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,18 @@ SPACING = 44
 """log2 of the distance between two arrays: more than any of them has bytes."""
 
 ENTRIES = catalogue(devices.DEFAULT)
+
+
+NAMED: dict[tuple[str, str], Callable[[Launch, np.ndarray], Any]] = {
+    ("embedding_forward", "ids_ptr"): lambda launch, _: launch.inputs[0].shape[0] - 1,
+    ("embedding_chunk_sums", "order_ptr"): lambda launch, _: launch.inputs[0].shape[0] - 1,
+    ("embedding_backward", "order_ptr"): lambda launch, _: launch.inputs[0].shape[0] - 1,
+    # The last row of the table has the last 100 tokens: whole chunks, and some tokens before and behind them.
+    ("embedding_backward", "starts_ptr"): lambda launch, row: (
+        launch.inputs[0].shape[0] - np.where(row < launch.inputs[2].shape[0] - 1, 100, 0)
+    ),
+}
+"""What is loaded where a row is looked up by its number: the last one. Everything else is zero."""
 
 
 class Memory:
@@ -69,7 +82,15 @@ def run_last_program(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> Memory:
         dtype = pointers.get_element_ty()
         numpy_dtype = interpreter._get_np_dtype(dtype)
         memory.touch(pointers.data, mask.data, numpy_dtype.itemsize)
-        return interpreter.TensorHandle(np.zeros(mask.data.shape, numpy_dtype), dtype)
+        values = np.zeros(mask.data.shape, numpy_dtype)
+        if mask.data.any():
+            first = int(np.broadcast_to(pointers.data, mask.data.shape)[mask.data][0])
+            array = (first >> SPACING) - 1
+            named = NAMED.get((launch.name, launch.kernel.arg_names[array]))
+            if named is not None:
+                offsets = pointers.data.astype(np.int64) - address_of(array)
+                values[:] = np.where(mask.data, named(launch, offsets // numpy_dtype.itemsize), 0)
+        return interpreter.TensorHandle(values, dtype)
 
     def store(self: Any, pointers: Any, value: Any, mask: Any, *_: Any) -> None:
         memory.touch(pointers.data, mask.data, value.data.itemsize)

@@ -10,7 +10,7 @@ from cases import CASES, Case, normal, together
 from torch_runner import run
 
 from liger import traffic
-from liger_triton import rms_norm
+from liger_triton import embedding, rms_norm
 from liger_triton.ops import OPS
 
 STREAMED_TWICE = {
@@ -46,8 +46,10 @@ def distinct_labels(rng: np.random.Generator) -> np.ndarray:
 def with_many_rows(case: Case) -> Case:
     """A loss on so many rows that the few numbers all rows share do not count.
 
-    No label is ignored and none occurs twice: how much less is read then, a formula in shapes does not know.
+    No label is ignored and no label or id occurs twice: how much less is read then, a formula in shapes does not know.
     """
+    if case.op is embedding.EMBEDDING:
+        return with_distinct_ids(case, embedding.CHUNK - 1)  # no chunk to be looked at
     if not LABELS & {operand.name for operand in case.op.operands}:
         return case
     given = dict(zip((operand.name for operand in case.op.operands), case.operands(), strict=True))
@@ -70,6 +72,21 @@ def with_many_rows(case: Case) -> Case:
                 None if value is None else distinct_labels if name in LABELS else normal(*sizes[name])
                 for name, value in given.items()
             )
+        ),
+    )
+
+
+def with_distinct_ids(case: Case, n_tokens: int) -> Case:
+    _, weight, _ = case.operands()
+    assert weight is not None
+    vocab = n_tokens + 9
+    rows = np.setdiff1d(np.arange(vocab), [case.options.padding_idx])
+    return dataclasses.replace(
+        case,
+        make=together(
+            lambda rng: rng.permutation(rows)[:n_tokens].astype(np.int32),
+            normal(vocab, weight.shape[1]),
+            None,
         ),
     )
 
@@ -110,6 +127,24 @@ def test_the_exceptions_are_needed() -> None:
 
 def test_every_op_is_counted() -> None:
     assert {case.op.name for case in CASES} == {op.name for op in OPS}
+
+
+def test_chunks_of_an_embedding_are_read_once() -> None:
+    """Summed first where they have one id, and by the row's program where they do not."""
+    n_tokens, width = 4 * embedding.CHUNK, 64
+    case = next(c for c in CASES if c.name == "embedding-uneven")
+    one_id = together(lambda rng: np.full(n_tokens, 2, np.int32), normal(5, width), None)
+    for ids, chunks in ((dataclasses.replace(case, make=one_id), 4), (with_distinct_ids(case, n_tokens), 0)):
+        with traffic.count() as counted:
+            run(ids, "float32")
+        sums = next(c for c in counted.counts if c.launch.name == "embedding_chunk_sums")
+        backward = next(c for c in counted.counts if c.launch.name == "embedding_backward")
+        if chunks:
+            assert sums.moved == pytest.approx(sums.launch.traffic, rel=0.01)
+            assert backward.moved == 4 * (chunks * width + 5 * width + 6)  # sums, gradient, starts
+        else:
+            assert sums.moved == 4 * 2 * 4  # the first and the last id of each chunk
+            assert backward.moved == pytest.approx(backward.launch.traffic, rel=0.05)
 
 
 def test_the_count_itself() -> None:

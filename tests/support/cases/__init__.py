@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cases import activations, gates, logprobs, losses, norms, position
+from cases import activations, embedding, gates, logprobs, losses, norms, position
 from cases.case import DTYPES, IGNORED, Case, labels, normal, positive, together
 from cases.cover import representatives, with_tokens
 
@@ -11,6 +11,7 @@ CASES: tuple[Case, ...] = (
     *position.cases(),
     *gates.cases(),
     *activations.cases(),
+    *embedding.cases(),
     *losses.cases(),
     *logprobs.cases(),
 )

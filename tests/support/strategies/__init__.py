@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from strategies import activations, gates, losses, norms, position
+from strategies import activations, embedding, gates, losses, norms, position
 from strategies.space import Drawn, Example, Space, examples
 
 SPACES: tuple[Space, ...] = (
@@ -10,6 +10,7 @@ SPACES: tuple[Space, ...] = (
     *position.SPACES,
     *gates.SPACES,
     *activations.SPACES,
+    *embedding.SPACES,
     *losses.SPACES,
 )
 

@@ -1,0 +1,45 @@
+"""Embedding tables."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.entry import Entry, Operands, draw
+from liger_torch import functional as f
+from liger_triton import embedding
+
+
+def ids(n: int, vocab: int) -> torch.Tensor:
+    """Ids as uneven as words are: the k-th most frequent one in proportion to 1 / k (Zipf)."""
+    frequencies = 1.0 / torch.arange(1, vocab + 1, device="cuda", dtype=torch.float64)
+    ranks = torch.multinomial(frequencies, n, replacement=True)
+    return torch.randperm(vocab, device="cuda")[ranks]
+
+
+def _operands(n: int, vocab: int, width: int, same: bool) -> Operands:
+    table = draw(vocab, width)
+    return torch.zeros(n, dtype=torch.int64, device="cuda") if same else ids(n, vocab), table, None
+
+
+def entries() -> Iterator[Entry]:
+    """The tables of Llama 3 and 2, and a batch of one token alone, which is the worst case."""
+    for n, vocab, width, same in (
+        (8192, 128_256, 4096, False),
+        (16_384, 32_000, 4096, False),
+        (8192, 128_256, 4096, True),
+    ):
+        rows, table = 2 * n * width, 2 * vocab * width
+        forward, backward = 2 * rows + 8 * n, table + rows + 8 * n
+        yield Entry(
+            f"embedding {n} tokens{' of one id' if same else ''}, table {vocab}x{width}",
+            embedding.EMBEDDING,
+            embedding.Options(),
+            functools.partial(_operands, n, vocab, width, same),
+            lambda i, w, _: f.liger_embedding(w, i),
+            {"torch eager": lambda i, w, _: F.embedding(i, w)},
+            moved=(forward, backward, forward + table),
+        )

@@ -1,0 +1,5 @@
+"""What is called experimental upstream: `embedding`."""
+
+from liger_jax.functional import embedding
+
+__all__ = ["embedding"]
