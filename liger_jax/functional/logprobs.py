@@ -88,8 +88,8 @@ def token_logprobs(
     >>> import jax.numpy as jnp
     >>> from liger_jax import token_logprobs
     >>> logp, lse, entropy = token_logprobs(jnp.log(jnp.array([[0.5, 0.25, 0.25]])), jnp.array([1]))
-    >>> jnp.exp(logp).round(3), entropy.round(3)
-    (Array([0.25], dtype=float32), Array([1.04], dtype=float32))
+    >>> jnp.round(100 * jnp.exp(logp)), jnp.round(100 * entropy)
+    (Array([25.], dtype=float32), Array([104.], dtype=float32))
     """
     op = op_of_logits.LOGPROBS
     options = op_of_logits.Options(
@@ -179,8 +179,8 @@ def linear_logprobs(
     >>> jnp.round(1000 * value), jnp.round(1000 * gradient)
     (Array(718., dtype=float32), Array([[-26.,  26.],
            [ 26., -26.],
-           [ 26., -26.],
-           [-26.,  26.]], dtype=float32))
+           [-26.,  26.],
+           [ 26., -26.]], dtype=float32))
     """
     op = linear_op.LINEAR_LOGPROBS
     unknown = [name for name in differentiable if name not in RESULTS]
