@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from benchmarks.entry import Entry, Function, Operands, draw, peer
 from liger_torch import functional as f
-from liger_triton import layer_norm, rms_norm
+from liger_triton import group_norm, layer_norm, rms_norm
 
 SIZES = ((8192, 4096), (8192, 8192), (65_536, 1024))
 
@@ -40,8 +40,17 @@ def _liger_layer_norm() -> dict[str, Function]:
     return {name: lambda x, w, b: function(x, w, b, 1e-6) for name, function in found.items()}  # noqa: B023
 
 
+def _images(n: int, c: int, positions: int) -> Operands:
+    return draw(n, c, positions), draw(c), draw(c)
+
+
+def _liger_group_norm() -> dict[str, Function]:
+    found = peer("liger-kernel", "liger_kernel.transformers.functional.liger_group_norm")
+    return {name: lambda x, w, b: function(x, w, b, w.shape[0], 32, 1e-6) for name, function in found.items()}  # noqa: B023
+
+
 def entries() -> Iterator[Entry]:
-    """RMSNorm and LayerNorm, with and without a residual."""
+    """RMSNorm and LayerNorm, with and without a residual; GroupNorm."""
     for n, h in SIZES:
         yield Entry(
             f"rms_norm {n}x{h}",
@@ -72,4 +81,13 @@ def entries() -> Iterator[Entry]:
             layer_norm.Options(),
             functools.partial(_with_residual_and_bias, n, h),
             f.liger_fused_add_layer_norm,
+        )
+    for n, c, side in ((16, 320, 64), (64, 1280, 8), (1, 128, 512)):
+        yield Entry(
+            f"group_norm {n}x{c}x{side}x{side}, 32 groups",
+            group_norm.GROUP_NORM,
+            group_norm.Options(num_groups=32),
+            functools.partial(_images, n, c, side * side),
+            lambda x, w, b: f.liger_group_norm(x, w, b, w.shape[0], 32, 1e-6),
+            {"torch eager": lambda x, w, b: F.group_norm(x, 32, w, b, 1e-6), **_liger_group_norm()},
         )

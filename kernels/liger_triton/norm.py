@@ -28,7 +28,7 @@ from liger import check
 from liger.backend import Array, Backend
 from liger.device import Device
 from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv, next_power_of_2, previous_power_of_2, promote
-from liger_triton.reduce import sum_partials_launch
+from liger_triton.reduce import summed
 
 MAX_BLOCK = 16384
 """Widest row that a program holds in registers: beyond it the backward pass would spill."""
@@ -751,12 +751,6 @@ def _apart(n_cols: int, options: Options, device: Device) -> bool:
     """Whether a row and its part of the sums over rows do not fit into registers together."""
     half = options.center and device.vendor == "cuda"
     return n_cols > (MAX_BLOCK // 2 if half else MAX_BLOCK)
-
-
-def summed(backend: Backend, partials: Array, vector: Array) -> Array:
-    """The sum of the partial gradients of a vector, in its dtype."""
-    launch = sum_partials_launch(partials.shape[0], partials.shape[1], backend.dtype(vector))
-    return backend.launch(launch, partials)[0]
 
 
 def _zeros_like(backend: Backend, vector: Array) -> Array:

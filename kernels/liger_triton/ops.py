@@ -6,6 +6,7 @@ from liger.op import Op
 from liger_triton.cross_entropy import CROSS_ENTROPY
 from liger_triton.embedding import EMBEDDING
 from liger_triton.glu import GEGLU, SWIGLU
+from liger_triton.group_norm import GROUP_NORM
 from liger_triton.layer_norm import ADD_LAYER_NORM, LAYER_NORM
 from liger_triton.linear_cross_entropy import LINEAR_CROSS_ENTROPY
 from liger_triton.linear_logprobs import LINEAR_LOGPROBS
@@ -20,6 +21,7 @@ OPS: tuple[Op, ...] = (
     ADD_RMS_NORM,
     LAYER_NORM,
     ADD_LAYER_NORM,
+    GROUP_NORM,
     ROPE,
     ROPE_AT_POSITIONS,
     MROPE,

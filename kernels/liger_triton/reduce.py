@@ -7,6 +7,7 @@ import functools
 import triton
 import triton.language as tl
 
+from liger.backend import Array, Backend
 from liger.launch import Launch, Spec, cdiv, next_power_of_2
 
 
@@ -44,3 +45,9 @@ def sum_partials_launch(n_partials: int, n_cols: int, dtype: str) -> Launch:
         num_warps=4,
         flops=n_partials * n_cols,
     )
+
+
+def summed(backend: Backend, partials: Array, vector: Array) -> Array:
+    """The gradient of a vector: the sum of its partial ones, (n_partials, n_cols), in the vector's dtype."""
+    launch = sum_partials_launch(partials.shape[0], partials.shape[1], backend.dtype(vector))
+    return backend.launch(launch, partials)[0]

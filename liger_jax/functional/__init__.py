@@ -22,6 +22,7 @@ from liger_jax.functional.norms import (
     AddRMSNorm,
     add_layer_norm,
     add_rms_norm,
+    group_norm,
     layer_norm,
     rms_norm,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "apply_rope",
     "embedding",
     "geglu",
+    "group_norm",
     "layer_norm",
     "linear_logprobs",
     "linear_softmax_cross_entropy",

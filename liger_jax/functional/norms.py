@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from liger_jax import vjp
+from liger_triton import group_norm as group_norm_op
 from liger_triton import layer_norm as layer_norm_op
 from liger_triton import rms_norm as rms_norm_op
 
@@ -210,3 +213,54 @@ def add_layer_norm(
             layer_norm_op.ADD_LAYER_NORM, options, *operands, implementation=implementation, names=_NORM_NAMES
         )
     )
+
+
+def group_norm(
+    x: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    *,
+    num_groups: int,
+    epsilon: float = 1e-6,
+    implementation: str | None = None,
+) -> jax.Array:
+    r"""Group normalisation, over all positions of each group of neighbouring channels.
+
+    .. math::
+        y = \frac{x - \mathrm{mean}(x)}{\sqrt{\mathrm{var}(x) + \epsilon}} \cdot \mathrm{scale} + \mathrm{bias}
+
+    The variance is the mean of the squared deviations, not the difference of two means, which cancels where the mean
+    is large (flax's `use_fast_variance`).
+
+    Args:
+        x: (batch, *, channels), floating, as flax's layers have it.
+        scale: (channels,), floating; None for none.
+        bias: (channels,), floating; None for none.
+        num_groups: a divisor of channels.
+        epsilon: added to the variance.
+        implementation: None, "triton" or "xla"; see the module.
+
+    Returns:
+        (batch, *, channels), in x's dtype. The arithmetic is float32, and rounded once.
+
+    Raises:
+        TypeError: a dtype that is not taken.
+        ValueError: an x of fewer than two axes, a number of groups that does not divide the channels, or a scale or
+            bias of another shape.
+
+    Wu & He, arXiv:1803.08494.
+
+    >>> import jax.numpy as jnp
+    >>> from liger_jax import group_norm
+    >>> jnp.round(1000 * group_norm(jnp.array([[1.0, 3.0, 5.0, 5.5]]), num_groups=2))
+    Array([[-1000.,  1000., -1000.,  1000.]], dtype=float32)
+    """
+    x = jnp.asarray(x)
+    if x.ndim < 2:
+        raise ValueError(f"group_norm: x has shape {x.shape}; expected (batch, *, channels).")
+    options = group_norm_op.Options(num_groups=int(num_groups), eps=float(epsilon), channels_last=True)
+    flat = x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
+    (y,) = vjp.apply(
+        group_norm_op.GROUP_NORM, options, flat, scale, bias, implementation=implementation, names=_NORM_NAMES
+    )
+    return y.reshape(x.shape)

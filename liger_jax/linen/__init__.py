@@ -2,11 +2,12 @@
 
 from liger_jax.linen.embed import Embed
 from liger_jax.linen.mlp import GeGLU, SwiGLU
-from liger_jax.linen.norms import LayerNorm, RMSNorm
+from liger_jax.linen.norms import GroupNorm, LayerNorm, RMSNorm
 
 __all__ = [
     "Embed",
     "GeGLU",
+    "GroupNorm",
     "LayerNorm",
     "RMSNorm",
     "SwiGLU",

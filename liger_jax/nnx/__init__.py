@@ -7,7 +7,7 @@ from liger_jax.nnx.decoder import Decoder
 from liger_jax.nnx.decoder_config import DecoderConfig
 from liger_jax.nnx.embed import Embed
 from liger_jax.nnx.mlp import GeGLU, SwiGLU
-from liger_jax.nnx.norms import LayerNorm, RMSNorm
+from liger_jax.nnx.norms import GroupNorm, LayerNorm, RMSNorm
 from liger_jax.nnx.swap import apply_liger_kernel
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "DecoderConfig",
     "Embed",
     "GeGLU",
+    "GroupNorm",
     "LayerNorm",
     "RMSNorm",
     "SwiGLU",

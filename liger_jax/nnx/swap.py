@@ -8,12 +8,17 @@ from typing import Any
 from flax import nnx
 
 from liger_jax.nnx.embed import Embed
-from liger_jax.nnx.norms import LayerNorm, RMSNorm
+from liger_jax.nnx.norms import GroupNorm, LayerNorm, RMSNorm
 
 Rule = type[nnx.Module] | Callable[..., Any]
 """What replaces a module class: a subclass of it, or `function(module, *args, **kwargs)` for its `__call__`."""
 
-RULES: dict[type, Rule] = {nnx.Embed: Embed, nnx.LayerNorm: LayerNorm, nnx.RMSNorm: RMSNorm}
+RULES: dict[type, Rule] = {
+    nnx.Embed: Embed,
+    nnx.GroupNorm: GroupNorm,
+    nnx.LayerNorm: LayerNorm,
+    nnx.RMSNorm: RMSNorm,
+}
 """What `apply_liger_kernel` replaces by itself."""
 
 

@@ -17,6 +17,7 @@ from liger_torch.functional.losses import (
 from liger_torch.functional.norms import (
     liger_fused_add_layer_norm,
     liger_fused_add_rms_norm,
+    liger_group_norm,
     liger_layer_norm,
     liger_rms_norm,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "liger_fused_add_rms_norm",
     "liger_fused_linear_cross_entropy",
     "liger_geglu",
+    "liger_group_norm",
     "liger_layer_norm",
     "liger_llama4_text_rotary_pos_emb",
     "liger_llama4_vision_rotary_pos_emb",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from liger_torch.autograd import call
-from liger_triton import layer_norm, rms_norm
+from liger_triton import group_norm, layer_norm, rms_norm
 
 
 def liger_rms_norm(
@@ -121,3 +123,57 @@ def liger_fused_add_layer_norm(
     y, total = call(layer_norm.ADD_LAYER_NORM, layer_norm.Options(eps=eps), X, R, W, B)
     assert y is not None and total is not None
     return y, total
+
+
+def liger_group_norm(
+    X: torch.Tensor,
+    affine_weight: torch.Tensor | None,
+    affine_bias: torch.Tensor | None,
+    num_channels: int,
+    num_groups: int,
+    eps: float = 1e-6,
+) -> torch.Tensor:
+    """y = (x - mean) / sqrt(var + eps) * w + b, over each group of neighbouring channels (Wu & He, arXiv:1803.08494).
+
+    What `torch.nn.functional.group_norm` computes, with inputs in torch.channels_last as well as contiguous ones read
+    as they lie; the result has the input's memory format.
+
+    Args:
+        X: (N, C, *).
+        affine_weight: (C,), or None for no weight. It need not have X's dtype.
+        affine_bias: (C,), or None for no bias. It need not have X's dtype.
+        num_channels: C.
+        num_groups: a divisor of C.
+        eps: added to the variance, the mean of the squared deviations.
+
+    Returns:
+        (N, C, *), in X's dtype, rounded once.
+
+    Raises:
+        TypeError: a dtype that is not supported.
+        ValueError: X has not num_channels channels, num_groups does not divide them, or a weight or bias of another
+            shape.
+    """
+    if X.dim() < 2 or X.shape[1] != num_channels:
+        raise ValueError(
+            f"group_norm: X has shape {tuple(X.shape)}; expected (N, {num_channels}, *), as num_channels is "
+            f"{num_channels}."
+        )
+    last = _channels_last(X)
+    # Either way a view, and (images, channels, positions) or (images, positions, channels) to the op.
+    ordered = X.movedim(1, -1) if last else X
+    positions = math.prod(X.shape[2:])
+    flat = ordered.reshape(X.shape[0], *((positions, num_channels) if last else (num_channels, positions)))
+    options = group_norm.Options(num_groups=num_groups, eps=eps, channels_last=last)
+    (y,) = call(group_norm.GROUP_NORM, options, flat, affine_weight, affine_bias)
+    assert y is not None
+    y = y.reshape(ordered.shape)
+    return y.movedim(-1, 1) if last else y
+
+
+def _channels_last(x: torch.Tensor) -> bool:
+    """Whether an image or volume lies in memory by position."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if x.dim() not in formats or x.is_contiguous():
+        return False
+    return x.is_contiguous(memory_format=formats[x.dim()])

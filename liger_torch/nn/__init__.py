@@ -10,7 +10,13 @@ from liger_torch.nn.mlp import (
     LigerPhi3SwiGLUMLP,
     LigerSwiGLUMLP,
 )
-from liger_torch.nn.norms import LigerFusedAddLayerNorm, LigerFusedAddRMSNorm, LigerLayerNorm, LigerRMSNorm
+from liger_torch.nn.norms import (
+    LigerFusedAddLayerNorm,
+    LigerFusedAddRMSNorm,
+    LigerGroupNorm,
+    LigerLayerNorm,
+    LigerRMSNorm,
+)
 
 __all__ = [
     "LigerBlockSparseTop2MLP",
@@ -21,6 +27,7 @@ __all__ = [
     "LigerFusedAddRMSNorm",
     "LigerFusedLinearCrossEntropyLoss",
     "LigerGEGLUMLP",
+    "LigerGroupNorm",
     "LigerLayerNorm",
     "LigerPhi3SwiGLUMLP",
     "LigerRMSNorm",

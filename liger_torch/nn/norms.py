@@ -8,6 +8,7 @@ from torch import nn
 from liger_torch.functional import (
     liger_fused_add_layer_norm,
     liger_fused_add_rms_norm,
+    liger_group_norm,
     liger_layer_norm,
     liger_rms_norm,
 )
@@ -19,6 +20,17 @@ def _initial(module: nn.Module, size: int, init_fn: str) -> torch.Tensor:
     if init_fn not in _INITIAL:
         raise ValueError(f"{type(module).__name__}: init_fn is {init_fn!r}; choose 'ones' or 'zeros'.")
     return _INITIAL[init_fn](size)
+
+
+def _register_affine(module: nn.Module, size: int, init_fn: str, bias: bool, affine: bool) -> None:
+    """Give a layer its weight and its bias, or neither."""
+    if bias and not affine:
+        raise ValueError(
+            f"{type(module).__name__}: bias is True, but the layer is not to be affine; leave bias out, or let it be."
+        )
+    weight = _initial(module, size, init_fn)
+    module.register_parameter("weight", nn.Parameter(weight) if affine else None)
+    module.register_parameter("bias", nn.Parameter(torch.zeros(size)) if bias else None)
 
 
 class _RMSNorm(nn.Module):
@@ -102,16 +114,9 @@ class _LayerNorm(nn.Module):
         elementwise_affine: bool = True,
     ) -> None:
         super().__init__()
-        if bias and not elementwise_affine:
-            raise ValueError(
-                f"{type(self).__name__}: bias is True and elementwise_affine False; leave one of them out: without "
-                "affine there is neither weight nor bias."
-            )
         self.hidden_size = hidden_size
         self.variance_epsilon = eps
-        weight = _initial(self, hidden_size, init_fn)
-        self.register_parameter("weight", nn.Parameter(weight) if elementwise_affine else None)
-        self.register_parameter("bias", nn.Parameter(torch.zeros(hidden_size)) if bias else None)
+        _register_affine(self, hidden_size, init_fn, bias, elementwise_affine)
 
     def extra_repr(self) -> str:
         """The layer's arguments."""
@@ -148,4 +153,55 @@ class LigerFusedAddLayerNorm(_LayerNorm):
         """Two tensors (..., hidden_size) to (normalised sum, sum)."""
         return liger_fused_add_layer_norm(
             hidden_states, residual, self.weight, self.bias, self.variance_epsilon
+        )
+
+
+class LigerGroupNorm(nn.Module):
+    """GroupNorm: (x - mean) / sqrt(var + eps) * weight + bias, over each group of channels of each image.
+
+    A state_dict of `torch.nn.GroupNorm` loads where that has the same parameters.
+
+    Args:
+        num_channels: channels of the input, its second axis.
+        num_groups: groups of neighbouring channels; a divisor of num_channels.
+        eps: added to the variance.
+        bias: whether there is a bias; it starts at zero.
+        init_fn: the weight's first value, "ones" or "zeros".
+        affine: whether there is a weight.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        num_channels: int,
+        num_groups: int,
+        eps: float = 1e-6,
+        bias: bool = False,
+        init_fn: str = "ones",
+        affine: bool = True,
+    ) -> None:
+        super().__init__()
+        if num_groups < 1 or num_channels % num_groups:
+            raise ValueError(
+                f"LigerGroupNorm: num_groups is {num_groups} and num_channels {num_channels}; choose a divisor of "
+                "num_channels. (torch.nn.GroupNorm takes the two in the other order.)"
+            )
+        self.num_channels = num_channels
+        self.num_groups = num_groups
+        self.variance_epsilon = eps
+        _register_affine(self, num_channels, init_fn, bias, affine)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(N, num_channels, *) to the same."""
+        return liger_group_norm(
+            hidden_states, self.weight, self.bias, self.num_channels, self.num_groups, self.variance_epsilon
+        )
+
+    def extra_repr(self) -> str:
+        """The layer's arguments."""
+        return (
+            f"{self.num_channels}, {self.num_groups}, eps={self.variance_epsilon}, "
+            f"bias={self.bias is not None}, affine={self.weight is not None}"
         )

@@ -24,7 +24,7 @@ DTYPES: tuple[tuple[Any, Any, Any, bool], ...] = (
     (jnp.bfloat16, None, jnp.bfloat16, True),
 )
 """Of x, of the computation, of the parameters; and whether there are any."""
-NAMES = ("RMSNorm", "LayerNorm")
+NAMES = ("RMSNorm", "LayerNorm", "GroupNorm")
 
 
 def arguments(name: str, **more: Any) -> dict[str, Any]:
@@ -80,14 +80,15 @@ def test_linen_equals_flax(name: str, x_dtype: Any, dtype: Any, param_dtype: Any
 @pytest.mark.parametrize("name", NAMES)
 def test_masks_and_other_axes_are_left_to_flax(name: str) -> None:
     x = jax.random.normal(jax.random.key(0), (4, 6, 6))
-    mask = jnp.arange(6) < 4
-    for call, options in (({"mask": mask}, {}), ({}, {"reduction_axes": (1, 2)}), ({}, {"axis_name": None})):
+    mask = jnp.broadcast_to(jnp.arange(6)[:, None] < 4, (4, 6, 6))
+    groups = {"num_groups": 2} if name == "GroupNorm" else {}
+    for call, options in (({"mask": mask}, groups), ({}, {"reduction_axes": (1, 2), **groups})):
         ours, flax = (getattr(package, name)(6, **options, rngs=nnx.Rngs(0)) for package in (our_nnx, nnx))
         found = [layer(x, **call) for layer in (ours, flax)]
-        (np.testing.assert_array_equal if call or "reduction_axes" in options else close)(*found)
+        np.testing.assert_array_equal(*found)
         ours, flax = (getattr(package, name)(**options) for package in (our_linen, linen))
         found = [layer.init_with_output(jax.random.key(0), x, **call)[0] for layer in (ours, flax)]
-        (np.testing.assert_array_equal if call or "reduction_axes" in options else close)(*found)
+        np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,6 +101,26 @@ def test_the_kernels_are_called(name: str) -> None:
     module = getattr(our_linen, name)()
     variables = module.init(jax.random.key(0), draw())
     assert str(jax.make_jaxpr(module.apply)(variables, draw())).count("liger_forward") == 1
+
+
+def test_group_norm_of_every_rank_and_size() -> None:
+    for shape, options in (
+        ((3, 8), {"num_groups": 4}),
+        ((2, 3, 4, 5, 6), {"num_groups": None, "group_size": 2}),
+    ):
+        x = jax.random.normal(jax.random.key(0), shape)
+        for package in (linen, nnx):
+            ours = our_linen.GroupNorm if package is linen else our_nnx.GroupNorm
+            if package is nnx:
+                found = [layer(shape[-1], **options, rngs=nnx.Rngs(0))(x) for layer in (ours, nnx.GroupNorm)]
+            else:
+                found = [
+                    layer(**options).init_with_output(jax.random.key(0), x)[0]
+                    for layer in (ours, linen.GroupNorm)
+                ]
+            np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"Number of groups \(32\) does not divide"):
+        our_linen.GroupNorm().init(jax.random.key(0), jnp.ones((2, 8)))
 
 
 @pytest.mark.parametrize("package", [our_nnx, our_linen])

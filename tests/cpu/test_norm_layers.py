@@ -1,4 +1,4 @@
-"""LayerNorm and its modules: what torch and flax compute, and the parameters they have."""
+"""LayerNorm, GroupNorm and their modules: what torch computes, and the parameters they have."""
 
 from __future__ import annotations
 
@@ -66,10 +66,40 @@ def test_layer_norm_without_affine() -> None:
     torch.testing.assert_close(layer(x), F.layer_norm(x, (8,), eps=1e-6))
     assert not liger_torch.LigerLayerNorm(8, init_fn="zeros")(x).any()
     assert str(layer) == "LigerLayerNorm(8, eps=1e-06, bias=False, elementwise_affine=False)"
-    with pytest.raises(ValueError, match="LigerLayerNorm: bias is True and elementwise_affine False"):
+    with pytest.raises(ValueError, match="LigerLayerNorm: bias is True, but the layer is not to be affine"):
         liger_torch.LigerLayerNorm(8, bias=True, elementwise_affine=False)
     with pytest.raises(ValueError, match="LigerFusedAddLayerNorm: init_fn is 'randn'"):
         liger_torch.LigerFusedAddLayerNorm(8, init_fn="randn")
+
+
+@pytest.mark.parametrize("shape", [(2, 6), (3, 6, 5), (2, 6, 5, 4), (2, 6, 3, 4, 2)], ids=str)
+@pytest.mark.parametrize("last", [False, True])
+def test_group_norm_is_torchs(shape: tuple[int, ...], last: bool) -> None:
+    """Of any rank: upstream wrote beyond the end for images of two axes. And as torch.channels_last."""
+    x, w, b = draw(*shape), draw(6, seed=1), draw(6, seed=2)
+    x = x if not last else x.detach().movedim(1, -1).contiguous().movedim(-1, 1).requires_grad_()
+    same(f.liger_group_norm(x, w, b, 6, 3, 1e-5), F.group_norm(x, 3, w, b, 1e-5), x, w, b)
+    one, zero = torch.ones_like(w), torch.zeros_like(b)  # torch's gradient fails for a bias without a weight
+    same(f.liger_group_norm(x, None, b, 6, 2, 1e-5), F.group_norm(x, 2, one, b, 1e-5), x, b)
+    same(f.liger_group_norm(x, w, None, 6, 1, 1e-5), F.group_norm(x, 1, w, zero, 1e-5), x, w)
+    same(f.liger_group_norm(x, None, None, 6, 2, 1e-5), F.group_norm(x, 2, eps=1e-5), x)
+    assert f.liger_group_norm(x, w, b, 6, 3).stride() == x.stride()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_group_norm_module(bias: bool) -> None:
+    x = torch.randn(2, 6, 5, 4)
+    ours, theirs = liger_torch.LigerGroupNorm(6, 3, bias=bias), nn.GroupNorm(3, 6, eps=1e-6)
+    names = {"weight", "bias"} if bias else {"weight"}
+    assert {name: p.shape for name, p in ours.named_parameters()} == dict.fromkeys(names, (6,))
+    torch.testing.assert_close(ours(x), theirs(x))
+    if bias:
+        for p in theirs.parameters():
+            nn.init.normal_(p)
+        ours.load_state_dict(theirs.state_dict())
+        torch.testing.assert_close(ours(x), theirs(x))
+    assert str(ours) == f"LigerGroupNorm(6, 3, eps=1e-06, bias={bias}, affine=True)"
+    assert not list(liger_torch.LigerGroupNorm(6, 3, affine=False).parameters())
 
 
 X, W = torch.zeros(2, 3, 8), torch.zeros(8)
@@ -86,6 +116,14 @@ X, W = torch.zeros(2, 3, 8), torch.zeros(8)
         (ValueError, "layer_norm: x has shape .*last axis must have at least one entry", lambda: f.liger_layer_norm(X[..., :0], None, None)),
         (ValueError, "add_layer_norm: residual has shape", lambda: f.liger_fused_add_layer_norm(X, X[:1], W, W)),
         (TypeError, "add_layer_norm: residual has dtype bfloat16 but x has float32", lambda: f.liger_fused_add_layer_norm(X, X.bfloat16(), W, W)),
+        (ValueError, r"group_norm: X has shape \(2, 3, 8\); expected \(N, 4, \*\)", lambda: f.liger_group_norm(X, None, None, 4, 2)),
+        (ValueError, r"group_norm: X has shape \(8,\)", lambda: f.liger_group_norm(W, None, None, 8, 2)),
+        (ValueError, "group_norm: num_groups is 2, and x has 3 channels", lambda: f.liger_group_norm(X, None, None, 3, 2)),
+        (ValueError, "group_norm: num_groups is 0", lambda: f.liger_group_norm(X, None, None, 3, 0)),
+        (ValueError, r"group_norm: weight has shape \(8,\); expected \(3,\)", lambda: f.liger_group_norm(X, W, None, 3, 3)),
+        (ValueError, "group_norm: eps is -1.0", lambda: f.liger_group_norm(X, None, None, 3, 3, -1.0)),
+        (TypeError, "group_norm: x has dtype int64", lambda: f.liger_group_norm(X.long(), None, None, 3, 3)),
+        (ValueError, "LigerGroupNorm: num_groups is 8 and num_channels 4; .*the other order", lambda: liger_torch.LigerGroupNorm(4, 8)),
     ],
 )  # fmt: skip
 def test_refused(error: type[Exception], message: str, act: object) -> None:

@@ -67,6 +67,12 @@ def last_program(launch: Launch) -> tuple[int, ...]:
     if launch.name == "norm_backward":  # deals tiles of rows out in turn
         tiles = cdiv(launch.integers[0], int(dict(launch.constants)["ROWS"]))
         return ((tiles - 1) % launch.grid[0], 0, 0)
+    if (
+        launch.name == "group_norm_backward"
+    ):  # deals images out in turn, to as many programs as there are group blocks
+        constants = dict(launch.constants)
+        blocks = cdiv(int(constants["n_groups"]), int(constants["GROUPS"]))
+        return ((launch.integers[0] - 1) % (launch.grid[0] // blocks) * blocks + blocks - 1, 0, 0)
     x, y, z = (n - 1 for n in (*launch.grid, 1, 1)[:3])
     return x, y, z
 

@@ -1,15 +1,22 @@
-"""What is particular to LayerNorm, on the kernels: its error beside torch's own, and means that are large."""
+"""What is particular to LayerNorm and GroupNorm, on the kernels: errors beside torch's own, and means that are large."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch_runner import error
+from cases import CASES, with_tokens
+from torch_runner import check_against_float64, error, run, run_reference
 
+from liger.device import DEFAULT
+from liger.launch import Launch
+from liger.plan import dense, launches
 from liger_torch import functional as f
+from liger_torch.backend import TorchBackend, backend_for
+from liger_triton import group_norm
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -103,3 +110,101 @@ def test_only_one_output_of_add_layer_norm_used(pick: int) -> None:
     for a, b in zip(*found, strict=True):
         nothing = torch.zeros(())
         assert torch.allclose(nothing if a is None else a, nothing if b is None else b, atol=1e-5)
+
+
+SHAPES = {"held": (6, 8, 30), "split": (2, 8, 3000), "images": (2, 8, 40, 24)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_group_norm_errs_no_more_than_torchs(dtype: torch.dtype, mean: float, shape: tuple[int, ...]) -> None:
+    operands = [draw(*shape, dtype=dtype, seed=0, mean=mean), *(draw(8, dtype=dtype, seed=i) for i in (1, 2))]
+    check_beside_torch(
+        lambda x, w, b: f.liger_group_norm(x, w, b, 8, 2, 1e-5),
+        lambda x, w, b: F.group_norm(x, 2, w, b, 1e-5),
+        operands,
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_groups_with_large_means_keep_their_digits(shape: tuple[int, ...]) -> None:
+    x = draw(*shape, dtype=torch.float32, seed=0, mean=10_000.0)
+    exact = F.group_norm(x.detach().double(), 2, eps=1e-6)
+    assert error(f.liger_group_norm(x, None, None, 8, 2), exact) < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 5, 4), (2, 8, 40, 24), (2, 16, 3, 4, 2)], ids=str)
+def test_channels_last_is_read_as_it_lies(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    format_ = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    x = draw(*shape, dtype=torch.float32, seed=0).detach()
+    given = [
+        x.to(memory_format=format_).requires_grad_(),
+        *(draw(shape[1], dtype=torch.float32, seed=i) for i in (1, 2)),
+    ]
+    addresses: list[set[int]] = []
+    launch = TorchBackend.launch
+    monkeypatch.setattr(
+        TorchBackend,
+        "launch",
+        lambda self, what, *inputs: (
+            addresses.append({t.data_ptr() for t in inputs}),
+            launch(self, what, *inputs),
+        )[1],
+    )
+    y = f.liger_group_norm(*given, shape[1], 2)
+    assert given[0].data_ptr() in addresses[0]
+    incoming = draw(*shape, dtype=torch.float32, seed=3).detach()
+    gradients = torch.autograd.grad(y, given, incoming.to(memory_format=format_))
+    assert y.is_contiguous(memory_format=format_)
+    assert gradients[0].is_contiguous(memory_format=format_)
+    exact = [t.detach().double().requires_grad_() for t in given]
+    theirs = F.group_norm(exact[0], 2, *exact[1:], 1e-6)
+    for a, b in zip(
+        (y, *gradients), (theirs, *torch.autograd.grad(theirs, exact, incoming.double())), strict=True
+    ):
+        assert error(a, b) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [
+        ("rms_norm-(3, 5, 33)", 300),
+        ("layer_norm-(3, 5, 33)", 300),
+        ("layer_norm-bias-alone", 300),
+        ("group_norm-held", 40),
+        ("group_norm-held-channels-last", 20),
+        ("group_norm-held-bias-alone", 40),
+        ("group_norm-split", 3),
+        ("group_norm-split-channels-last", 3),
+    ],
+)
+def test_programs_that_take_many_turns(name: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU of one multiprocessor, where every program goes through its loops more than once."""
+    case = with_tokens(next(c for c in CASES if c.name == name), tokens)
+    monkeypatch.setattr(
+        backend_for(torch.device("cpu")), "device", dataclasses.replace(DEFAULT, multiprocessors=1)
+    )
+    found = run(case, "float32")
+    check_against_float64(case, "float32", found, run_reference(case, "float32"))
+
+
+def test_another_size_of_images_is_no_other_kernel() -> None:
+    """Upstream compiles for every size. Ours for odd and aligned ones, and for sizes that need another tile."""
+
+    def constants(launch: Launch) -> tuple[object, ...]:
+        return launch.name, launch.constants, launch.num_warps
+
+    kernels = {
+        constants(launch)
+        for images in (2, 7)
+        for side in (40, 44, 48, 52, 56, 60)
+        for launch, _ in launches(
+            group_norm.GROUP_NORM,
+            group_norm.Options(32),
+            (dense((images, 320, side * side), "bfloat16"), *(dense((320,), "bfloat16"),) * 2),
+            (True, True, True),
+            DEFAULT,
+        )
+    }
+    assert len(kernels) == 7  # three forward, three backward, one for both vectors

@@ -19,6 +19,7 @@ __all__ = ["Call", "Entry", "catalogue", "find"]
 FAMILIES: tuple[Callable[[], Iterator[Call]], ...] = (
     norms.rms_norms,
     norms.layer_norms,
+    norms.group_norms,
     position.ropes,
     position.ropes_at_positions,
     position.mropes,

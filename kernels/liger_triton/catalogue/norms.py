@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from liger.plan import Planned, dense
-from liger_triton import layer_norm, rms_norm
+from liger_triton import group_norm, layer_norm, rms_norm
 from liger_triton.catalogue.call import BF16, FP32, Call
 
 
@@ -73,3 +73,35 @@ def layer_norms() -> Iterator[Call]:
         yield add(f"{hidden}-bf16", 8191, hidden, BF16)
     yield add("16384-fp32", 8191, 16384, FP32)
     yield add("20000-beyond-2**31", 107_500, 20000, BF16)
+
+
+def group_norms() -> Iterator[Call]:
+    def call(
+        name: str, images: int, channels: int, positions: int, groups: int = 32, *, dtype: str = BF16,
+        last: bool = False, bias: bool = True, needs: tuple[bool, bool, bool] | None = None,
+    ) -> Call:  # fmt: skip
+        x = dense((images, positions, channels) if last else (images, channels, positions), dtype)
+        vector = dense((channels,), dtype)
+        options = group_norm.Options(groups, channels_last=last)
+        operands = (x, vector, vector if bias else None)
+        return Call(f"group_norm-{name}", group_norm.GROUP_NORM, options, operands, needs)
+
+    # A UNet from its outer to its inner blocks, and a decoder of images.
+    yield call("320x64x64", 8, 320, 4096)
+    yield call("1280x8x8", 8, 1280, 64)
+    yield call("128x512x512", 1, 128, 2**18)
+    yield call("96x7x7", 33, 96, 49, 8)
+    yield call("2048x11x11", 33, 2048, 121)
+    yield call("512x1", 8191, 512, 1)
+    yield call("320x64x64-fp32", 8, 320, 4096, dtype=FP32)
+    yield call("1280x8x8-fp32", 8, 1280, 64, dtype=FP32)
+    yield call("320x64x64-no-bias", 8, 320, 4096, bias=False)
+    yield call("1280x8x8-bias-alone", 8, 1280, 64, needs=(False, False, True))
+    yield call("320x64x64-bias-alone", 8, 320, 4096, needs=(False, False, True))
+    yield call("128x64x64-beyond-2**31", 4100, 128, 4096)
+    yield call("512x9x9-beyond-2**31", 52_000, 512, 81)
+    yield call("64x64x320-last", 8, 320, 4096, last=True)
+    yield call("8x8x1280-last", 8, 1280, 64, last=True)
+    yield call("512x512x128-last", 1, 128, 2**18, last=True)
+    yield call("64x64x320-last-fp32", 8, 320, 4096, last=True, dtype=FP32)
+    yield call("64x64x128-last-beyond-2**31", 4100, 128, 4096, last=True)

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import numpy as np
 
 from cases.case import Case, normal, together
-from liger_triton import layer_norm, rms_norm
+from liger_triton import group_norm, layer_norm, rms_norm
 
 Draw = Callable[[np.random.Generator], np.ndarray]
 
 
 def cases() -> list[Case]:
-    return [*rms_norms(), *layer_norms()]
+    return [*rms_norms(), *layer_norms(), *group_norms()]
 
 
 def rms_norms() -> list[Case]:
@@ -90,3 +90,50 @@ def layer_norms() -> list[Case]:
         cases.append(Case(f"add_layer_norm-{h}", add, options, operands))
     roundings = {"layer_norm": 1, "add_layer_norm": 2}
     return [dataclasses.replace(case, roundings=roundings[case.op.name]) for case in cases]
+
+
+def group_norms() -> list[Case]:
+    def case(
+        name: str,
+        images: int,
+        channels: int,
+        positions: int,
+        groups: int,
+        *,
+        last: bool = False,
+        weight: bool = True,
+        bias: bool = True,
+        frozen: tuple[str, ...] = (),
+    ) -> Case:
+        def far(rng: np.random.Generator) -> np.ndarray:
+            """Images of different means, also from channel to channel."""
+            shape = (images, positions, channels) if last else (images, channels, positions)
+            means = 4 * rng.standard_normal((images, 1, channels) if last else (images, channels, 1))
+            return (rng.standard_normal(shape) + means).astype(np.float32)
+
+        vectors = (normal(channels) if present else None for present in (weight, bias))
+        return Case(
+            f"group_norm-{name}",
+            group_norm.GROUP_NORM,
+            group_norm.Options(groups, 1e-5, last),
+            together(far, *vectors),
+            frozen=frozen,
+        )
+
+    return [
+        # Held in registers.
+        case("held", 3, 6, 35, 2),
+        case("held-aligned", 2, 12, 64, 4, bias=False),
+        case("held-one-position", 5, 24, 1, 8),
+        case("held-channels-last", 2, 32, 9, 2, last=True),
+        case("held-no-weight", 2, 6, 35, 3, weight=False),
+        case("held-bias-alone", 3, 6, 35, 2, frozen=("x", "weight")),
+        # Split over programs.
+        case("split", 2, 6, 2049, 1),
+        case("split-wide", 1, 6, 4168, 2, weight=False),
+        case("split-one-position", 1, 9000, 1, 1),
+        case("split-channels-last", 2, 30, 300, 5, last=True),
+        case("split-channels-last-bias-alone", 3, 6, 35, 2, last=True, frozen=("x", "weight")),
+        case("no-images", 0, 6, 35, 2),
+        case("no-positions", 2, 6, 0, 2),
+    ]

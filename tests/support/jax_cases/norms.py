@@ -45,6 +45,16 @@ def plain_add_layer_norm(
     return plain_layer_norm(x + residual, scale, bias), x + residual
 
 
+def plain_group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int) -> jax.Array:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = wide.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
+    axes = (*range(1, x.ndim - 1), x.ndim)
+    centred = wide - jnp.mean(wide, axes, keepdims=True)
+    y = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axes, keepdims=True) + 1e-6)
+    y = y.reshape(x.shape) * scale.astype(y.dtype) + bias.astype(y.dtype)
+    return y.astype(x.dtype)
+
+
 CASES: tuple[Case, ...] = (
     Case(
         "rms_norm",
@@ -114,5 +124,25 @@ CASES: tuple[Case, ...] = (
         (True, True, False, False),
         (0, 1, 2, 3),
         (1, 4),
+    ),
+    *(
+        Case(
+            f"group_norm-{name}",
+            triton(liger_jax.group_norm, num_groups=groups),
+            functools.partial(plain_group_norm, groups=groups),
+            lambda rng, dtype, shape=shape: (
+                normal(rng, shape, dtype),
+                normal(rng, shape[-1:], dtype),
+                normal(rng, shape[-1:], dtype),
+            ),
+            (True, False, False),
+            (0, 1, 2),
+            launches,
+        )
+        # Statistics, their join and y; the sums per channel, their join and dx; dw and db.
+        for name, shape, groups, launches in (
+            ("held", (3, 4, 5, 32), 2, (1, 4)),
+            ("split", (2, 7, 30), 5, (3, 8)),
+        )
     ),
 )
