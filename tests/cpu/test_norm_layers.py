@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._dynamo.testing
 import torch.nn.functional as F
 from torch import nn
 
@@ -100,6 +101,19 @@ def test_group_norm_module(bias: bool) -> None:
         torch.testing.assert_close(ours(x), theirs(x))
     assert str(ours) == f"LigerGroupNorm(6, 3, eps=1e-06, bias={bias}, affine=True)"
     assert not list(liger_torch.LigerGroupNorm(6, 3, affine=False).parameters())
+
+
+def test_another_size_of_images_does_not_compile_again() -> None:
+    """The first size is compiled as it is, the second for any, and once more for another memory format."""
+    w = torch.randn(8)
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda x: f.liger_group_norm(x, w, w, 8, 2), fullgraph=True, backend=counter)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for n, side in ((2, 5), (3, 6), (4, 9), (6, 10)):
+            x = torch.randn(n, 8, side, side + 1).to(memory_format=layout)
+            torch.testing.assert_close(compiled(x), f.liger_group_norm(x, w, w, 8, 2))
+    assert counter.frame_count <= 3
 
 
 X, W = torch.zeros(2, 3, 8), torch.zeros(8)
