@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.entry import Entry, Operands, draw
 from liger_torch import functional as f
-from liger_triton import rope
+from liger_triton import qk_norm_rope, rope
 
 SECTION = [16, 24, 24]
 
@@ -52,4 +52,27 @@ def entries() -> Iterator[Entry]:
         by_plane,
         lambda q, k, cos, sin: f.liger_qwen2vl_mrope(q, k, cos.movedim(2, 0), sin.movedim(2, 0), SECTION),
         moved=(moved, moved, 2 * moved),
+    )
+
+    def normalised() -> Operands:
+        cos = torch.randn(1, 8192, 128, device="cuda", dtype=torch.bfloat16)
+        q, k = (draw(1, 8192, n, 128) for n in (32, 8))
+        return q, k, draw(128), draw(128), cos, cos
+
+    def in_one(*operands: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        q, k, q_weight, k_weight, cos, sin = operands
+        return f.liger_qk_norm_rope(q, k, q_weight, k_weight, cos, sin, unsqueeze_dim=2)
+
+    def one_by_one(*operands: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        q, k, q_weight, k_weight, cos, sin = operands
+        q, k = f.liger_rms_norm(q, q_weight), f.liger_rms_norm(k, k_weight)
+        return f.liger_rope(q, k, cos, sin, unsqueeze_dim=2)
+
+    yield Entry(
+        "qk_norm_rope 8192 tokens, 32+8 heads of 128",
+        qk_norm_rope.QK_NORM_ROPE,
+        qk_norm_rope.Options(),
+        normalised,
+        in_one,
+        {"rms_norm, rms_norm, rope": one_by_one},
     )

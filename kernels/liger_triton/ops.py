@@ -11,6 +11,7 @@ from liger_triton.layer_norm import ADD_LAYER_NORM, LAYER_NORM
 from liger_triton.linear_cross_entropy import LINEAR_CROSS_ENTROPY
 from liger_triton.linear_logprobs import LINEAR_LOGPROBS
 from liger_triton.logprobs import LOGPROBS
+from liger_triton.qk_norm_rope import QK_NORM_ROPE
 from liger_triton.relu_squared import RELU_SQUARED
 from liger_triton.rms_norm import ADD_RMS_NORM, RMS_NORM
 from liger_triton.rope import MROPE, ROPE, ROPE_AT_POSITIONS
@@ -25,6 +26,7 @@ OPS: tuple[Op, ...] = (
     ROPE,
     ROPE_AT_POSITIONS,
     MROPE,
+    QK_NORM_ROPE,
     SWIGLU,
     GEGLU,
     RELU_SQUARED,

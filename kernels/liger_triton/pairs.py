@@ -24,31 +24,64 @@ THREADS = 128
 
 
 @triton.jit
-def _load_pairs(ptr, mask, half: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """The two members of every pair of the heads that start at `ptr` (tokens, heads, 1), in fp32."""
-    if INTERLEAVED:  # neighbours are read together and parted in registers: wide loads
-        col = tl.arange(0, 2 * HALF)[None, None, :]
-        both = tl.load(ptr + col, mask=mask & (col < 2 * half), other=0.0).to(tl.float32)
-        first, second = tl.split(tl.reshape(both, (ptr.shape[0], ptr.shape[1], HALF, 2)))
+def _members(half: tl.constexpr, n_pairs: tl.constexpr, PAIRS: tl.constexpr):
+    """Where in a head the two members of every pair are that are not neighbours.
+
+    The first `half` pairs are of the two halves of 2 * half entries; the others of the two halves of the rest.
+    """
+    pair = tl.arange(0, PAIRS)[None, None, :]
+    if half == n_pairs:
+        first = pair
+        second = pair + half
     else:
-        col = tl.arange(0, HALF)[None, None, :]
-        mask = mask & (col < half)
-        first = tl.load(ptr + col, mask=mask, other=0.0).to(tl.float32)
-        second = tl.load(ptr + half + col, mask=mask, other=0.0).to(tl.float32)
+        first = tl.where(pair < half, pair, pair + half)
+        second = first + tl.where(pair < half, half, n_pairs - half)
     return first, second
 
 
 @triton.jit
-def _store_pairs(ptr, first, second, mask, half: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):
+def _load_pairs(
+    ptr,  # (tokens, heads, 1): first element of each head
+    mask,
+    other: tl.constexpr,
+    half: tl.constexpr,
+    n_pairs: tl.constexpr,
+    PAIRS: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+):
+    """The two members of every pair, (tokens, heads, PAIRS) in fp32; `other` for what is masked."""
+    if INTERLEAVED:  # neighbours are read together and parted in registers: wide loads
+        col = tl.arange(0, 2 * PAIRS)[None, None, :]
+        both = tl.load(ptr + col, mask=mask & (col < 2 * n_pairs), other=other).to(tl.float32)
+        first, second = tl.split(tl.reshape(both, (ptr.shape[0], ptr.shape[1], PAIRS, 2)))
+    else:
+        col1, col2 = _members(half, n_pairs, PAIRS)
+        mask = mask & (tl.arange(0, PAIRS)[None, None, :] < n_pairs)
+        first = tl.load(ptr + col1, mask=mask, other=other).to(tl.float32)
+        second = tl.load(ptr + col2, mask=mask, other=other).to(tl.float32)
+    return first, second
+
+
+@triton.jit
+def _store_pairs(
+    ptr,
+    first,
+    second,
+    mask,
+    half: tl.constexpr,
+    n_pairs: tl.constexpr,
+    PAIRS: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+):
     dtype: tl.constexpr = ptr.dtype.element_ty
     if INTERLEAVED:
-        col = tl.arange(0, 2 * HALF)[None, None, :]
-        tl.store(ptr + col, tl.interleave(first, second).to(dtype), mask=mask & (col < 2 * half))
+        col = tl.arange(0, 2 * PAIRS)[None, None, :]
+        tl.store(ptr + col, tl.interleave(first, second).to(dtype), mask=mask & (col < 2 * n_pairs))
     else:
-        col = tl.arange(0, HALF)[None, None, :]
-        mask = mask & (col < half)
-        tl.store(ptr + col, first.to(dtype), mask=mask)
-        tl.store(ptr + half + col, second.to(dtype), mask=mask)
+        col1, col2 = _members(half, n_pairs, PAIRS)
+        mask = mask & (tl.arange(0, PAIRS)[None, None, :] < n_pairs)
+        tl.store(ptr + col1, first.to(dtype), mask=mask)
+        tl.store(ptr + col2, second.to(dtype), mask=mask)
 
 
 @triton.jit

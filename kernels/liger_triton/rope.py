@@ -63,7 +63,7 @@ def _load_table(
         first = tl.load(ptr + pair * COL_STRIDE, mask=mask & (pair < half), other=0.0).to(tl.float32)
         second = first
     else:
-        first, second = _load_pairs(ptr, mask, half, HALF, INTERLEAVED)
+        first, second = _load_pairs(ptr, mask, 0.0, half, half, HALF, INTERLEAVED)
     return first, second
 
 
@@ -93,9 +93,9 @@ def _rotate_heads(
         mask = here & (head < n_heads)
         x_row = x_ptr + head.to(tl.int64) * head_stride * UNIT
         y_row = y_ptr + head * head_dim
-        x1, x2 = _load_pairs(x_row, mask, half, HALF, INTERLEAVED)
+        x1, x2 = _load_pairs(x_row, mask, 0.0, half, half, HALF, INTERLEAVED)
         y1, y2 = _turn(x1, x2, cos1, sin1, cos2, sin2, BACKWARD)
-        _store_pairs(y_row, y1, y2, mask, half, HALF, INTERLEAVED)
+        _store_pairs(y_row, y1, y2, mask, half, half, HALF, INTERLEAVED)
         if REST > 0:
             rest = rotary_dim + tl.arange(0, REST)[None, None, :]
             rest_mask = mask & (rest < head_dim)

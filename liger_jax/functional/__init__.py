@@ -26,7 +26,7 @@ from liger_jax.functional.norms import (
     layer_norm,
     rms_norm,
 )
-from liger_jax.functional.position import apply_rope
+from liger_jax.functional.position import apply_rope, qk_norm_rope
 
 __all__ = [
     "AddLayerNorm",
@@ -42,6 +42,7 @@ __all__ = [
     "layer_norm",
     "linear_logprobs",
     "linear_softmax_cross_entropy",
+    "qk_norm_rope",
     "relu_squared",
     "rms_norm",
     "softmax",

@@ -24,6 +24,7 @@ from liger_torch.functional.norms import (
 from liger_torch.functional.position import (
     liger_llama4_text_rotary_pos_emb,
     liger_llama4_vision_rotary_pos_emb,
+    liger_qk_norm_rope,
     liger_qwen2vl_mrope,
     liger_rope,
     liger_rotary_pos_emb_gpt_oss,
@@ -44,6 +45,7 @@ __all__ = [
     "liger_layer_norm",
     "liger_llama4_text_rotary_pos_emb",
     "liger_llama4_vision_rotary_pos_emb",
+    "liger_qk_norm_rope",
     "liger_qwen2vl_mrope",
     "liger_relu_squared",
     "liger_rms_norm",

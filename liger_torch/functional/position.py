@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from liger_torch.autograd import call
-from liger_triton import rope
+from liger_triton import qk_norm_rope, rope
 
 
 def liger_rope(
@@ -158,6 +158,63 @@ def liger_llama4_vision_rotary_pos_emb(
     """
     freqs_ci = freqs_ci.reshape(query.shape[1], query.shape[-1] // 2)
     return liger_llama4_text_rotary_pos_emb(query, key, freqs_ci)
+
+
+def liger_qk_norm_rope(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    eps: float = 1e-6,
+    offset: float = 0.0,
+    casting_mode: str = "llama",
+    unsqueeze_dim: int = 1,
+    *,
+    interleaved: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """RMSNorm of every head of q and of k, each with its weight, and then RoPE, in one pass over memory.
+
+        y = rope(x / sqrt(mean(x^2) + eps) * (offset + w)), the mean over head_dim
+
+    as in Qwen3 (arXiv:2505.09388; the defaults) and Gemma 3 (arXiv:2503.19786; offset=1.0, casting_mode="gemma"). The
+    norm's result is rounded as `liger_rms_norm` rounds it: the same as that function and `liger_rope` one after the
+    other, with half the traffic. Backward, all is computed in float32 and rounded once.
+
+    A norm over all heads together, as in OLMo 2, is another thing: a whole row decides about each of its heads. That is
+    `liger_rms_norm` of (batch, seq, heads * head_dim) with casting_mode="gemma", and then `liger_rope`.
+
+    Args:
+        q: (batch, heads, seq, head_dim), or (batch, seq, heads, head_dim) with unsqueeze_dim=2.
+        k: like q, with its own number of heads.
+        q_weight: (head_dim,).
+        k_weight: (head_dim,), of q_weight's dtype.
+        cos: (batch or 1, seq, rotary_dim), or (seq, rotary_dim); entries beyond rotary_dim are normalised alone.
+        sin: like cos.
+        eps: added to the mean square.
+        offset: added to the weights.
+        casting_mode: where the norm's result is rounded to q's dtype: "llama" before the weight, the results then
+            having the common dtype of q and q_weight; "gemma" and "none" after it.
+        unsqueeze_dim: the axis of the heads: 1 or 2.
+        interleaved: pairs are neighbours instead of the two halves.
+
+    Returns:
+        q and k, in the shapes given.
+
+    Raises:
+        TypeError: dtypes that differ or are not supported.
+        ValueError: shapes that do not fit, weights for all heads together among them; an unknown casting_mode; cos or
+            sin that require a gradient.
+    """
+    _check_heads_axis("qk_norm_rope", unsqueeze_dim)
+    if unsqueeze_dim == 1:
+        q, k = q.transpose(1, 2), k.transpose(1, 2)
+    options = qk_norm_rope.Options(eps, offset, casting_mode, interleaved)
+    tables = _by_token(cos, sin)
+    return _heads_back(
+        call(qk_norm_rope.QK_NORM_ROPE, options, q, k, q_weight, k_weight, *tables), unsqueeze_dim
+    )
 
 
 # --------------------------------------------------------------------------------------------------- arguments

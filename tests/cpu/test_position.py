@@ -8,10 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch_runner import error
+from transformers.models.gemma3 import modeling_gemma3 as gemma3
+from transformers.models.glm4_moe import modeling_glm4_moe as glm4_moe
 from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
 from transformers.models.llama4 import modeling_llama4 as llama4
+from transformers.models.olmo2 import modeling_olmo2 as olmo2
 from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2_vl
+from transformers.models.qwen3 import modeling_qwen3 as qwen3
+from transformers.models.qwen3_next import modeling_qwen3_next as qwen3_next
 from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3_vl
 
 import liger_jax
@@ -195,6 +201,125 @@ def test_forms_of_jax() -> None:
         ),
     )
 
+
+# ----------------------------------------------------------------------------------------- normalised heads
+
+NORMS = {  # norm, rotation, rotated share of a head, options
+    "qwen3": (qwen3.Qwen3RMSNorm, qwen3.apply_rotary_pos_emb, 1, {}),
+    "gemma3": (
+        gemma3.Gemma3RMSNorm,
+        gemma3.apply_rotary_pos_emb,
+        1,
+        {"offset": 1.0, "casting_mode": "gemma"},
+    ),
+    "glm4_moe": (glm4_moe.Glm4MoeRMSNorm, glm4_moe.apply_rotary_pos_emb, 2, {}),
+    "qwen3_next": (
+        qwen3_next.Qwen3NextRMSNorm,
+        qwen3_next.apply_rotary_pos_emb,
+        4,
+        {"offset": 1.0, "casting_mode": "gemma"},
+    ),
+}
+each_family = pytest.mark.parametrize("family", NORMS)
+
+
+def norms_of(family: str, dtype: torch.dtype) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """q_norm and k_norm with weights of their own."""
+    found = tuple(NORMS[family][0](HEAD_DIM, eps=1e-5).to(dtype) for _ in range(2))
+    for seed, norm in enumerate(found):
+        norm.weight.data = draw(HEAD_DIM, seed=seed, dtype=dtype).detach()
+    return found  # type: ignore[return-value]
+
+
+@each_family
+def test_normalised_heads_in_float64(family: str) -> None:
+    """torch's norm in the place of the family's, which is float32 whatever it is given."""
+    _, rotate, parts, options = NORMS[family]
+    q, k = heads("bhsd")
+    weights = draw(HEAD_DIM, seed=5), draw(HEAD_DIM, seed=6)
+    cos, sin = (t.repeat(1, 1, 2) for t in _cos_sin(parts))
+    offset = options.get("offset", 0.0)
+    normed = (F.rms_norm(x, (HEAD_DIM,), w + offset, 1e-5) for x, w in zip((q, k), weights, strict=True))
+    ours = f.liger_qk_norm_rope(q, k, *weights, cos, sin, 1e-5, **options)
+    theirs = rotate(*normed, cos, sin)
+    same(ours, theirs, q, k)
+    same(ours, theirs, *weights)
+    by_token = (x.transpose(1, 2) for x in (q, k))
+    swapped = f.liger_qk_norm_rope(*by_token, *weights, cos, sin, 1e-5, unsqueeze_dim=2, **options)
+    same(tuple(x.transpose(1, 2) for x in swapped), theirs, q, k)
+
+
+def _cos_sin(parts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    angle = angles(BATCH, SEQ, columns=HEAD_DIM // 2 // parts)
+    return angle.cos(), angle.sin()
+
+
+@each_family
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_normalised_heads_are_rounded_as_the_familys(family: str, dtype: torch.dtype) -> None:
+    """Bit for bit what its norms make of q and k, rotated in float32; and no further from the truth than its own."""
+    _, rotate, parts, options = NORMS[family]
+    q, k = heads("bhsd", dtype)
+    norms = norms_of(family, dtype)
+    cos, sin = (t.repeat(1, 1, 2).to(dtype) for t in _cos_sin(parts))
+    weights = [norm.weight for norm in norms]
+    ours = f.liger_qk_norm_rope(q, k, *weights, cos, sin, 1e-5, **options)
+    normed = [norm(x) for norm, x in zip(norms, (q, k), strict=True)]
+    in_float32 = rotate(*(x.float() for x in normed), cos.float(), sin.float())
+    theirs = rotate(*normed, cos, sin)
+    wide = [t.detach().double() for t in (q, k, *weights, cos, sin)]
+    exact = f.liger_qk_norm_rope(*wide, 1e-5, **options)
+    for a, b, other, truth in zip(ours, in_float32, theirs, exact, strict=True):
+        assert torch.equal(a, b.to(dtype))
+        assert error(a, truth) <= error(other, truth) + 1e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_norm_over_all_heads_is_rms_norm_and_then_rope(dtype: torch.dtype) -> None:
+    """OLMo 2: the whole row decides about each of its heads."""
+    cos, sin = (t.repeat(1, 1, 2).to(dtype) for t in _cos_sin(1))
+    rows = [draw(BATCH, SEQ, n * HEAD_DIM, seed=n, dtype=dtype) for n in (4, 2)]
+    norms = [olmo2.Olmo2RMSNorm(x.shape[-1]).to(dtype) for x in rows]
+    for norm in norms:
+        torch.nn.init.normal_(norm.weight)
+    split = [
+        norm(x).view(BATCH, SEQ, -1, HEAD_DIM).transpose(1, 2) for norm, x in zip(norms, rows, strict=True)
+    ]
+    ours = [
+        f.liger_rms_norm(x, norm.weight, casting_mode="gemma").view(BATCH, SEQ, -1, HEAD_DIM)
+        for norm, x in zip(norms, rows, strict=True)
+    ]
+    if dtype == torch.bfloat16:
+        for a, b in zip(ours, split, strict=True):
+            assert torch.equal(a.transpose(1, 2), b)
+    theirs = olmo2.apply_rotary_pos_emb(*split, cos, sin)
+    for a, b in zip(f.liger_rope(*ours, cos, sin, unsqueeze_dim=2), theirs, strict=True):
+        assert error(a.transpose(1, 2), b) <= (1e-2 if dtype == torch.bfloat16 else 1e-6)
+
+
+def test_weights_of_all_heads_together_are_refused() -> None:
+    q, k = heads("bhsd", torch.float32)
+    table = torch.ones(SEQ, HEAD_DIM)
+    one, all_heads = torch.ones(HEAD_DIM), torch.ones(4 * HEAD_DIM)
+    with pytest.raises(
+        ValueError, match=r"q_weight has shape \(128,\); expected \(32,\) \(head_dim: every head is"
+    ):
+        f.liger_qk_norm_rope(q, k, all_heads, one, table, table)
+    with pytest.raises(TypeError, match="k_weight has dtype bfloat16 but q_weight has float32; cast one"):
+        f.liger_qk_norm_rope(q, k, one, one.bfloat16(), table, table)
+    with pytest.raises(ValueError, match="unsqueeze_dim is 3"):
+        f.liger_qk_norm_rope(q, k, one, one, table, table, unsqueeze_dim=3)
+    odd = torch.ones(1, 1, 2, 5)
+    with pytest.raises(ValueError, match="head_dim 5; it must be even"):
+        f.liger_qk_norm_rope(odd, odd, odd[0, 0, 0], odd[0, 0, 0], *[torch.ones(2, 4)] * 2)
+    x, scale = jnp.ones((1, SEQ, 4, HEAD_DIM)), jnp.ones(3)
+    with pytest.raises(ValueError, match=r"k_scale has shape \(3,\)"):
+        liger_jax.qk_norm_rope(x, x, jnp.ones(HEAD_DIM), scale, *[jnp.ones((SEQ, HEAD_DIM))] * 2)
+    with pytest.raises(ValueError, match="epsilon is -1"):
+        liger_jax.qk_norm_rope(x, x, *[jnp.ones(HEAD_DIM)] * 2, *[jnp.ones((SEQ, HEAD_DIM))] * 2, epsilon=-1)
+
+
+# --------------------------------------------------------------------------------------------------- errors
 
 X, TABLE = torch.zeros(1, 2, 3, 8), torch.zeros(3, 8)
 PLANES = torch.zeros(3, 1, 3, 8)

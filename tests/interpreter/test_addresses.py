@@ -62,10 +62,14 @@ def address_of(array: int) -> int:
     return (array + 1) << SPACING
 
 
+DEALT_OUT = {"norm_backward": "ROWS", "qk_norm_rope_backward": "Q_TOKENS"}
+"""Kernels that deal tiles of rows out in turn, and what a tile's height is called."""
+
+
 def last_program(launch: Launch) -> tuple[int, ...]:
     """The program that works on the last rows."""
-    if launch.name == "norm_backward":  # deals tiles of rows out in turn
-        tiles = cdiv(launch.integers[0], int(dict(launch.constants)["ROWS"]))
+    if launch.name in DEALT_OUT:
+        tiles = cdiv(launch.integers[0], int(dict(launch.constants)[DEALT_OUT[launch.name]]))
         return ((tiles - 1) % launch.grid[0], 0, 0)
     if (
         launch.name == "group_norm_backward"

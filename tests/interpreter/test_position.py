@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from torch_runner import error
 from transformers.models.llama4 import modeling_llama4 as llama4
 
 import liger_jax
 from liger import traffic
 from liger_torch import functional as f
+from liger_torch.autograd import call
+from liger_triton import qk_norm_rope, rope
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -87,13 +90,52 @@ def test_a_result_that_is_not_used_has_a_gradient_of_zero_in_jax() -> None:
     assert not kernels[1].any() and kernels[1].shape == k.shape
 
 
+@pytest.mark.parametrize(("offset", "casting"), [(0.0, "llama"), (1.0, "gemma")])
+@pytest.mark.parametrize("rotary_dim", [64, 24])
+def test_normalised_heads_are_the_two_ops_in_one_pass(offset: float, casting: str, rotary_dim: int) -> None:
+    q, k = (draw(2, n, 16, 64, seed=n, dtype=torch.bfloat16) for n in (4, 2))
+    weights = [draw(64, seed=seed, dtype=torch.bfloat16) for seed in (5, 6)]
+    cos, sin = (draw(1, 16, rotary_dim, seed=seed, dtype=torch.bfloat16).detach() for seed in (7, 8))
+    options = {"offset": offset, "casting_mode": casting}
+
+    def in_two(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q, k, *weights = given
+        normed = (f.liger_rms_norm(x, w, **options) for x, w in zip((q, k), weights, strict=True))
+        return f.liger_rope(*normed, cos.to(q.dtype), sin.to(q.dtype))
+
+    with traffic.count() as one:
+        ours = f.liger_qk_norm_rope(q, k, *weights, cos, sin, **options)
+        gradients = torch.autograd.grad([y.sum() for y in ours], (q, k, *weights))
+    with traffic.count() as two:
+        theirs = in_two(q, k, *weights)
+        other_gradients = torch.autograd.grad([y.sum() for y in theirs], (q, k, *weights))
+    assert [c.launch.name for c in one.counts] == [
+        "qk_norm_rope_forward",
+        "qk_norm_rope_backward",
+        *["sum_partials"] * 2,
+    ]
+    assert one.counts[0].moved < 0.55 * sum(c.moved for c in two.counts[:3])
+    assert sum(c.moved for c in one.counts) < 0.65 * sum(c.moved for c in two.counts)
+    for a, b in zip(ours, theirs, strict=True):
+        # The sums of squares are added in another order: now and then the norm is rounded to the number next to it.
+        assert (a != b).float().mean() < 2e-3
+    wide = [t.detach().double().requires_grad_() for t in (q, k, *weights)]
+    by_token = (x.transpose(1, 2) for x in wide[:2])
+    exact = qk_norm_rope.QK_NORM_ROPE.reference(
+        (*by_token, *wide[2:], cos.double(), sin.double()),
+        qk_norm_rope.Options(offset=offset, casting=casting),
+    )
+    exact_gradients = torch.autograd.grad([y.sum() for y in exact if y is not None], wide)
+    for mine, other, truth in zip(gradients, other_gradients, exact_gradients, strict=True):
+        assert error(mine, truth) <= 1.02 * error(other, truth)
+
+
 def test_a_position_out_of_range_gives_nan_in_its_token_alone() -> None:
     """What a GPU does, where such a position cannot be found in time; on a CPU the functional form raises before."""
-    from liger_torch.autograd import call
-    from liger_triton.rope import ROPE_AT_POSITIONS, Options
-
     q, k = draw(1, 4, 2, 16), draw(1, 4, 1, 16, seed=1)
     table = torch.ones(6, 16)
-    rotated, _ = call(ROPE_AT_POSITIONS, Options(), q, k, table, table, torch.tensor([[5, 6, -1, 0]]))
+    rotated, _ = call(
+        rope.ROPE_AT_POSITIONS, rope.Options(), q, k, table, table, torch.tensor([[5, 6, -1, 0]])
+    )
     assert rotated.isnan().flatten(2).all(-1).tolist() == [[False, True, True, False]]
     assert rotated.isnan().flatten(2).any(-1).tolist() == [[False, True, True, False]]

@@ -23,6 +23,7 @@ FAMILIES: tuple[Callable[[], Iterator[Call]], ...] = (
     position.ropes,
     position.ropes_at_positions,
     position.mropes,
+    position.qk_norm_ropes,
     gates.swiglus,
     gates.geglus,
     gates.relu_squareds,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from liger.plan import Planned, dense
-from liger_triton import rope
+from liger_triton import qk_norm_rope, rope
 from liger_triton.catalogue.call import BF16, FP32, Call
 
 
@@ -72,3 +72,53 @@ def mropes() -> Iterator[Call]:
         table = Planned((4, 4096, 3, 128), dtype, (4096 * 128, 128, 4 * 4096 * 128, 1))  # the planes first
         options = rope.MultimodalOptions((16, 24, 24))
         yield Call(f"mrope-128-{dtype}-tables", rope.MROPE, options, (q, k, table, table))
+
+
+def qk_norm_ropes() -> Iterator[Call]:
+    def call(
+        name: str,
+        head_dim: int,
+        rotary_dim: int,
+        heads: tuple[int, int] = (32, 8),
+        dtype: str = BF16,
+        batch: int = 4,
+        seq: int = 4095,
+        weight_dtype: str | None = None,
+        needs: tuple[bool, ...] | None = None,
+        **options: Any,
+    ) -> Call:
+        # Laid out by token, as q_norm and k_norm are given them.
+        q, k = (dense((batch, seq, n, head_dim), dtype) for n in heads)
+        weight, table = dense((head_dim,), weight_dtype or dtype), dense((1, seq, rotary_dim), dtype)
+        operands = (q, k, weight, weight, table, table)
+        return Call(
+            f"qk_norm_rope-{name}",
+            qk_norm_rope.QK_NORM_ROPE,
+            qk_norm_rope.Options(**options),
+            operands,
+            needs,
+        )
+
+    yield call("qwen3", 128, 128)
+    yield call("qwen3-moe", 128, 128, (64, 4))
+    yield call("qwen3-fp32", 128, 128, dtype=FP32)
+    yield call("qwen3-fp32-weights", 128, 128, weight_dtype=FP32)
+    yield call("qwen3-frozen-weights", 128, 128, needs=(True, True, False, False, False, False))
+    yield call("qwen3-k-alone", 128, 128, needs=(False, True, False, True, False, False))
+    yield call("gemma3", 256, 256, (8, 4), offset=1.0, casting="gemma")
+    yield call("glm4-moe", 128, 64, (96, 8))
+    yield call("qwen3-next", 256, 64, (16, 2), offset=1.0, casting="gemma")
+    yield call("64-interleaved", 64, 64, interleaved=True)
+    yield call("34-partial-10", 34, 10, (6, 3))
+    yield call("80-partial-32", 80, 32)
+    # Dense, forward alone: to the last of so many tiles the backward pass takes long in the interpreter.
+    yield call("beyond-2**31", 128, 128, batch=3, seq=2**19 // 3 + 9, needs=(False,) * 6)
+    stride = 2**17  # q and k as parts of very wide rows
+    q, k = (Planned((1, 18_000, n, 128), BF16, (18_000 * stride, stride, 128, 1)) for n in (32, 8))
+    weight, table = dense((128,), BF16), dense((1, 18_000, 128), BF16)
+    yield Call(
+        "qk_norm_rope-strided-beyond-2**31",
+        qk_norm_rope.QK_NORM_ROPE,
+        qk_norm_rope.Options(),
+        (q, k, weight, weight, table, table),
+    )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from cases.case import Case, normal, together
-from liger_triton import rope
+from liger_triton import qk_norm_rope, rope
 
 
 def positions(*sequences: tuple[int, ...]) -> Callable[[np.random.Generator], np.ndarray]:
@@ -93,4 +93,33 @@ def cases() -> list[Case]:
             for head_dim, sections, batch in ((32, (4, 6, 6), 2), (33, (1, 3, 2), 1))
         ),
     ]
-    return cases
+    return cases + _normalised()
+
+
+def _normalised() -> list[Case]:
+    forms = {
+        "qwen3": ((2, 5, 6, 32), 3, 32, 2, qk_norm_rope.Options()),
+        "gemma3": ((2, 5, 4, 64), 1, 64, 1, qk_norm_rope.Options(1e-5, 1.0, "gemma")),
+        "partial": ((2, 5, 6, 34), 3, 10, 1, qk_norm_rope.Options(casting="none")),
+        "interleaved": ((2, 5, 2, 24), 2, 16, 2, qk_norm_rope.Options(interleaved=True)),
+        "one-head": ((1, 70, 1, 16), 1, 16, 1, qk_norm_rope.Options()),
+        "many-heads": ((1, 3, 96, 128), 40, 128, 1, qk_norm_rope.Options()),
+        "empty": ((2, 0, 4, 16), 2, 16, 1, qk_norm_rope.Options()),
+    }
+    return [
+        Case(
+            f"qk_norm_rope-{name}",
+            qk_norm_rope.QK_NORM_ROPE,
+            options,
+            together(
+                normal(*shape),
+                normal(*shape[:2], k_heads, shape[3]),
+                normal(shape[3]),
+                normal(shape[3]),
+                normal(tables, shape[1], rotary_dim),
+                normal(tables, shape[1], rotary_dim),
+            ),
+            roundings=3,  # before and after the weight, and after the rotation
+        )
+        for name, (shape, k_heads, rotary_dim, tables, options) in forms.items()
+    ]

@@ -11,6 +11,7 @@ import numpy as np
 
 import liger_jax
 from jax_cases.case import Case, normal, triton
+from jax_cases.norms import plain_rms_norm
 
 
 def plain_rope(
@@ -72,6 +73,18 @@ def _mrope_inputs(rng: np.random.Generator, dtype: Any) -> tuple[Any, ...]:
     return q, k, normal(rng, (2, 3, 5, 20), wide), normal(rng, (2, 3, 5, 20), wide)
 
 
+def plain_qk_norm_rope(
+    q: Any, k: Any, q_scale: Any, k_scale: Any, cos: Any, sin: Any, offset: float = 0.0, llama: bool = True
+) -> tuple[Any, Any]:
+    normed = (plain_rms_norm(x, scale, offset, llama) for x, scale in ((q, q_scale), (k, k_scale)))
+    return plain_rope(*normed, cos, sin)
+
+
+def _qk_inputs(rng: np.random.Generator, dtype: Any, rotary: int) -> tuple[Any, ...]:
+    q, k, *tables = _rope_inputs(rng, dtype, False, rotary, 2)
+    return q, k, normal(rng, (20,), dtype), normal(rng, (20,), dtype), *tables
+
+
 def _by_planes(function: Any) -> Any:
     """With the tables' batch axis in front, as a case has it."""
     return lambda q, k, cos, sin, **options: function(q, k, cos.swapaxes(0, 1), sin.swapaxes(0, 1), **options)
@@ -115,5 +128,23 @@ CASES: tuple[Case, ...] = (
         (True, True, True, True),
         (0, 1),
         (1, 2),
+    ),
+    Case(
+        "qk_norm_rope",
+        triton(liger_jax.qk_norm_rope),
+        plain_qk_norm_rope,
+        lambda rng, dtype: _qk_inputs(rng, dtype, 20),
+        (True, True, False, False, False, False),
+        (0, 1, 2, 3),
+        (1, 4),
+    ),
+    Case(
+        "qk_norm_rope-gemma-partial",
+        triton(liger_jax.qk_norm_rope, scale_offset=1.0, casting="gemma"),
+        functools.partial(plain_qk_norm_rope, offset=1.0, llama=False),
+        lambda rng, dtype: _qk_inputs(rng, dtype, 12),
+        (True, True, False, False, False, False),
+        (0, 1, 2, 3),
+        (1, 4),
     ),
 )

@@ -6,7 +6,7 @@ import numpy as np
 from cases import normal
 from hypothesis import strategies as st
 
-from liger_triton import rope
+from liger_triton import qk_norm_rope, rms_norm, rope
 from strategies.space import Drawn, Maker, Space
 
 _SIZES = {
@@ -43,6 +43,16 @@ def _at_positions(drawn: Drawn) -> dict[str, Maker]:
     return {**_heads(drawn), **_tables(drawn, drawn["positions"]), "position_ids": ids}
 
 
+def _normalised(drawn: Drawn) -> dict[str, Maker]:
+    head_dim, rotary_dim = 2 * (drawn["pairs"] + drawn["unrotated pairs"]), 2 * drawn["pairs"]
+    return {
+        "q": normal(*drawn.tokens, drawn["q heads"], head_dim, scale=drawn.scale),
+        "k": normal(*drawn.tokens, drawn["k heads"], head_dim),
+        **dict.fromkeys(("q_weight", "k_weight"), normal(head_dim)),
+        **dict.fromkeys(("cos", "sin"), normal(_batch(drawn), drawn.tokens[1], rotary_dim)),
+    }
+
+
 SPACES = (
     Space(
         rope.ROPE,
@@ -57,6 +67,23 @@ SPACES = (
         st.just(rope.MultimodalOptions((1, 1, 1))),
         lambda drawn: {**_heads(drawn), **_tables(drawn, _batch(drawn), drawn.tokens[1], 3)},
         {**_SIZES, "sections": st.just(3)},
+        token_axes=(2, 2),
+    ),
+    Space(
+        qk_norm_rope.QK_NORM_ROPE,
+        st.builds(
+            qk_norm_rope.Options,
+            eps=st.sampled_from((1e-6, 1e-3)),
+            offset=st.sampled_from((0.0, 1.0)),
+            casting=st.sampled_from(rms_norm.CASTINGS),
+            interleaved=st.booleans(),
+        ),
+        _normalised,
+        {
+            "pairs": st.sampled_from((4, 5, 12)),
+            "unrotated pairs": st.integers(0, 3),
+            **{name: _SIZES[name] for name in ("q heads", "k heads", "own tables")},
+        },
         token_axes=(2, 2),
     ),
 )
