@@ -116,6 +116,10 @@ def test_launch_functions_are_cached() -> None:
     assert make() is make()
 
 
+MOVES = {"embedding_forward", "embedding_row_starts"}
+"""Kernels that compute nothing: they gather rows and look up where they begin."""
+
+
 @pytest.mark.parametrize("target", PRESETS)
 def test_every_launch_is_hashable_and_in_order(target: str) -> None:
     """Kernel parameters: inputs, integers, outputs, then constants, each named; that order is all jax-triton takes."""
@@ -134,7 +138,7 @@ def test_every_launch_is_hashable_and_in_order(target: str) -> None:
             assert launch.inputs[source].shape == launch.outputs[output].shape, entry.name
             assert launch.inputs[source].dtype == launch.outputs[output].dtype, entry.name
         assert 0 < launch.bytes <= launch.traffic, entry.name
-        assert launch.flops > 0, entry.name
+        assert (launch.flops > 0) == (launch.name not in MOVES), entry.name
         assert launch.num_warps * device.warp_size <= 1024, entry.name
         assert all(0 < n < limit for n, limit in zip(launch.grid, (2**31, 2**16, 2**16), strict=False)), (
             entry.name
