@@ -12,13 +12,14 @@ from typing import Any, Protocol
 
 from liger.device import Device
 from liger.launch import Launch
+from liger.mesh import Mesh
 
 Array = Any
 """A torch.Tensor or a jax.Array (or tracer); the protocol keeps both apart from the algorithms."""
 
 
-class Backend(Protocol):
-    """The operations of one framework on one device."""
+class Backend(Mesh, Protocol):
+    """The operations of one framework on one device, and what it may ask of the others of a mesh."""
 
     device: Device
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from liger.backend import Array, Backend
 from liger.launch import Spec
+from liger.mesh import ONE_DEVICE, Mesh
 
 Role = Literal["rows", "shared"]
 """How an array relates to the tokens of a batch.
@@ -88,6 +89,10 @@ class Op:
             hands over, so that it can be run only once.
         reuses: (options, needs) -> names of the saved arrays that the backward pass overwrites. If it is run again it
             gets None in their place, and computes them anew.
+        columns: (options) -> the operands whose vocabulary a mesh may divide, with the axis that runs along it. Where
+            one is divided all are, and `forward` and `backward` ask the backend for what the other devices have.
+        reference_on: `reference` on a mesh: (operands, options, mesh) -> outputs, for an op that reduces over tokens
+            or has `columns`. None for an op whose tokens have nothing to do with one another.
     """
 
     name: str
@@ -107,6 +112,28 @@ class Op:
     same_gradient: tuple[tuple[str, str], ...] = ()
     backward_once: Callable[[Any, Needs], bool] = lambda options, needs: False
     reuses: Callable[[Any, Needs], tuple[str, ...]] = lambda options, needs: ()
+    columns: Callable[[Any], Mapping[str, int]] = lambda options: {}
+    reference_on: Callable[[Arrays, Any, Mesh], Arrays] | None = None
+
+    def meaning(self, operands: Arrays, options: Any, mesh: Mesh = ONE_DEVICE) -> Arrays:
+        """What the reference makes of this device's operands."""
+        if self.reference_on is None:
+            return self.reference(operands, options)
+        return self.reference_on(operands, options, mesh)
+
+    def check_part(self, operands: tuple[Spec | None, ...], options: Any, parts: int) -> None:
+        """Raise, as `check` does, for operands that hold one of the `parts` of a vocabulary."""
+        axes = self.columns(options) if parts > 1 else {}
+
+        def whole(operand: Operand, spec: Spec | None) -> Spec | None:
+            axis = axes.get(operand.name)
+            if spec is None or axis is None or not -len(spec.shape) <= axis < len(spec.shape):
+                return spec
+            shape = list(spec.shape)
+            shape[axis] *= parts
+            return Spec(tuple(shape), spec.dtype)
+
+        self.check(tuple(whole(o, spec) for o, spec in zip(self.operands, operands, strict=True)), options)
 
     def index(self, operand: str) -> int:
         """Position of an operand by name."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from liger.device import Device
 from liger.launch import Launch, Spec
+from liger.mesh import OneDevice, Over
 from liger.op import Needs, Op
 
 
@@ -36,12 +37,31 @@ def dense(shape: Sequence[int], dtype: str) -> Planned:
     return Planned(tuple(shape), dtype, tuple(strides))
 
 
-class Planner:
+class Parts(NamedTuple):
+    """Among how many devices the tokens, and the vocabulary, are divided."""
+
+    rows: int = 1
+    columns: int = 1
+
+
+WHOLE = Parts()
+
+
+class Planner(OneDevice):
     """The `liger.backend.Backend` that runs nothing and notes every launch, with the arrays that it was given."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, parts: Parts = WHOLE) -> None:
         self.device = device
+        self._parts = parts
         self.launches: Launches = []
+
+    def size(self, over: Over) -> int:
+        """See `liger.mesh.Mesh`."""
+        return getattr(self._parts, over)
+
+    def first_column(self, width: int) -> Planned:
+        """See `liger.mesh.Mesh`."""
+        return dense((1,), "int32")
 
     def dtype(self, array: Planned) -> str:
         """See `liger.backend.Backend`."""
@@ -145,9 +165,10 @@ def launches(
     needs: Needs,
     device: Device,
     constant: Collection[str] = (),
+    parts: Parts = WHOLE,
 ) -> Launches:
     """What `op` launches forward and, if a gradient is needed, backward; see `passes`."""
-    forward, backward = passes(op, options, operands, needs, device, constant)
+    forward, backward = passes(op, options, operands, needs, device, constant, parts)
     return forward + backward
 
 
@@ -158,16 +179,19 @@ def passes(
     needs: Needs,
     device: Device,
     constant: Collection[str] = (),
+    parts: Parts = WHOLE,
 ) -> tuple[Launches, Launches]:
     """What `op` launches in the forward pass and, if a gradient is needed, in the backward pass.
 
-    `constant` names the outputs that no cotangent comes for.
+    `constant` names the outputs that no cotangent comes for. With `parts`, on one device of a mesh, for its part of
+    the operands.
 
     Raises:
         TypeError, ValueError: an operand or option that the op does not take.
     """
-    op.check(tuple(None if a is None else Spec(a.shape, a.dtype) for a in operands), options)
-    planner = Planner(device)
+    specs = tuple(None if a is None else Spec(a.shape, a.dtype) for a in operands)
+    op.check_part(specs, options, parts.columns)
+    planner = Planner(device, parts)
     outputs, saved = op.forward(planner, tuple(operands), options, needs)
     n_forward = len(planner.launches)
     if any(needs):

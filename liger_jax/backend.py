@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ from jax import lax
 
 from liger.device import Device
 from liger.launch import Launch, cdiv
+from liger.mesh import Over
 from liger_jax import launch as launching
+from liger_jax.meshes import WHOLE, Split
 
 PART_BYTES = 128 << 20
 """Largest part of a product that is held while it is added to an array."""
@@ -45,11 +48,33 @@ class Factor:
 
 
 class JaxBackend:
-    """The protocol for arrays of one device."""
+    """The protocol for the arrays of one device.
 
-    def __init__(self, device: Device) -> None:
+    Args:
+        device: the device.
+        split: the mesh on which it has a part of the arrays.
+    """
+
+    def __init__(self, device: Device, split: Split = WHOLE) -> None:
         self.device = device
+        self._split = split
         self._since_reuse: list[jax.Array] = []
+
+    def size(self, over: Over) -> int:
+        """See `liger.mesh.Mesh`."""
+        return self._split.size(over)
+
+    def psum(self, *arrays: jax.Array, over: Over) -> tuple[jax.Array, ...]:
+        """See `liger.mesh.Mesh`."""
+        return self._split.psum(*arrays, over=over)
+
+    def pmax(self, array: jax.Array, over: Over) -> jax.Array:
+        """See `liger.mesh.Mesh`."""
+        return self._split.pmax(array, over)
+
+    def first_column(self, width: int) -> Any:
+        """See `liger.mesh.Mesh`."""
+        return self._split.first_column(width)
 
     def dtype(self, array: jax.Array) -> str:
         """See `liger.backend.Backend`."""

@@ -81,7 +81,7 @@ def _fold_call(call: Call, operands: Arrays, batched: Mask, size: int) -> tuple[
         specs = tuple(None if array is None else spec_of(array) for array in folded)
         new = dataclasses.replace(call, operands=specs)
         try:
-            call.op.check(specs, call.options)
+            call.op.check_part(specs, call.options, call.mesh.size("columns"))
         except (TypeError, ValueError):
             continue
         if all(

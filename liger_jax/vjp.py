@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +15,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
 from liger.op import Arrays, Needs, Op
-from liger_jax import batching, implementations, primitives
+from liger_jax import batching, implementations, meshes, primitives
+from liger_jax.meshes import WHOLE, Division, Split
 from liger_jax.planning import Plan, current_plan
 from liger_jax.primitives import Call, Specs, pack, present, spec_of, unpack
 
@@ -27,6 +28,7 @@ def apply(
     options: Any,
     *operands: Any,
     implementation: str | None = None,
+    vocab_axis: str | tuple[str, ...] | None = None,
     names: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Any, ...]:
     """Apply an op.
@@ -36,6 +38,7 @@ def apply(
         options: the op's options.
         operands: its array arguments in the declared order, None for those that are absent.
         implementation: "triton", "xla", or None for the better one (`liger_jax.implementations`).
+        vocab_axis: inside `jax.shard_map`, the mesh axes that divide the vocabulary.
         names: what the caller's arguments are called where the op's operand or option has another name, for errors.
 
     Returns:
@@ -44,18 +47,52 @@ def apply(
     Raises:
         TypeError, ValueError: an operand or option that the op does not take; nothing has been computed then.
     """
-    arrays = _equally_varying(
-        tuple(None if operand is None else jnp.asarray(operand) for operand in operands)
-    )
+    arrays = tuple(None if operand is None else jnp.asarray(operand) for operand in operands)
     specs = tuple(None if array is None else spec_of(array) for array in arrays)
+    split = given_split(op, options, vocab_axis)
     try:
-        op.check(specs, options)
+        op.check_part(specs, options, (split or WHOLE).size("columns"))
         kernels = implementations.use_kernels(op, specs, implementation)
     except (TypeError, ValueError) as error:
         raise type(error)(_renamed(str(error), names)) from None
     arguments = tuple(names.get(operand.name, operand.name) for operand in op.operands)
-    function = _differentiable(op, options, specs, kernels, current_plan(), arguments)
-    return unpack(present(_outputs(op, options, specs)), function(*pack(arrays)))
+    outputs = _outputs(op, options, specs)
+
+    def on_device(split: Split | None, values: Sequence[Any]) -> tuple[jax.Array, ...]:
+        local = unpack(present(specs), values)
+        if kernels:
+            local = _equally_varying(local)
+        described = tuple(None if array is None else spec_of(array) for array in local)
+        function = _differentiable(op, options, described, kernels, current_plan(), arguments, split)
+        return function(*pack(local))
+
+    if split is None and meshes.explicit_axes():
+        division = Division(op, options, specs, (*outputs, *(None for _ in op.saved)))
+        given = [(o, a) for o, a in zip(op.operands, arrays, strict=True) if a is not None]
+        wanted = [(o, spec) for o, spec in zip(op.outputs, outputs, strict=True) if spec is not None]
+        results = meshes.mapped(on_device, division, given, wanted)
+    else:
+        results = on_device(split, pack(arrays))
+    return unpack(present(outputs), results)
+
+
+def given_split(op: Op, options: Any, vocab_axis: str | tuple[str, ...] | None) -> Split | None:
+    """The division that the caller has made."""
+    if vocab_axis is None:
+        return None
+    names = (vocab_axis,) if isinstance(vocab_axis, str) else tuple(vocab_axis)
+    if not op.columns(options):
+        raise ValueError(
+            f"{op.name}: vocab_axis is {vocab_axis!r}, but with these options the vocabulary cannot be divided."
+        )
+    try:
+        sizes = [int(jax.lax.axis_size(name)) for name in names]
+    except NameError:
+        raise ValueError(
+            f"{op.name}: vocab_axis is {vocab_axis!r}, which is no axis of a jax.shard_map around the call; outside of "
+            "one leave it out: the arrays' shardings tell."
+        ) from None
+    return Split(columns=tuple(zip(names, sizes, strict=True)))
 
 
 def _equally_varying(arrays: Arrays) -> Arrays:
@@ -92,16 +129,23 @@ class _Static:
 
 @functools.lru_cache(4096)
 def _differentiable(
-    op: Op, options: Any, specs: Specs, kernels: bool, plan: Plan, arguments: tuple[str, ...]
+    op: Op,
+    options: Any,
+    specs: Specs,
+    kernels: bool,
+    plan: Plan,
+    arguments: tuple[str, ...],
+    split: Split | None,
 ) -> Callable[..., tuple[Any, ...]]:
     """The op for operands of these shapes, those present given one after the other; `arguments` names them all."""
+    mesh = split or WHOLE
     mask = present(specs)
     nothing = (False,) * len(specs)
 
     def compute(operands: Arrays, needs: Needs) -> tuple[Arrays, tuple[Any, ...], Call | None]:
         if not kernels:
-            return op.reference(operands, options), (), None
-        call = Call(op, options, specs, op.computed(needs), plan)
+            return op.meaning(operands, options, mesh), (), None
+        call = Call(op, options, specs, op.computed(needs), plan, split)
         outputs, saved = primitives.forward(call, operands)
         arrays = dict(zip((o.name for o in op.outputs), outputs, strict=True))
         arrays |= dict(zip((o.name for o in op.saved), saved, strict=True))
@@ -132,8 +176,12 @@ def _differentiable(
         needs = static.needs
         if not any(needs) or not any(present(cotangents)):
             return (None,) * sum(mask)
+        columns = mesh.names("columns")
+        if columns and not any(meshes.is_varying(value, columns) for value in values):
+            # With check_vma=False each device is handed its share of the cotangent of what all of them have.
+            cotangents = tuple(None if c is None else jax.lax.psum(c, columns) for c in cotangents)
         if static.call is None:
-            gradients = primitives.reference_gradients(op, options, operands, cotangents, needs)
+            gradients = primitives.reference_gradients(op, options, operands, cotangents, needs, mesh)
         else:
             gradients = op.spread(needs, primitives.backward(static.call, operands, kept, cotangents))
         return tuple(gradient for gradient, here in zip(gradients, mask, strict=True) if here)

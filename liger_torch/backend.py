@@ -13,6 +13,7 @@ from liger import device as devices
 from liger import interpret
 from liger.device import Device
 from liger.launch import Launch
+from liger.mesh import OneDevice
 from liger.reference.common import NAMESPACES
 
 DTYPES: dict[str, torch.dtype] = {
@@ -59,7 +60,7 @@ def _cuda_device(index: int) -> Device:
     )
 
 
-class TorchBackend:
+class TorchBackend(OneDevice):
     """The protocol for tensors of one device."""
 
     def __init__(self, device: torch.device) -> None:

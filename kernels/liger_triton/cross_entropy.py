@@ -19,6 +19,11 @@ arXiv:2408.00118; token scaling: arXiv:2508.05629.
 
 A label outside the vocabulary that is not `ignore_index` makes its row's loss and gradient NaN: finding it out
 before the launch would stall the stream.
+
+Where a mesh divides the vocabulary, every device reduces its part of a row to three numbers, the highest logit, the
+sum of the exponentials relative to it and the label's logit if it is here (`cross_entropy_part`); what the devices
+add up to gives the loss (`cross_entropy_whole`), and each one the gradient of its own part. Class weights are whole
+on every device.
 """
 
 from __future__ import annotations
@@ -33,7 +38,8 @@ import triton.language as tl
 
 from liger import check
 from liger.backend import Array, Backend
-from liger.launch import Launch, Spec, next_power_of_2
+from liger.launch import Launch, Spec, cdiv, next_power_of_2
+from liger.mesh import ONE_DEVICE, Mesh
 from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import cross_entropy as reference
 from liger_triton.math import capped
@@ -81,6 +87,15 @@ def _store_gradient(
             t = z / softcap
             dz *= 1.0 - t * t
         tl.store(gradient_row_ptr + col, (dz * scale).to(gradient_row_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _sum(ptr, n: tl.constexpr, BLOCK: tl.constexpr):
+    total = 0.0
+    for start in range(0, n, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        total += tl.sum(tl.load(ptr + i, mask=i < n, other=0.0).to(tl.float32), axis=0)
+    return total
 
 
 @triton.jit
@@ -231,8 +246,10 @@ def cross_entropy_backward(
     denominators_ptr,  # (3,) float32
     dloss_ptr,  # (n_rows,) or (1,) float32
     dz_loss_ptr,  # likewise
+    first_ptr,  # (1,) int32: class of the first column
     gradient_ptr,  # (n_rows, n_cols); may be logits_ptr
     n_cols: tl.constexpr,
+    n_classes: tl.constexpr,
     row_stride: tl.constexpr,
     gradient_stride: tl.constexpr,
     ignore_index: tl.constexpr,
@@ -245,7 +262,9 @@ def cross_entropy_backward(
     HAS_BIAS: tl.constexpr,
     HAS_DLOSS: tl.constexpr,
     HAS_DZ_LOSS: tl.constexpr,
+    UNIT_COTANGENT: tl.constexpr,
     TOKEN_SCALING: tl.constexpr,
+    PART: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -255,23 +274,22 @@ def cross_entropy_backward(
     if label == ignore_index:
         _store_zeros(gradient_row_ptr, n_cols, BLOCK)
         return
-    in_range = (label >= 0) & (label < n_cols)
+    in_range = (label >= 0) & (label < n_classes)
     label_weight = 1.0
-    weights = n_cols * 1.0
+    weights = n_classes * 1.0
     if HAS_WEIGHT:
         label_weight = tl.load(weight_ptr + label, mask=in_range, other=0.0).to(tl.float32)
         if label_smoothing > 0.0:
-            weights = 0.0
-            for start in range(0, n_cols, BLOCK):
-                col = start + tl.arange(0, BLOCK)
-                weights += tl.sum(
-                    tl.load(weight_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32), axis=0
-                )
+            weights = _sum(weight_ptr, n_classes, BLOCK)
+    if PART:
+        first = tl.load(first_ptr)
+        label -= first
+        weight_ptr += first
     highest = tl.load(highest_ptr + row)
     log_total = tl.load(log_total_ptr + row)
     lse = highest + log_total
-    g = 0.0
-    h = 0.0
+    g = 1.0 if UNIT_COTANGENT else 0.0
+    h = g
     if HAS_DLOSS:
         dloss = tl.load(dloss_ptr + row * COTANGENT_STRIDE)
         g = dloss
@@ -291,13 +309,178 @@ def cross_entropy_backward(
         # Every thread has read the label's logit before any of them may overwrite it.
         tl.debug_barrier()
     b = g * (1.0 - label_smoothing) * label_weight
-    c = g * (label_smoothing / n_cols)
+    c = g * (label_smoothing / n_classes)
     a = b + c * weights + 2.0 * z_loss * lse * h
     a = tl.where(in_range, a, float("nan"))
     _store_gradient(
         row_ptr, weight_ptr, bias_ptr, gradient_row_ptr, label, highest, log_total, a, b, c,
         n_cols, label_smoothing, softcap, scale, HAS_WEIGHT, HAS_BIAS, BLOCK,
     )  # fmt: skip
+
+
+@triton.jit
+def cross_entropy_part(
+    logits_ptr,  # (n_rows, n_cols)
+    labels_ptr,  # (n_rows,)
+    weight_ptr,  # (n_classes,)
+    bias_ptr,  # (n_cols,)
+    first_ptr,  # (1,) int32: class of the first column
+    highest_ptr,  # (n_rows,) float32: the highest logit here
+    total_ptr,  # (n_rows,) float32: sum_j exp(z_j - highest)
+    label_ptr,  # (n_rows,) float32: the label's logit, 0 if it is on another device
+    weighted_ptr,  # (n_rows,) float32: sum_j w_j z_j
+    best_ptr,  # (n_rows,) int32: class of the highest logit, the first one of several
+    n_cols: tl.constexpr,
+    n_classes: tl.constexpr,
+    row_stride: tl.constexpr,
+    ignore_index: tl.constexpr,
+    softcap: tl.constexpr,
+    scale: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WANT_WEIGHTED: tl.constexpr,
+    WANT_BEST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    row_ptr = logits_ptr + row * row_stride
+    label = tl.load(labels_ptr + row)
+    first = tl.load(first_ptr)
+    if label == ignore_index:
+        tl.store(highest_ptr + row, 0.0)
+        tl.store(total_ptr + row, 0.0)
+        tl.store(label_ptr + row, 0.0)
+        if WANT_WEIGHTED:
+            tl.store(weighted_ptr + row, 0.0)
+        if WANT_BEST:
+            tl.store(best_ptr + row, 0)
+        return
+    here = (label >= first) & (label < first + n_cols)
+    column = tl.where(here, label - first, 0)
+    label_logit = tl.load(row_ptr + column).to(tl.float32)
+    label_bias = 0.0
+    if HAS_BIAS:
+        label_bias = tl.load(bias_ptr + column).to(tl.float32)
+    label_z = tl.where(here, capped(label_logit, label_bias, scale, softcap), 0.0)
+    in_range = (label >= 0) & (label < n_classes)
+
+    highest = float("-inf")
+    total = 0.0
+    weighted = 0.0
+    best = 0
+    for start in range(0, n_cols, BLOCK):
+        col = start + tl.arange(0, BLOCK)
+        mask = col < n_cols
+        x = tl.load(row_ptr + col, mask=mask, other=0.0).to(tl.float32)
+        bias = 0.0
+        if HAS_BIAS:
+            bias = tl.load(bias_ptr + col, mask=mask, other=0.0).to(tl.float32)
+        z = capped(x, bias, scale, softcap)
+        if WANT_WEIGHTED:
+            w = 1.0
+            if HAS_WEIGHT:
+                w = tl.load(weight_ptr + first + col, mask=mask, other=0.0).to(tl.float32)
+            weighted += tl.sum(tl.where(mask, w * z, 0.0), axis=0)
+        z = tl.where(mask, z, float("-inf"))
+        block_highest = tl.max(z, axis=0)
+        if WANT_BEST:
+            block_best = tl.min(tl.where(z == block_highest, col, n_cols), axis=0)
+            best = tl.where(block_highest > highest, block_best, best)
+        new_highest = tl.maximum(highest, block_highest)
+        # A block of -inf alone (a masked part of the vocabulary) has nothing to be shifted by.
+        shift = tl.where(new_highest == float("-inf"), 0.0, new_highest)
+        total = total * tl.exp(highest - shift) + tl.sum(tl.exp(z - shift), axis=0)
+        highest = new_highest
+    tl.store(highest_ptr + row, highest)
+    tl.store(total_ptr + row, total)
+    tl.store(label_ptr + row, tl.where(in_range, label_z, float("nan")))
+    if WANT_WEIGHTED:
+        tl.store(weighted_ptr + row, weighted)
+    if WANT_BEST:
+        tl.store(best_ptr + row, first + best)
+
+
+@triton.jit
+def cross_entropy_shift(
+    highest_ptr,  # (n_rows,) float32
+    top_ptr,  # (n_rows,) float32: the highest of all devices
+    total_ptr,  # (n_rows,) float32: sum_j exp(z_j - highest)
+    best_ptr,  # (n_rows,) int32
+    n_rows,
+    shifted_ptr,  # (n_rows,) float32: sum_j exp(z_j - top)
+    order_ptr,  # (n_rows,) int32: -best, so that the first one of several is the largest; least where not the top
+    WANT_BEST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = row < n_rows
+    highest = tl.load(highest_ptr + row, mask=mask, other=0.0)
+    top = tl.load(top_ptr + row, mask=mask, other=0.0)
+    total = tl.load(total_ptr + row, mask=mask, other=0.0)
+    shift = tl.where(top == float("-inf"), 0.0, top)
+    tl.store(shifted_ptr + row, total * tl.exp(highest - shift), mask=mask)
+    if WANT_BEST:
+        best = tl.load(best_ptr + row, mask=mask, other=0)
+        tl.store(order_ptr + row, tl.where(highest == top, -best, -2147483647), mask=mask)
+
+
+@triton.jit
+def cross_entropy_whole(
+    labels_ptr,  # (n_rows,)
+    weight_ptr,  # (n_classes,)
+    denominators_ptr,  # (3,) float32
+    highest_ptr,  # (n_rows,) float32: of all devices, as the sums below
+    total_ptr,  # (n_rows,) float32: sum_j exp(z_j - highest)
+    label_ptr,  # (n_rows,) float32: the label's logit
+    weighted_ptr,  # (n_rows,) float32: sum_j w_j z_j
+    order_ptr,  # (n_rows,) int32: minus the class of the highest logit
+    n_rows,
+    loss_ptr,  # (n_rows,) float32
+    log_total_ptr,  # (n_rows,) float32
+    z_loss_ptr,  # (n_rows,) float32
+    correct_ptr,  # (n_rows,) float32
+    predicted_ptr,  # (n_rows,) int32
+    n_classes: tl.constexpr,
+    ignore_index: tl.constexpr,
+    label_smoothing: tl.constexpr,
+    z_loss: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    WANT_Z_LOSS: tl.constexpr,
+    WANT_CORRECT: tl.constexpr,
+    WANT_PREDICTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = row < n_rows
+    label = tl.load(labels_ptr + row, mask=mask, other=ignore_index)
+    valid = label != ignore_index
+    highest = tl.load(highest_ptr + row, mask=mask, other=0.0)
+    log_total = tl.log(tl.where(valid, tl.load(total_ptr + row, mask=mask, other=1.0), 1.0))
+    lse = highest + log_total
+    nll = log_total + (highest - tl.load(label_ptr + row, mask=mask, other=0.0))
+    label_weight = 1.0
+    if HAS_WEIGHT:
+        in_range = (label >= 0) & (label < n_classes)
+        label_weight = tl.load(weight_ptr + label, mask=mask & in_range, other=0.0).to(tl.float32)
+    ce = (1.0 - label_smoothing) * label_weight * nll
+    if label_smoothing > 0.0:
+        weights = n_classes * 1.0
+        if HAS_WEIGHT:
+            weights = _sum(weight_ptr, n_classes, 1024)
+        weighted = tl.load(weighted_ptr + row, mask=mask, other=0.0)
+        ce += label_smoothing / n_classes * (weights * lse - weighted)
+    zl = z_loss * lse * lse * tl.load(denominators_ptr + 1)
+    loss = ce * tl.load(denominators_ptr) + zl
+    tl.store(loss_ptr + row, tl.where(valid, loss, 0.0), mask=mask)
+    tl.store(log_total_ptr + row, log_total, mask=mask)
+    if WANT_Z_LOSS:
+        tl.store(z_loss_ptr + row, tl.where(valid, zl, 0.0), mask=mask)
+    if WANT_CORRECT or WANT_PREDICTED:
+        best = -tl.load(order_ptr + row, mask=mask, other=0)
+        if WANT_CORRECT:
+            tl.store(correct_ptr + row, tl.where(valid & (best == label), 1.0, 0.0), mask=mask)
+        if WANT_PREDICTED:
+            tl.store(predicted_ptr + row, tl.where(valid, best, -1), mask=mask)
 
 
 @triton.jit
@@ -310,9 +493,13 @@ def cross_entropy_denominators(
     ignore_index: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     MEAN: tl.constexpr,
+    TOTALS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Factors of ce, of zl and of the count of right predictions; each is 0 where there is nothing to divide by."""
+    """Factors of ce, of zl and of the count of right predictions; each is 0 where there is nothing to divide by.
+
+    With `TOTALS` what they are the inverses of, to be added up over a mesh first.
+    """
     count = tl.zeros((BLOCK,), tl.float32)
     weights = tl.zeros((BLOCK,), tl.float32)
     for start in range(tl.zeros((), tl.int64), n_rows, BLOCK):
@@ -327,6 +514,16 @@ def cross_entropy_denominators(
     total = n
     if HAS_WEIGHT:
         total = tl.sum(weights, axis=0)
+    if TOTALS:
+        tl.store(out_ptr, total)
+        tl.store(out_ptr + 1, n)
+        tl.store(out_ptr + 2, n)
+    else:
+        _store_denominators(out_ptr, total, n, MEAN)
+
+
+@triton.jit
+def _store_denominators(out_ptr, total, n, MEAN: tl.constexpr):
     inverse_n = tl.where(n != 0.0, 1.0 / tl.where(n != 0.0, n, 1.0), 0.0)
     inverse_total = tl.where(total != 0.0, 1.0 / tl.where(total != 0.0, total, 1.0), 0.0)
     if MEAN:
@@ -336,6 +533,15 @@ def cross_entropy_denominators(
         tl.store(out_ptr, 1.0)
         tl.store(out_ptr + 1, 1.0)
     tl.store(out_ptr + 2, inverse_n)
+
+
+@triton.jit
+def cross_entropy_inverses(
+    totals_ptr,  # (3,) float32: what `cross_entropy_denominators` stores with TOTALS, added up
+    out_ptr,  # (3,) float32
+    MEAN: tl.constexpr,
+):
+    _store_denominators(out_ptr, tl.load(totals_ptr), tl.load(totals_ptr + 1), MEAN)
 
 
 @triton.jit
@@ -492,8 +698,13 @@ def backward_launch(
     has_dz_loss: bool,
     options: Options,
     in_place: bool,
+    parts: int = 1,
+    unit_cotangent: bool = False,
 ) -> Launch:
-    """The logits' gradient, for one cotangent per row ("none") or one in all; `in_place`: over the logits."""
+    """The logits' gradient, for one cotangent per row ("none") or one in all; `in_place`: over the logits.
+
+    Of one of the `parts` of the vocabulary; with `unit_cotangent` for a loss whose cotangent is 1.
+    """
     block, warps = _block(n_cols)
     rows = n_rows if options.reduction == "none" else 1
     matrix = Spec((n_rows, n_cols), dtype)
@@ -503,17 +714,19 @@ def backward_launch(
         inputs=(
             matrix,
             Spec((n_rows,), label_dtype),
-            _class_weights(n_rows, n_cols, weight_dtype, options),
+            _class_weights(n_rows, n_cols * parts, weight_dtype, options),
             Spec((n_cols,), bias_dtype or dtype, resident=True, unread=bias_dtype is None),
             Spec((n_rows,), "float32"),
             Spec((n_rows,), "float32"),
             Spec((3,), "float32", resident=True),
             Spec((rows,), "float32", resident=rows == 1, unread=not has_dloss),
             Spec((rows,), "float32", resident=rows == 1, unread=not has_dz_loss),
+            Spec((1,), "int32", resident=True, unread=parts == 1),
         ),
         outputs=(matrix,),
         constants=(
             ("n_cols", n_cols),
+            ("n_classes", n_cols * parts),
             ("row_stride", row_stride),
             ("gradient_stride", row_stride if in_place else n_cols),
             *_formula(options),
@@ -522,7 +735,9 @@ def backward_launch(
             ("HAS_BIAS", bias_dtype is not None),
             ("HAS_DLOSS", has_dloss),
             ("HAS_DZ_LOSS", has_dz_loss),
+            ("UNIT_COTANGENT", unit_cotangent),
             ("TOKEN_SCALING", options.token_scaling),
+            ("PART", parts > 1),
             ("BLOCK", min(block, 4096)),
         ),
         num_warps=min(warps, 8),
@@ -532,10 +747,136 @@ def backward_launch(
 
 
 @functools.lru_cache(4096)
-def denominators_launch(
-    n_rows: int, n_cols: int, label_dtype: str, weight_dtype: str | None, ignore_index: int, mean: bool
+def part_launch(
+    n_rows: int,
+    n_cols: int,
+    dtype: str,
+    label_dtype: str,
+    row_stride: int,
+    weight_dtype: str | None,
+    bias_dtype: str | None,
+    options: Options,
+    parts: int,
 ) -> Launch:
-    """What losses are divided by, found on the device."""
+    """What one of the `parts` of the vocabulary contributes to the rows' losses."""
+    smooths = options.label_smoothing > 0
+    weighted = weight_dtype is not None and smooths
+    block, warps = _block(n_cols, weighted)
+    per_row, nothing = Spec((n_rows,), "float32"), Spec((0,), "float32")
+    best = options.return_accuracy or options.return_predicted
+    weights = Spec(
+        (n_cols * parts,), weight_dtype or "float32", resident=True, unread=not weighted, lookups=n_cols
+    )
+    return Launch(
+        kernel=cross_entropy_part,
+        grid=(n_rows,),
+        inputs=(
+            Spec((n_rows, n_cols), dtype),
+            Spec((n_rows,), label_dtype),
+            weights,
+            Spec((n_cols,), bias_dtype or dtype, resident=True, unread=bias_dtype is None),
+            Spec((1,), "int32", resident=True),
+        ),
+        outputs=(
+            per_row,
+            per_row,
+            per_row,
+            per_row if smooths else nothing,
+            Spec((n_rows if best else 0,), "int32"),
+        ),
+        constants=(
+            ("n_cols", n_cols),
+            ("n_classes", n_cols * parts),
+            ("row_stride", row_stride),
+            ("ignore_index", options.ignore_index),
+            ("softcap", float(options.softcap or 0.0)),
+            ("scale", float(options.scale)),
+            ("HAS_WEIGHT", weighted),
+            ("HAS_BIAS", bias_dtype is not None),
+            ("WANT_WEIGHTED", smooths),
+            ("WANT_BEST", best),
+            ("BLOCK", block),
+        ),
+        num_warps=warps,
+        flops=5 * n_rows * n_cols,
+    )
+
+
+ROWS_PER_PROGRAM = 256
+"""Of the kernels that work on a few numbers per row."""
+
+
+@functools.lru_cache(4096)
+def shift_launch(n_rows: int, want_best: bool) -> Launch:
+    """The parts' sums relative to the highest logit of all parts."""
+    per_row, index = Spec((n_rows,), "float32"), Spec((n_rows,), "int32", unread=not want_best)
+    return Launch(
+        kernel=cross_entropy_shift,
+        grid=(cdiv(n_rows, ROWS_PER_PROGRAM),),
+        inputs=(per_row, per_row, per_row, index),
+        integers=(n_rows,),
+        outputs=(per_row, Spec((n_rows if want_best else 0,), "int32")),
+        constants=(("WANT_BEST", want_best), ("BLOCK", ROWS_PER_PROGRAM)),
+        num_warps=4,
+        flops=2 * n_rows,
+    )
+
+
+@functools.lru_cache(4096)
+def whole_launch(
+    n_rows: int, n_classes: int, label_dtype: str, weight_dtype: str | None, options: Options
+) -> Launch:
+    """The rows' losses from what all parts of the vocabulary add up to."""
+    per_row, nothing = Spec((n_rows,), "float32"), Spec((0,), "float32")
+    best = options.return_accuracy or options.return_predicted
+    return Launch(
+        kernel=cross_entropy_whole,
+        grid=(cdiv(n_rows, ROWS_PER_PROGRAM),),
+        inputs=(
+            Spec((n_rows,), label_dtype),
+            _class_weights(n_rows, n_classes, weight_dtype, options),
+            Spec((3,), "float32", resident=True),
+            per_row,
+            per_row,
+            per_row,
+            Spec((n_rows,), "float32", unread=options.label_smoothing == 0),
+            Spec((n_rows,), "int32", unread=not best),
+        ),
+        integers=(n_rows,),
+        outputs=(
+            per_row,
+            per_row,
+            per_row if options.return_z_loss else nothing,
+            per_row if options.return_accuracy else nothing,
+            Spec((n_rows if options.return_predicted else 0,), "int32"),
+        ),
+        constants=(
+            ("n_classes", n_classes),
+            ("ignore_index", options.ignore_index),
+            ("label_smoothing", float(options.label_smoothing)),
+            ("z_loss", float(options.z_loss)),
+            ("HAS_WEIGHT", weight_dtype is not None),
+            ("WANT_Z_LOSS", options.return_z_loss),
+            ("WANT_CORRECT", options.return_accuracy),
+            ("WANT_PREDICTED", options.return_predicted),
+            ("BLOCK", ROWS_PER_PROGRAM),
+        ),
+        num_warps=4,
+        flops=10 * n_rows,
+    )
+
+
+@functools.lru_cache(4096)
+def denominators_launch(
+    n_rows: int,
+    n_cols: int,
+    label_dtype: str,
+    weight_dtype: str | None,
+    ignore_index: int,
+    mean: bool,
+    totals: bool = False,
+) -> Launch:
+    """What losses are divided by, found on the device; `totals`: before it is inverted."""
     return Launch(
         kernel=cross_entropy_denominators,
         grid=(1,),
@@ -556,10 +897,26 @@ def denominators_launch(
             ("ignore_index", ignore_index),
             ("HAS_WEIGHT", weight_dtype is not None),
             ("MEAN", mean),
+            ("TOTALS", totals),
             ("BLOCK", 4096),
         ),
         num_warps=8,
         flops=2 * n_rows,
+    )
+
+
+@functools.lru_cache(2)
+def inverses_launch(mean: bool) -> Launch:
+    """What losses are divided by, from totals that were added up."""
+    three = Spec((3,), "float32")
+    return Launch(
+        kernel=cross_entropy_inverses,
+        grid=(1,),
+        inputs=(dataclasses.replace(three, resident=True),),
+        outputs=(three,),
+        constants=(("MEAN", mean),),
+        num_warps=1,
+        flops=2,
     )
 
 
@@ -590,18 +947,25 @@ def totals_launch(n_rows: int, want_z_loss: bool, want_accuracy: bool) -> Launch
 def denominators(
     backend: Backend, labels: Array, weight: Array | None, n_cols: int, options: Options
 ) -> Array:
-    """The (3,) factors that the loss kernels read."""
+    """The (3,) factors that the loss kernels read; `n_cols` of the classes are here."""
     mean = options.reduction == "mean"
     weight = weight if mean else None
+    everywhere = backend.size("rows") > 1 and (
+        mean or (options.return_accuracy and options.reduction == "sum")
+    )
     launch = denominators_launch(
         labels.shape[0],
-        n_cols,
+        n_cols * backend.size("columns"),
         backend.dtype(labels),
         None if weight is None else backend.dtype(weight),
         options.ignore_index,
         mean,
+        everywhere,
     )
-    return backend.launch(launch, labels, labels if weight is None else weight)[0]
+    (factors,) = backend.launch(launch, labels, labels if weight is None else weight)
+    if everywhere:
+        (factors,) = backend.launch(inverses_launch(mean), *backend.psum(factors, over="rows"))
+    return factors
 
 
 def totals(
@@ -618,9 +982,8 @@ def totals(
         launch, loss, loss if z_loss is None else z_loss, loss if correct is None else correct, factors
     )
     wanted = (True, options.return_z_loss, options.return_accuracy)
-    total, z_total, accuracy = (
-        backend.reshape(r, ()) if w else None for r, w in zip(results, wanted, strict=True)
-    )
+    sums = iter(backend.psum(*(r for r, w in zip(results, wanted, strict=True) if w), over="rows"))
+    total, z_total, accuracy = (backend.reshape(next(sums), ()) if w else None for w in wanted)
     return total, z_total, accuracy
 
 
@@ -638,6 +1001,8 @@ def forward_rows(
 
     lse = highest + log_total; the two are kept apart because their sum has not the digits of the second.
     """
+    if backend.size("columns") > 1:
+        return _forward_parts(backend, logits, labels, weight, bias, factors, options, want_gradient)
     launch = forward_launch(
         *logits.shape,
         backend.dtype(logits),
@@ -667,6 +1032,77 @@ def forward_rows(
     )
 
 
+def _forward_parts(
+    backend: Backend,
+    logits: Array,
+    labels: Array,
+    weight: Array | None,
+    bias: Array | None,
+    factors: Array,
+    options: Options,
+    want_gradient: bool,
+) -> tuple[Array, Array, Array, Array | None, Array | None, Array | None, Array | None]:
+    """`forward_rows` where every device has a part of the vocabulary."""
+    n_rows, n_cols = logits.shape
+    parts = backend.size("columns")
+    weight_dtype = None if weight is None else backend.dtype(weight)
+    want_weighted = options.label_smoothing > 0
+    want_best = options.return_accuracy or options.return_predicted
+    launch = part_launch(
+        n_rows,
+        n_cols,
+        backend.dtype(logits),
+        backend.dtype(labels),
+        backend.strides(logits)[0],
+        weight_dtype,
+        None if bias is None else backend.dtype(bias),
+        options,
+        parts,
+    )
+    weight_operand = labels if weight is None else weight
+    highest, total, label_logit, weighted, best = backend.launch(
+        launch,
+        logits,
+        labels,
+        weight_operand,
+        labels if bias is None else bias,
+        backend.first_column(n_cols),
+    )
+    top = backend.pmax(highest, over="columns")
+    total, order = backend.launch(
+        shift_launch(n_rows, want_best), highest, top, total, best if want_best else labels
+    )
+    total, label_logit, *rest = backend.psum(
+        total, label_logit, *((weighted,) if want_weighted else ()), over="columns"
+    )
+    loss, log_total, z_loss, correct, predicted = backend.launch(
+        whole_launch(n_rows, n_cols * parts, backend.dtype(labels), weight_dtype, options),
+        labels,
+        weight_operand,
+        factors,
+        top,
+        total,
+        label_logit,
+        rest[0] if want_weighted else top,
+        backend.pmax(order, over="columns") if want_best else labels,
+    )
+    gradient = None
+    if want_gradient:
+        gradient = backward_rows(
+            backend, logits, labels, weight, bias, top, log_total, factors, None, None, options,
+            in_place=True, unit_cotangent=True,
+        )  # fmt: skip
+    return (
+        loss,
+        top,
+        log_total,
+        z_loss if options.return_z_loss else None,
+        correct if options.return_accuracy else None,
+        predicted if options.return_predicted else None,
+        gradient,
+    )
+
+
 def backward_rows(
     backend: Backend,
     logits: Array,
@@ -680,8 +1116,10 @@ def backward_rows(
     dz_loss: Array | None,
     options: Options,
     in_place: bool,
+    unit_cotangent: bool = False,
 ) -> Array:
-    """The gradient of a matrix of logits, given the cotangents of its rows, or of their reduction."""
+    """The gradient of a matrix of logits, given the cotangents of its rows, or of their reduction (or that it is 1)."""
+    parts = backend.size("columns")
     launch = backward_launch(
         *logits.shape,
         backend.dtype(logits),
@@ -693,6 +1131,8 @@ def backward_rows(
         dz_loss is not None,
         options,
         in_place,
+        parts,
+        unit_cotangent,
     )
     unread = labels
     return backend.launch(
@@ -706,6 +1146,7 @@ def backward_rows(
         factors,
         unread if dloss is None else dloss,
         unread if dz_loss is None else dz_loss,
+        unread if parts == 1 else backend.first_column(logits.shape[1]),
     )[0]
 
 
@@ -733,7 +1174,11 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
         outputs = tuple(None if r is None else backend.reshape(r, shape) for r in (loss, z_loss, correct))
     else:
         outputs = totals(backend, loss, z_loss, correct, factors, options)
-    return (*outputs, predicted), (highest, log_total, factors)
+    return (*outputs, predicted), (
+        backend.reshape(highest, shape),
+        backend.reshape(log_total, shape),
+        factors,
+    )
 
 
 def _backward(
@@ -749,8 +1194,8 @@ def _backward(
         backend.reshape(backend.dense(labels), (-1,)),
         weight,
         None,
-        kept["highest"],
-        kept["log_total"],
+        backend.reshape(kept["highest"], (-1,)),
+        backend.reshape(kept["log_total"], (-1,)),
         kept["denominators"],
         cotangent_rows(backend, cotangents[0]),
         cotangent_rows(backend, cotangents[1]),
@@ -808,10 +1253,7 @@ def _infer(
 ) -> tuple[tuple[Spec | None, ...], tuple[Spec | None, ...]]:
     _, labels, _ = operands
     assert labels is not None
-    n_rows = 1
-    for n in labels.shape:
-        n_rows *= n
-    per_row = Spec((n_rows,), "float32")
+    per_row = Spec(labels.shape, "float32")
     return infer_outputs(labels.shape, options), (per_row, per_row, Spec((3,), "float32"))
 
 
@@ -832,8 +1274,16 @@ def formula_options(options: Options) -> dict[str, object]:
     return {name: getattr(options, name) for name in names}
 
 
-def _reference(operands: Arrays, options: Options) -> Arrays:
-    return reference_outputs(reference.cross_entropy(*operands, **formula_options(options)), options)  # type: ignore[arg-type]
+def _reference(operands: Arrays, options: Options, mesh: Mesh = ONE_DEVICE) -> Arrays:
+    return reference_outputs(
+        reference.cross_entropy(*operands, **formula_options(options), mesh=mesh),  # type: ignore[arg-type]
+        options,
+    )
+
+
+def divisible(options: Options, axes: Mapping[str, int]) -> Mapping[str, int]:
+    """`Op.columns` of a loss, where a mesh may divide the vocabulary; token scaling would need one number more."""
+    return {} if options.token_scaling else axes
 
 
 OUTPUTS = (
@@ -863,4 +1313,6 @@ CROSS_ENTROPY = Op(
     backward=_backward,
     reference=_reference,
     keeps=lambda options, needs: ("logits", "labels", "weight"),
+    columns=lambda options: divisible(options, {"logits": -1}),
+    reference_on=_reference,
 )

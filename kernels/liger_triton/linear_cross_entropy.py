@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from liger import check
 from liger.backend import Array, Backend
 from liger.launch import Spec
+from liger.mesh import ONE_DEVICE, Mesh
 from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import cross_entropy as reference
 from liger_triton import cross_entropy as loss_op
@@ -100,7 +101,7 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
     sums = problem.sums() if in_forward else None
     parts: list[tuple[Array | None, ...]] = []
     for start, stop in problem.chunks():
-        *rows, dlogits = loss_op.forward_rows(
+        *row_values, dlogits = loss_op.forward_rows(
             backend,
             problem.logits(start, stop),
             backend.slice_rows(problem.labels, start, stop),
@@ -110,7 +111,7 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
             options,
             want_gradient=in_forward,
         )
-        parts.append(tuple(rows))
+        parts.append(tuple(row_values))
         if sums is not None:
             problem.add(sums, dlogits, start, stop)
         del dlogits  # a view of the workspace, which is to be free when the gradients are finished
@@ -125,11 +126,17 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
     if sums is not None:
         dx, dw, db = problem.finished(sums)
         return (*outputs, predicted), (dx, dw, db, None, None, None)
+    if not _any_needed(needs):
+        return (*outputs, predicted), (None,) * 6
+    index = arrays["rows"]
+    rows = shape if index is None else tuple(index.shape)
     return (*outputs, predicted), (
         None,
         None,
         None,
-        *((highest, log_total, factors) if _any_needed(needs) else (None,) * 3),
+        backend.reshape(highest, rows),
+        backend.reshape(log_total, rows),
+        factors,
     )
 
 
@@ -164,6 +171,7 @@ def _backward(
     sums = problem.sums()
     if options.into_buffer and problem.want_weight:
         sums.weight = kept["weight_grad"]
+    highest, log_total = (backend.reshape(kept[name], (-1,)) for name in ("highest", "log_total"))
     per_row = options.reduction == "none"
     if per_row and problem.index is not None:
         dloss, dz_loss = (
@@ -180,8 +188,8 @@ def _backward(
             backend.slice_rows(problem.labels, start, stop),
             problem.class_weight,
             problem.bias,
-            backend.slice_rows(kept["highest"], start, stop),
-            backend.slice_rows(kept["log_total"], start, stop),
+            backend.slice_rows(highest, start, stop),
+            backend.slice_rows(log_total, start, stop),
             kept["denominators"],
             cotangent(dloss, start, stop),
             cotangent(dz_loss, start, stop),
@@ -238,10 +246,7 @@ def _infer(
         )
     if not _any_needed(needs):
         return outputs, (None,) * 6
-    n_rows = 1
-    for n in labels.shape if rows is None else rows.shape:
-        n_rows *= n
-    per_row = Spec((n_rows,), "float32")
+    per_row = Spec((labels if rows is None else rows).shape, "float32")
     return outputs, (None, None, None, per_row, per_row, Spec((3,), "float32"))
 
 
@@ -249,11 +254,21 @@ def _keeps(options: Options, needs: Needs) -> tuple[str, ...]:
     return () if _in_forward(options, needs) or not _any_needed(needs) else NAMES
 
 
-def _reference(operands: Arrays, options: Options) -> Arrays:
+def _reference(operands: Arrays, options: Options, mesh: Mesh = ONE_DEVICE) -> Arrays:
     x, weight, labels, bias, class_weight, *_ = operands
     logits = reference.linear(x, weight, bias, options.weight_layout)
-    results = reference.cross_entropy(logits, labels, class_weight, **loss_op.formula_options(options))  # type: ignore[arg-type]
+    results = reference.cross_entropy(
+        logits,
+        labels,
+        class_weight,
+        **loss_op.formula_options(options),  # type: ignore[arg-type]
+        mesh=mesh,
+    )
     return loss_op.reference_outputs(results, options)
+
+
+def _columns(options: Options) -> Mapping[str, int]:
+    return loss_op.divisible(options, {"weight": options.weight_layout.index("v"), "bias": 0})
 
 
 LINEAR_CROSS_ENTROPY = Op(
@@ -285,4 +300,6 @@ LINEAR_CROSS_ENTROPY = Op(
     keeps=_keeps,
     gradient_like=(("x", "grad_x"), ("weight", "grad_weight"), ("bias", "grad_bias")),
     backward_once=_in_forward,
+    columns=_columns,
+    reference_on=_reference,
 )

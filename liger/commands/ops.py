@@ -82,7 +82,7 @@ def _kernels(calls: list[Any]) -> tuple[list[str], list[str]]:
     """Names of the kernels that the catalogue's calls launch in the forward and in the backward pass."""
     names: tuple[dict[str, None], dict[str, None]] = {}, {}
     for call in calls:
-        planned = passes(call.op, call.options, call.operands, call.asked, DEFAULT, call.constant)
+        planned = passes(call.op, call.options, call.operands, call.asked, DEFAULT, call.constant, call.parts)
         for found, part in zip(names, planned, strict=True):
             found |= dict.fromkeys(launch.name for launch, _ in part)
     return list(names[0]), list(names[1])

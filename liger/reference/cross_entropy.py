@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from liger.mesh import ONE_DEVICE, Mesh
 from liger.reference.common import along_last, compute_dtype, namespace, stop_gradient, take_last
 
 
@@ -19,8 +20,11 @@ def cross_entropy(
     scale: float,
     reduction: str,
     token_scaling: bool,
+    mesh: Mesh = ONE_DEVICE,
 ) -> tuple[Any, Any, Any, Any]:
     """(loss, z_loss, accuracy, predicted) of logits (..., vocab) and labels (...).
+
+    On a mesh, of the tokens here and this device's part of the vocabulary; the class weights are whole.
 
     Per token, with z = scale * logits, capped as c * tanh(z / c), class weights w, smoothing e and V classes:
 
@@ -39,27 +43,41 @@ def cross_entropy(
     z = xp.astype(logits, compute_dtype(logits)) * scale
     if softcap is not None:
         z = softcap * xp.tanh(z / softcap)
-    vocab_size = z.shape[-1]
+    n_here, n_parts = z.shape[-1], mesh.size("columns")
+    vocab_size, first = n_here * n_parts, mesh.first_column(n_here)
     best = xp.argmax(z, axis=-1)
     valid = labels != ignore_index
-    one = xp.ones_like(z[..., 0])
     labels = xp.astype(labels, best.dtype)  # the only integers that torch indexes with
     in_range = (labels >= 0) & (labels < vocab_size)
-    index = xp.where(valid & in_range, labels, xp.zeros_like(labels))
-    highest = stop_gradient(xp.max(z, axis=-1, keepdims=True))
-    log_total = xp.log(xp.sum(xp.exp(z - highest), axis=-1))
-    lse = log_total + highest[..., 0]
-    label_logit = take_last(z, index)
-    label_weight = (
-        one if weight is None else xp.astype(xp.take(weight, xp.reshape(index, (-1,)), axis=0), z.dtype)
+    here = valid & (labels >= first) & (labels < first + n_here)
+    highest_here = stop_gradient(xp.max(z, axis=-1))
+    highest = mesh.pmax(highest_here, over="columns")
+    index = xp.where(here, labels - first, xp.zeros_like(labels))
+    total, label_logit = mesh.psum(
+        xp.sum(xp.exp(z - highest[..., None]), axis=-1),
+        xp.where(here, take_last(z, index), xp.zeros_like(highest)),
+        over="columns",
     )
-    label_weight = xp.reshape(label_weight, index.shape)
+    log_total = xp.log(total)
+    lse = log_total + highest
+    label_weight = one = xp.ones_like(lse)
+    if weight is not None:
+        index = xp.where(valid & in_range, labels, xp.zeros_like(labels))
+        label_weight = xp.astype(xp.take(weight, xp.reshape(index, (-1,)), axis=0), z.dtype)
+        label_weight = xp.reshape(label_weight, index.shape)
     # Not lse - label_logit: where the label has nearly all of the probability, the two are nearly equal.
-    nll = log_total + (highest[..., 0] - label_logit)
+    nll = log_total + (highest - label_logit)
     ce = (1 - label_smoothing) * label_weight * nll
     if label_smoothing:
-        classes = xp.ones_like(z[..., :1]) if weight is None else along_last(xp.astype(weight, z.dtype), z)
-        ce = ce + label_smoothing / vocab_size * xp.sum(classes * (lse[..., None] - z), axis=-1)
+        lower = z - highest[..., None]
+        weights: Any = vocab_size
+        if weight is not None:
+            part = weight if n_parts == 1 else xp.take(weight, first + xp.arange(n_here), axis=0)
+            lower = along_last(xp.astype(part, z.dtype), z) * lower
+            weights = xp.sum(xp.astype(weight, z.dtype))
+        (weighted,) = mesh.psum(xp.sum(lower, axis=-1), over="columns")
+        # sum_j w_j (lse - z_j)
+        ce = ce + label_smoothing / vocab_size * (weights * log_total - weighted)
     zl = z_loss * lse * lse
     if token_scaling:
         probability = stop_gradient(xp.exp(-nll))
@@ -68,16 +86,24 @@ def cross_entropy(
     ce = ce * xp.where(valid & ~in_range, xp.full_like(one, xp.nan), one)
     nothing = xp.zeros_like(one)
     ce, zl = xp.where(valid, ce, nothing), xp.where(valid, zl, nothing)
+    if n_parts > 1:
+        # The first class of several: the least one, among those of the devices that have the highest logit.
+        best = -mesh.pmax(-xp.where(highest_here == highest, best + first, vocab_size), over="columns")
     correct = xp.where(valid & (best == labels), one, nothing)
     predicted = xp.astype(xp.where(valid, best, xp.full_like(best, -1)), xp.int32)
     if reduction == "none":
         return ce + zl, zl, correct, predicted
-    count = xp.sum(xp.where(valid, one, nothing))
-    accuracy = xp.sum(correct) * _inverse(count)
-    ce, zl = xp.sum(ce), xp.sum(zl)
+    ce, zl, n_correct, count, label_weights = mesh.psum(
+        xp.sum(ce),
+        xp.sum(zl),
+        xp.sum(correct),
+        xp.sum(xp.where(valid, one, nothing)),
+        xp.sum(xp.where(valid, label_weight, nothing)),
+        over="rows",
+    )
+    accuracy = n_correct * _inverse(count)
     if reduction == "mean":
-        ce = ce * _inverse(xp.sum(xp.where(valid, label_weight, nothing)))
-        zl = zl * _inverse(count)
+        ce, zl = ce * _inverse(label_weights), zl * _inverse(count)
     return ce + zl, zl, accuracy, predicted
 
 

@@ -49,6 +49,7 @@ def softmax_cross_entropy_with_integer_labels(
     return_z_loss: bool = False,
     return_accuracy: bool = False,
     return_predicted: bool = False,
+    vocab_axis: str | tuple[str, ...] | None = None,
     implementation: str | None = None,
 ) -> jax.Array | CrossEntropy:
     r"""Cross entropy between logits and class indices, of optax's name and shape.
@@ -113,6 +114,7 @@ def softmax_cross_entropy_with_integer_labels(
         labels,
         class_weights,
         implementation=implementation,
+        vocab_axis=vocab_axis,
         names=_LOSS_NAMES | {"weight": "class_weights"},
     )
     return _loss(outputs, one)
@@ -138,6 +140,7 @@ def linear_softmax_cross_entropy(
     return_predicted: bool = False,
     accum_dtype: DTypeLike | None = None,
     chunk_bytes: int | None = None,
+    vocab_axis: str | tuple[str, ...] | None = None,
     implementation: str | None = None,
 ) -> jax.Array | CrossEntropy:
     """`softmax_cross_entropy_with_integer_labels(x @ kernel + bias, labels)` without all logits in memory at once.
@@ -212,6 +215,8 @@ def linear_softmax_cross_entropy(
     if class_weights is not None and kernel.ndim == 2 and kernel_layout in linear_chunks.LAYOUTS:
         # The op calls both the kernel and these `weight` in its errors.
         weights, vocab = spec_of(jnp.asarray(class_weights)), kernel.shape[kernel_layout.index("v")]
+        split = vjp.given_split(op, options, vocab_axis)
+        vocab *= 1 if split is None else split.size("columns")
         check.dtype(op.name, "class_weights", weights, check.REFERENCE_FLOATS)
         check.shape(op.name, "class_weights", weights, (vocab,), "one weight per class")
     given = {
@@ -227,7 +232,10 @@ def linear_softmax_cross_entropy(
         "class_weight": "class_weights",
         "weight_layout": "kernel_layout",
     }
-    return _loss(vjp.apply(op, options, *operands, implementation=implementation, names=names), one)
+    outputs = vjp.apply(
+        op, options, *operands, implementation=implementation, vocab_axis=vocab_axis, names=names
+    )
+    return _loss(outputs, one)
 
 
 def _loss(outputs: tuple[Any, ...], one_row: bool) -> jax.Array | CrossEntropy:

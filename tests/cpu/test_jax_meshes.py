@@ -1,21 +1,11 @@
-"""The functions on meshes of two devices, which have to be asked for before JAX starts."""
+"""The functions on meshes of four devices, which have to be asked for before JAX starts: programs of their own."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import jax_meshes
+import pytest
 
 
-def test_values_and_gradients_on_two_devices() -> None:
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }
-    done = subprocess.run(
-        [sys.executable, jax_meshes.__file__], env=environment, capture_output=True, text=True, timeout=250
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("part", jax_meshes.PARTS)
+def test_on_four_devices(part: str) -> None:
+    jax_meshes.run_on_four_devices(part)

@@ -1,94 +1,408 @@
-"""Values and gradients on a mesh of two CPU devices, beside those of one device; run as a program of its own."""
+"""Ops on a mesh of four CPU devices, beside one device; run as a program of its own, with the parts to run.
+
+No kernel runs here, but everything around it does: how a call is divided, what is summed over the mesh, and what XLA
+makes of it. In the program for all devices no array that is divided may be gathered.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from cases import CASES, Case
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import liger_jax
+from liger import interpret
+from liger.op import Operand
+from liger_jax import implementations
+from liger_jax.vjp import apply
 
-SPLIT, WHOLE = PartitionSpec("d"), PartitionSpec()
+P = PartitionSpec
+KINDS = (AxisType.Auto, AxisType.Explicit)
 
 
-def norm(x: jax.Array, scale: jax.Array) -> jax.Array:
-    return jnp.sum(liger_jax.rms_norm(x, scale) ** 2)
+def collectives(program: str) -> dict[str, int]:
+    """How often each collective occurs in a compiled program."""
+    names = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+    return {name: len(re.findall(rf" {name}(?:-start)?\(", program)) for name in names}
 
 
-def loss(x: jax.Array, kernel: jax.Array, labels: jax.Array, reduction: str) -> jax.Array:
+def gathered(program: str) -> int:
+    """Elements of the largest array that a compiled program gathers."""
+    shapes = re.findall(r" = \(?\w+\[([\d,]*)\].* all-gather(?:-start)?\(", program)
+    return max((math.prod(map(int, filter(None, shape.split(",")))) for shape in shapes), default=0)
+
+
+@contextlib.contextmanager
+def mesh_of(kind: AxisType) -> Iterator[Any]:
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind, kind))
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+def on_mesh(kind: AxisType, function: Callable[..., Any], arguments: Any, specs: Any) -> tuple[Any, str]:
+    """What the jitted function returns, and its program."""
+    with mesh_of(kind) as mesh:
+        placed = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(arguments, specs, strict=True)]
+        compiled = jax.jit(function).lower(*placed).compile()
+        return compiled(*placed), compiled.as_text()
+
+
+def check_nothing_gathered(
+    program: str, kind: AxisType, implementation: str, tokens: int, message: str
+) -> None:
+    """Nothing that is divided is gathered; where XLA alone divides plain jnp code, no more than numbers per token."""
+    if interpret.enabled() and kind == AxisType.Auto:
+        return  # JAX crashes on what would be needed (liger_jax.meshes)
+    found = collectives(program)
+    assert found["all-to-all"] == found["collective-permute"] == 0, (message, found)
+    alone = implementation == "xla" and kind == AxisType.Auto
+    assert gathered(program) <= (4 * tokens if alone else 0), (message, found, gathered(program))
+
+
+def close(ours: Any, expected: Any, message: str) -> None:
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), message
+        scale = np.abs(np.asarray(b, np.float64)).max(initial=0)
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5 * scale, err_msg=message)
+
+
+# -------------------------------------------------------------------------------------------------- rows, every op
+
+
+def token_axes(operand: Operand, array: np.ndarray) -> int:
+    return max(array.ndim - operand.axes, 0) if operand.role == "rows" else 0
+
+
+def divisible(case: Case) -> list[Any]:
+    """The case's operands with twice as many entries along every token axis, but for those of length one."""
+    arrays: list[Any] = []
+    for operand, array in zip(case.op.operands, case.operands(), strict=True):
+        for axis in range(token_axes(operand, array) if array is not None else 0):
+            if array.shape[axis] > 1 or operand is case.op.operands[0]:
+                array = np.concatenate([array, array], axis)
+        arrays.append(array)
+    return arrays
+
+
+def one_case_per_op() -> list[Case]:
+    """For each op the case with most token axes, or reductions; what only torch has is left out."""
+    chosen: dict[tuple[str, str], Case] = {}
+    for case in CASES:
+        arrays = case.operands()
+        torch_only = any(
+            a is not None and o.name in ("rows", "weight_grad")
+            for o, a in zip(case.op.operands, arrays, strict=True)
+        )
+        if torch_only or any(a is not None and a.size == 0 for a in arrays):
+            continue
+        key = case.op.name, getattr(case.options, "reduction", "")
+        best = chosen.get(key)
+        if best is None or token_axes(case.op.operands[0], arrays[0]) > token_axes(
+            case.op.operands[0], best.operands()[0]
+        ):
+            chosen[key] = case
+    return list(chosen.values())
+
+
+def lead(rank: int, entries: Sequence[Any]) -> tuple[Any, ...]:
+    """Mesh axes of a token array's leading axes."""
+    return (*entries, *(None,) * rank)[:rank]
+
+
+def check_rows(case: Case, implementation: str) -> None:
+    arrays = divisible(case)
+    needs = case.needs()
+    present = [i for i, a in enumerate(arrays) if a is not None]
+    rank = token_axes(case.op.operands[0], arrays[0])
+
+    def specs_for(entries: Sequence[Any]) -> list[PartitionSpec]:
+        specs = []
+        for i in present:
+            operand, array = case.op.operands[i], arrays[i]
+            n = token_axes(operand, array)
+            names = lead(rank, entries)[rank - n :]
+            specs.append(P(*(None if array.shape[k] == 1 else name for k, name in enumerate(names))))
+        return specs
+
+    def function(*values: jax.Array) -> Any:
+        full: list[Any] = [None] * len(arrays)
+        for i, value in zip(present, values, strict=True):
+            full[i] = value
+        wanted = [i for i in present if needs[i]]
+
+        def outputs(*active: jax.Array) -> Any:
+            given = list(full)
+            for i, value in zip(wanted, active, strict=True):
+                given[i] = value
+            results = apply(case.op, case.options, *given, implementation=implementation)
+            return [
+                y for y, o in zip(results, case.op.outputs, strict=True) if y is not None and o.differentiable
+            ]
+
+        results, pull_back = jax.vjp(outputs, *(full[i] for i in wanted))
+        return results, pull_back([jnp.cos(y).astype(y.dtype) for y in results])
+
+    values = [jnp.asarray(arrays[i]) for i in present]
+    expected = jax.jit(function)(*values)
+    reduced = any(y.ndim == 0 for y in jax.tree.leaves(expected[0]))
+    summed = reduced or any(case.op.operands[i].role == "shared" and needs[i] for i in present)
+    for kind in KINDS:
+        message = f"{case.name} {implementation} {kind}"
+        ours, program = on_mesh(kind, function, values, specs_for(("data", "model")))
+        close(ours, expected, message)
+        check_nothing_gathered(program, kind, implementation, math.prod(values[0].shape[:rank]), message)
+        assert bool(collectives(program)["all-reduce"]) == summed, (message, collectives(program))
+
+
+def rows() -> None:
+    for case in one_case_per_op():
+        for implementation in dict.fromkeys(("triton", implementations.DEFAULTS[case.op.name])):
+            check_rows(case, implementation)
+
+
+# ------------------------------------------------------------------------------------------------ one norm, closely
+
+
+def norm() -> None:
+    rng = np.random.default_rng(0)
+    x, g = (jnp.asarray(rng.standard_normal((8, 4, 64)), jnp.float32) for _ in range(2))
+    scale = jnp.asarray(rng.standard_normal(64), jnp.float32)
+
+    def function(x: jax.Array, scale: jax.Array, g: jax.Array) -> Any:
+        y, pull_back = jax.vjp(liger_jax.rms_norm, x, scale)
+        return y, pull_back(g)
+
+    expected = function(x, scale, g)
+    for kind in KINDS:
+        for spec in (P("data"), P(("data", "model")), P("data", "model"), P("data", None, "model"), P()):
+            message = f"{kind} {spec}"
+            (y, (dx, dscale)), program = on_mesh(kind, function, (x, scale, g), (spec, P(), P(*spec[:2])))
+            found = collectives(program)
+            close((y, (dx, dscale)), expected, message)
+            features_divided = len(spec) == 3
+            assert bool(found["all-gather"]) == features_divided, (message, found)
+            # The sum over the tokens, of the scale's gradient alone.
+            assert found["all-reduce"] == (spec != P()), (message, found)
+            whole = NamedSharding(y.sharding.mesh, P(*spec[:2]))
+            assert y.sharding.is_equivalent_to(whole, 3), (message, y.sharding)
+
+
+# ---------------------------------------------------------------------------------------------------- vmap, no mesh
+
+
+def transforms() -> None:
+    rng = np.random.default_rng(1)
+    x, scale = jnp.asarray(rng.standard_normal((4, 6, 16)), jnp.float32), jnp.ones(16)
+    loss = lambda x, scale: jnp.sum(jnp.cos(liger_jax.rms_norm(x, scale)))  # noqa: E731
+    expected = jax.vmap(jax.grad(loss, (0, 1)), (0, None))(x, scale)
+    for kind in KINDS:
+        ours, _ = on_mesh(
+            kind, jax.vmap(jax.grad(loss, (0, 1)), (0, None)), (x, scale), (P(None, "data"), P())
+        )
+        close(ours, expected, f"vmap {kind}")
+    # Without a mesh around the call: the arrays alone say that they are divided.
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+    placed = jax.device_put(x, NamedSharding(mesh, P("d"))), jax.device_put(scale, NamedSharding(mesh, P()))
+    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*placed).compile()
+    close(compiled(*placed), jax.grad(loss, (0, 1))(x, scale), "no mesh")
+    assert collectives(compiled.as_text())["all-gather"] == 0
+    close(jax.grad(loss, (0, 1))(*placed), jax.grad(loss, (0, 1))(x, scale), "no mesh, no jit")
+
+
+# ---------------------------------------------------------------------------------------------------------- shard_map
+
+
+def loss_of(x: jax.Array, kernel: jax.Array, labels: jax.Array, reduction: str) -> jax.Array:
     result = liger_jax.linear_softmax_cross_entropy(x, kernel, labels, reduction=reduction)
     assert isinstance(result, jax.Array)
     return jnp.sum(result)
 
 
-def on_axes(kind: AxisType, function: Callable[..., Any], arguments: Any, specs: Any) -> Any:
-    mesh = jax.make_mesh((2,), ("d",), axis_types=(kind,))
-    with jax.set_mesh(mesh):
-        placed = [
-            jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(arguments, specs, strict=True)
-        ]
-        return jax.jit(jax.value_and_grad(function, (0, 1)))(*placed)
-
-
 def in_shard_map(check: bool, function: Callable[..., Any], arguments: Any, specs: Any) -> Any:
     """Differentiated inside: with check_vma, a replicated argument's gradient is summed over the mesh."""
-    mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
 
     def per_device(*arguments: Any) -> Any:
         value, (rows, shared) = jax.value_and_grad(function, (0, 1))(*arguments)
-        return jax.lax.psum(value, "d"), (rows, shared if check else jax.lax.psum(shared, "d"))
+        return jax.lax.psum(value, "data"), (rows, shared if check else jax.lax.psum(shared, "data"))
 
-    mapped = jax.shard_map(
-        per_device, mesh=mesh, in_specs=specs, out_specs=(WHOLE, (SPLIT, WHOLE)), check_vma=check
+    out_specs = (P(), (P("data"), P()))
+    return jax.jit(jax.shard_map(per_device, in_specs=specs, out_specs=out_specs, check_vma=check))(
+        *arguments
     )
-    return jax.jit(mapped)(*arguments)
 
 
 def around_shard_map(check: bool, function: Callable[..., Any], arguments: Any, specs: Any) -> Any:
-    mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
     mapped = jax.shard_map(
-        lambda *a: jax.lax.psum(function(*a), "d"),
-        mesh=mesh,
-        in_specs=specs,
-        out_specs=WHOLE,
-        check_vma=check,
+        lambda *a: jax.lax.psum(function(*a), "data"), in_specs=specs, out_specs=P(), check_vma=check
     )
     return jax.jit(jax.value_and_grad(mapped, (0, 1)))(*arguments)
 
 
-def main() -> None:
-    assert jax.device_count() == 2
+def manual() -> None:
     rng = np.random.default_rng(0)
     x, scale, kernel = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((4, 8), (8,), (8, 30)))
     labels = jnp.array([1, 2, -100, 4])
-    cases = (
-        (norm, (x, scale), (SPLIT, WHOLE)),
+    cases: tuple[Any, ...] = (
+        (lambda x, scale: jnp.sum(liger_jax.rms_norm(x, scale) ** 2), (x, scale), (P("data"), P())),
         *(
-            (functools.partial(loss, reduction=reduction), (x, kernel, labels), (SPLIT, WHOLE, SPLIT))
-            for reduction in ("none", "sum")
+            (functools.partial(loss_of, reduction=r), (x, kernel, labels), (P("data"), P(), P("data")))
+            for r in ("none", "sum")
         ),
     )
     for function, arguments, specs in cases:
-        expected = jax.tree.leaves(jax.value_and_grad(function, (0, 1))(*arguments))
-        for run, kind in (
-            (on_axes, AxisType.Auto),
-            (on_axes, AxisType.Explicit),
-            (in_shard_map, False),
-            (in_shard_map, True),
-            (around_shard_map, False),
-            (around_shard_map, True),
-        ):
-            results = jax.tree.leaves(run(kind, function, arguments, specs))
-            for ours, theirs in zip(results, expected, strict=True):
-                np.testing.assert_allclose(
-                    ours, theirs, rtol=1e-5, atol=1e-5, err_msg=f"{run} {kind} {function}"
-                )
+        expected = jax.value_and_grad(function, (0, 1))(*arguments)
+        for run in (in_shard_map, around_shard_map):
+            for check in (False, True):
+                with mesh_of(AxisType.Auto):
+                    close(run(check, function, arguments, specs), expected, f"{run} {check}")
+
+
+# --------------------------------------------------------------------------------------------- a divided vocabulary
+
+EXTRAS: dict[str, Any] = {"return_z_loss": True, "return_accuracy": True, "return_predicted": True}
+
+
+def vocabulary() -> None:
+    """Every option somewhere, with every reduction; in the interpreter, with all of them."""
+    rng = np.random.default_rng(2)
+    n, hidden, vocab = 8, 6, 20
+    x = jnp.asarray(rng.standard_normal((4, n // 4, hidden)), jnp.float32)
+    kernel = jnp.asarray(0.7 * rng.standard_normal((hidden, vocab)), jnp.float32)
+    bias = jnp.asarray(rng.standard_normal(vocab), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, vocab, (4, n // 4)), jnp.int32).at[1, 0].set(-100)
+    weights = jnp.asarray(rng.uniform(0.5, 2, vocab), jnp.float32)
+    every = {
+        "label_smoothing": 0.2,
+        "z_loss": 0.05,
+        "softcap": 3.0,
+        "logit_scale": 0.7,
+        "class_weights": weights,
+    }
+    for reduction, options, implementation in (
+        ("none", every | EXTRAS, "triton"),
+        ("none", every | EXTRAS, "xla"),
+        ("sum", every, "triton"),
+        ("mean", {}, "triton"),
+        ("mean", every | EXTRAS, "triton"),
+    ):
+        if interpret.enabled() and implementation == "xla":
+            continue
+        chosen = {**options, "reduction": reduction, "implementation": implementation}
+        check_vocabulary(x, kernel, bias, labels, chosen)
+
+
+def check_vocabulary(x: Any, kernel: Any, bias: Any, labels: Any, options: dict[str, Any]) -> None:
+    def fused(x: Any, kernel: Any, bias: Any, labels: Any, **more: Any) -> Any:
+        return liger_jax.linear_softmax_cross_entropy(x, kernel, labels, bias=bias, **options, **more)
+
+    def tied(x: Any, kernel: Any, bias: Any, labels: Any, **more: Any) -> Any:
+        return liger_jax.linear_softmax_cross_entropy(
+            x, kernel.T, labels, bias=bias, kernel_layout="vh", **options, **more
+        )
+
+    def logits(z: Any, labels: Any, **more: Any) -> Any:
+        return liger_jax.softmax_cross_entropy_with_integer_labels(z, labels, **options, **more)
+
+    z = x @ kernel + bias
+    linear_specs = (P("data"), P(None, "model"), P("model"), P("data"))
+    for name, function, arguments, specs in (
+        ("fused", fused, (x, kernel, bias, labels), linear_specs),
+        ("tied", tied, (x, kernel, bias, labels), linear_specs),
+        ("logits", logits, (z, labels), (P("data", None, "model"), P("data"))),
+    ):
+        if name == "tied" and options["reduction"] != "sum":
+            continue
+        argnums = tuple(range(len(arguments) - 1))
+
+        def both(*arguments: Any, function: Any = function, argnums: Any = argnums) -> Any:
+            def total(*a: Any) -> Any:
+                results = function(*a)
+                loss = results if isinstance(results, jax.Array) else results.loss + results.z_loss
+                return jnp.sum(loss * (1.0 if loss.ndim == 0 else jnp.arange(1.0, 5.0)[:, None])), results
+
+            return jax.value_and_grad(total, argnums, has_aux=True)(*arguments)
+
+        expected = both(*arguments)
+        for kind in KINDS:
+            message = f"{name} {options} {kind}"
+            ours, program = on_mesh(kind, both, arguments, specs)
+            close(ours, expected, message)
+            check_nothing_gathered(program, kind, options["implementation"], labels.size, message)
+        for check in (False, True):
+            close(
+                of_shard_map(check, function, arguments, specs, argnums, options["reduction"]),
+                of_shard_map(True, None, arguments, specs, argnums, options["reduction"], function),
+                f"{name} {options} shard_map {check}",
+            )
+
+
+def of_shard_map(
+    check: bool, function: Any, arguments: Any, specs: Any, argnums: Any, reduction: str, whole: Any = None
+) -> Any:
+    """Loss and gradients around a shard_map that divides tokens and vocabulary, or the same without one."""
+
+    def loss(results: Any) -> Any:
+        return jnp.sum(results if isinstance(results, jax.Array) else results.loss)
+
+    if whole is not None:  # each half of the tokens has a loss of its own
+
+        def halves(*arguments: Any) -> Any:
+            parts = [
+                jnp.split(a, 2) if s[:1] == ("data",) else (a, a)
+                for a, s in zip(arguments, specs, strict=True)
+            ]
+            return sum(loss(whole(*half)) for half in zip(*parts, strict=True))
+
+        return jax.value_and_grad(halves, argnums)(*arguments)
+    mapped = functools.partial(
+        jax.shard_map,
+        lambda *a: jax.lax.psum(loss(function(*a, vocab_axis="model")), "data"),
+        in_specs=specs,
+        out_specs=P(),
+        check_vma=check,
+    )
+    with mesh_of(AxisType.Auto) as mesh:
+        return jax.jit(jax.value_and_grad(mapped(mesh=mesh), argnums))(*arguments)
+
+
+PARTS: dict[str, Callable[[], None]] = {
+    "rows": rows,
+    "norm": norm,
+    "transforms": transforms,
+    "manual": manual,
+    "vocabulary": vocabulary,
+}
+
+
+def run_on_four_devices(part: str) -> None:
+    """Run a part as a program of its own."""
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
+        ),
+    }
+    command = [sys.executable, "-P", __file__, part]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
 
 
 if __name__ == "__main__":
-    main()
+    assert jax.device_count() == 4
+    for part in sys.argv[1:]:
+        PARTS[part]()

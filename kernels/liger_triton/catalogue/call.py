@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from liger.device import Device
 from liger.launch import Launch
 from liger.op import Needs, Op
-from liger.plan import Planned, launches
+from liger.plan import WHOLE, Parts, Planned, launches
 
 BF16, FP32 = "bfloat16", "float32"
 
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call:
-    """An op's forward and backward pass.
+    """An op's forward and backward pass, on one device of a mesh that divides tokens and vocabulary into `parts`.
 
     `needs` None: the gradients of all floating operands. `constant`: outputs that no cotangent comes for.
     """
@@ -41,6 +41,7 @@ class Call:
     operands: tuple[Planned | None, ...]
     needs: Needs | None = None
     constant: tuple[str, ...] = ()
+    parts: Parts = WHOLE
 
     @property
     def asked(self) -> Needs:
@@ -53,6 +54,6 @@ class Call:
     def entries(self, device: Device) -> Iterator[Entry]:
         """The launches of the call, planned for the device."""
         for launch, arrays in launches(
-            self.op, self.options, self.operands, self.asked, device, self.constant
+            self.op, self.options, self.operands, self.asked, device, self.constant, self.parts
         ):
             yield Entry(f"{self.name}/{launch.name}", launch, tuple(a.extent for a in arrays))
