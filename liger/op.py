@@ -89,8 +89,9 @@ class Op:
             hands over, so that it can be run only once.
         reuses: (options, needs) -> names of the saved arrays that the backward pass overwrites. If it is run again it
             gets None in their place, and computes them anew.
-        columns: (options) -> the operands whose vocabulary a mesh may divide, with the axis that runs along it. Where
-            one is divided all are, and `forward` and `backward` ask the backend for what the other devices have.
+        columns: (options) -> the operands and saved arrays whose vocabulary a mesh may divide, with the axis that runs
+            along it; a saved gradient is like its operand. Where one is divided all are, and `forward` and `backward`
+            ask the backend for what the other devices have.
         reference_on: `reference` on a mesh: (operands, options, mesh) -> outputs, for an op that reduces over tokens
             or has `columns`. None for an op whose tokens have nothing to do with one another.
     """

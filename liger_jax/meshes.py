@@ -167,7 +167,7 @@ class Division:
         name = declared.name
         if isinstance(declared, Output):
             gradients = {saved: operand for operand, saved in self.op.gradient_like}
-            name = gradients.get(name, "") if declared in self.op.saved else ""
+            name = gradients.get(name, name) if declared in self.op.saved else ""
         if name in self.columns:
             factors[self.columns[name]] = VOCAB
         return tuple(factors)

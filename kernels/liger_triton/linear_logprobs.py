@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from liger import check
 from liger.backend import Array, Backend
 from liger.launch import DTYPE_BYTES, Spec
+from liger.mesh import ONE_DEVICE, Mesh
 from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference.cross_entropy import linear
 from liger_triton import logprobs as row_op
@@ -117,6 +118,8 @@ def _n_rows(shape: tuple[int, ...]) -> int:
 
 def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs) -> tuple[Arrays, Arrays]:
     problem = _Problem(backend, dict(zip(NAMES, operands, strict=True)), options, needs)
+    # A part of the vocabulary gives a part of the gradient, which cannot be kept as if it were one.
+    prepares = _prepares(options, needs) and backend.size("columns") == 1
     sums = problem.sums() if _prepares(options, needs) else None
     parts: list[row_op.Rows] = []
     kept: Array | None = None
@@ -125,7 +128,7 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
         ids = backend.slice_rows(problem.ids, start, stop)
         part = row_op.forward_rows(backend, logits, ids, problem.bias, options)
         parts.append(part)
-        if sums is not None:
+        if sums is not None and prepares:
             statistics = row_op.Statistics(part.highest, part.log_total, part.mean)
             dlogits = row_op.backward_rows(
                 backend, logits, ids, problem.bias, statistics, (None,) * 3, options, in_place=True
@@ -144,7 +147,14 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
     )
     if not _any_needed(needs):
         return outputs, (None,) * 5
-    return outputs, (None if sums is None else sums.x, rows.highest, rows.log_total, rows.mean, kept)
+    computed = shape if operands[NAMES.index("rows")] is None else (problem.n_rows,)
+    return outputs, (
+        None if sums is None else backend.reshape(sums.x, (*computed, problem.hidden_size)),
+        *(backend.reshape(r, computed) for r in (rows.highest, rows.log_total, rows.mean)),
+        backend.reshape(kept, (*computed, problem.vocab_size))
+        if kept is not None and options.keep_bytes is None
+        else kept,
+    )
 
 
 def _backward(
@@ -154,22 +164,27 @@ def _backward(
     dlogp, dlse, dentropy = (
         None if c is None else backend.cast(problem.per_row(c), "float32") for c in cotangents[:3]
     )
-    if kept["grad_x"] is not None and dlse is None and dentropy is None:
-        dx = problem.spread(rows_scaled(backend, kept["grad_x"], dlogp), problem.x_shape)
+    prepared = kept["grad_x"] if backend.size("columns") == 1 else None
+    if prepared is not None and dlse is None and dentropy is None:
+        dx = problem.spread(rows_scaled(backend, backend.matrix(prepared), dlogp), problem.x_shape)
         return dx, None, None, None, None
     sums = problem.sums()
+    kept_logits = None if kept["logits"] is None else backend.matrix(kept["logits"])
+    statistics = row_op.Statistics(
+        *(backend.reshape(kept[name], (-1,)) for name in row_op.Statistics._fields)
+    )
     for start, stop in problem.chunks():
 
         def rows(array: Array | None, start: int = start, stop: int = stop) -> Array | None:
             return None if array is None else backend.slice_rows(array, start, stop)
 
-        logits = kept["logits"] if stop > problem.tail else None
+        logits = kept_logits if stop > problem.tail else None
         dlogits = row_op.backward_rows(
             backend,
             problem.logits(start, stop) if logits is None else logits,
             rows(problem.ids),
             problem.bias,
-            row_op.Statistics(rows(kept["highest"]), rows(kept["log_total"]), rows(kept["mean"])),
+            row_op.Statistics(*map(rows, statistics)),
             (rows(dlogp), rows(dlse), rows(dentropy)),
             options,
             in_place=True,
@@ -208,19 +223,25 @@ def _infer(
     outputs = row_op.infer_outputs(ids.shape, options)
     if not _any_needed(needs):
         return outputs, (None,) * 5
-    n_rows = _n_rows(ids.shape if rows is None else rows.shape)
+    shape = tuple(ids.shape if rows is None else rows.shape)
     vocab_size = weight.shape[0 if options.weight_layout == "vh" else 1]
-    n_kept = _kept_rows(n_rows, vocab_size, weight.dtype, options, needs)
+    n_kept = _kept_rows(_n_rows(shape), vocab_size, weight.dtype, options, needs)
+    kept_shape = shape if options.keep_bytes is None else (n_kept,)
     return outputs, (
-        Spec((n_rows, x.shape[-1]), x.dtype) if _prepares(options, needs) else None,
-        *(Spec((n_rows,), "float32"),) * 3,
-        None if n_kept == 0 else Spec((n_kept, vocab_size), weight.dtype),
+        Spec((*shape, x.shape[-1]), x.dtype) if _prepares(options, needs) else None,
+        *(Spec(shape, "float32"),) * 3,
+        None if n_kept == 0 else Spec((*kept_shape, vocab_size), weight.dtype),
     )
 
 
-def _reference(operands: Arrays, options: Options) -> Arrays:
+def _reference(operands: Arrays, options: Options, mesh: Mesh = ONE_DEVICE) -> Arrays:
     x, weight, ids, bias, _ = operands
-    return row_op.reference_outputs(linear(x, weight, bias, options.weight_layout), ids, options)
+    return row_op.reference_outputs(linear(x, weight, bias, options.weight_layout), ids, options, mesh)
+
+
+def _columns(options: Options) -> Mapping[str, int]:
+    axes = {"weight": options.weight_layout.index("v"), "bias": 0, "logits": -1}
+    return row_op.divisible(options, axes)
 
 
 LINEAR_LOGPROBS = Op(
@@ -246,4 +267,6 @@ LINEAR_LOGPROBS = Op(
     reference=_reference,
     keeps=lambda options, needs: NAMES if _any_needed(needs) else (),
     reuses=lambda options, needs: ("logits",),
+    columns=_columns,
+    reference_on=_reference,
 )

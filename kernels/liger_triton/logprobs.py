@@ -15,6 +15,9 @@ that is left where one token has nearly all of the probability:
 
     logp = (z_y - m) - log_total,     H = log_total - mean,     log p_j + H = (z_j - m) - mean
 
+Where a mesh divides the vocabulary, every device has of a row its highest logit, the sums relative to it and the
+token's logit if it is here; what they add up to gives the results, and each device the gradient of its part.
+
 An id outside the vocabulary that is not `ignore_index` makes its row's logp and gradient NaN: finding it out before
 the launch would stall the stream.
 """
@@ -32,7 +35,8 @@ import triton.language as tl
 
 from liger import check
 from liger.backend import Array, Backend
-from liger.launch import Launch, Spec, next_power_of_2
+from liger.launch import Launch, Spec, cdiv, next_power_of_2
+from liger.mesh import ONE_DEVICE, Mesh
 from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import logprobs as reference
 from liger_triton.math import capped
@@ -45,6 +49,7 @@ def logprobs_forward(
     logits_ptr,  # (n_rows, n_cols)
     ids_ptr,  # (n_rows,)
     bias_ptr,  # (n_cols,)
+    first_ptr,  # (1,) int32: class of the first column
     logp_ptr,  # (n_rows,) float32
     lse_ptr,  # (n_rows,) float32
     entropy_ptr,  # (n_rows,) float32
@@ -54,6 +59,7 @@ def logprobs_forward(
     predicted_ptr,  # (n_rows,) int32
     rank_ptr,  # (n_rows,) int32
     n_cols: tl.constexpr,
+    n_classes: tl.constexpr,
     row_stride: tl.constexpr,
     ignore_index: tl.constexpr,
     inverse_temperature: tl.constexpr,
@@ -62,8 +68,12 @@ def logprobs_forward(
     HAS_BIAS: tl.constexpr,
     WANT_PREDICTED: tl.constexpr,
     WANT_RANK: tl.constexpr,
+    PART: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """With PART, of a part of the vocabulary: the token's logit if it is here and otherwise 0 in place of logp, and in
+    place of lse and entropy the sums of exp(z_j - m) and of exp(z_j - m) (z_j - m).
+    """
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * row_stride
     label = tl.load(ids_ptr + row)
@@ -72,19 +82,28 @@ def logprobs_forward(
         tl.store(lse_ptr + row, 0.0)
         tl.store(entropy_ptr + row, 0.0)
         tl.store(highest_ptr + row, 0.0)
-        tl.store(log_total_ptr + row, 0.0)
-        tl.store(mean_ptr + row, 0.0)
+        if not PART:
+            tl.store(log_total_ptr + row, 0.0)
+            tl.store(mean_ptr + row, 0.0)
         if WANT_PREDICTED:
             tl.store(predicted_ptr + row, -1)
         if WANT_RANK:
             tl.store(rank_ptr + row, -1)
         return
-    in_range = (label >= 0) & (label < n_cols)
-    label_logit = tl.load(row_ptr + label, mask=in_range, other=float("nan")).to(tl.float32)
+    in_range = (label >= 0) & (label < n_classes)
+    elsewhere = float("nan")
+    first = 0
+    if PART:
+        first = tl.load(first_ptr)
+        label -= first
+        elsewhere = tl.where(in_range, 0.0, float("nan"))
+        in_range = (label >= 0) & (label < n_cols)
+    label_logit = tl.load(row_ptr + label, mask=in_range, other=0.0).to(tl.float32)
     label_bias = 0.0
     if HAS_BIAS:
         label_bias = tl.load(bias_ptr + label, mask=in_range, other=0.0).to(tl.float32)
     label_z = capped(label_logit, label_bias, scale, softcap) * inverse_temperature
+    label_z = tl.where(in_range, label_z, elsewhere)
 
     highest = float("-inf")
     total = 0.0  # sum_j exp(z_j - highest)
@@ -118,19 +137,90 @@ def logprobs_forward(
         weighted += tl.sum(exponential * tl.where(exponential > 0.0, shifted, 0.0), axis=0)
         total = decay * total + tl.sum(exponential, axis=0)
         highest = new_highest
+    tl.store(highest_ptr + row, highest)
+    if WANT_PREDICTED:
+        tl.store(predicted_ptr + row, first + best)
+    if PART:
+        tl.store(logp_ptr + row, label_z)
+        tl.store(lse_ptr + row, total)
+        tl.store(entropy_ptr + row, weighted)
+        return
     log_total = tl.log(total)
     mean = weighted / total
     # Not label_z - lse: where the token has nearly all of the probability, the two are nearly equal.
     tl.store(logp_ptr + row, (label_z - highest) - log_total)
     tl.store(lse_ptr + row, highest + log_total)
     tl.store(entropy_ptr + row, log_total - mean)
-    tl.store(highest_ptr + row, highest)
     tl.store(log_total_ptr + row, log_total)
     tl.store(mean_ptr + row, mean)
-    if WANT_PREDICTED:
-        tl.store(predicted_ptr + row, best)
     if WANT_RANK:
         tl.store(rank_ptr + row, tl.where(in_range, higher, -1))
+
+
+@triton.jit
+def logprobs_shift(
+    highest_ptr,  # (n_rows,) float32
+    top_ptr,  # (n_rows,) float32: the highest of all devices
+    total_ptr,  # (n_rows,) float32: sum_j exp(z_j - highest)
+    weighted_ptr,  # (n_rows,) float32: sum_j exp(z_j - highest) (z_j - highest)
+    best_ptr,  # (n_rows,) int32
+    n_rows,
+    shifted_total_ptr,  # (n_rows,) float32: relative to top
+    shifted_weighted_ptr,  # (n_rows,) float32: relative to top
+    order_ptr,  # (n_rows,) int32: -best, so that the first one of several is the largest; least where not the top
+    WANT_PREDICTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = row < n_rows
+    highest = tl.load(highest_ptr + row, mask=mask, other=0.0)
+    top = tl.load(top_ptr + row, mask=mask, other=0.0)
+    total = tl.load(total_ptr + row, mask=mask, other=0.0)
+    weighted = tl.load(weighted_ptr + row, mask=mask, other=0.0)
+    moved = tl.where(highest == float("-inf"), 0.0, highest - tl.where(top == float("-inf"), 0.0, top))
+    decay = tl.exp(moved)
+    tl.store(shifted_total_ptr + row, decay * total, mask=mask)
+    tl.store(shifted_weighted_ptr + row, decay * (weighted + total * moved), mask=mask)
+    if WANT_PREDICTED:
+        best = tl.load(best_ptr + row, mask=mask, other=0)
+        tl.store(order_ptr + row, tl.where(highest == top, -best, -2147483647), mask=mask)
+
+
+@triton.jit
+def logprobs_whole(
+    ids_ptr,  # (n_rows,)
+    highest_ptr,  # (n_rows,) float32: of all devices, as the sums below
+    total_ptr,  # (n_rows,) float32: sum_j exp(z_j - highest)
+    weighted_ptr,  # (n_rows,) float32: sum_j exp(z_j - highest) (z_j - highest)
+    label_ptr,  # (n_rows,) float32: the token's logit
+    order_ptr,  # (n_rows,) int32: minus the index of the highest logit
+    n_rows,
+    logp_ptr,  # (n_rows,) float32
+    lse_ptr,  # (n_rows,) float32
+    entropy_ptr,  # (n_rows,) float32
+    log_total_ptr,  # (n_rows,) float32
+    mean_ptr,  # (n_rows,) float32
+    predicted_ptr,  # (n_rows,) int32
+    ignore_index: tl.constexpr,
+    WANT_PREDICTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = row < n_rows
+    valid = tl.load(ids_ptr + row, mask=mask, other=ignore_index) != ignore_index
+    highest = tl.load(highest_ptr + row, mask=mask, other=0.0)
+    total = tl.where(valid, tl.load(total_ptr + row, mask=mask, other=1.0), 1.0)
+    log_total = tl.log(total)
+    mean = tl.load(weighted_ptr + row, mask=mask, other=0.0) / total
+    logp = (tl.load(label_ptr + row, mask=mask, other=0.0) - highest) - log_total
+    tl.store(logp_ptr + row, tl.where(valid, logp, 0.0), mask=mask)
+    tl.store(lse_ptr + row, highest + log_total, mask=mask)
+    tl.store(entropy_ptr + row, log_total - mean, mask=mask)
+    tl.store(log_total_ptr + row, log_total, mask=mask)
+    tl.store(mean_ptr + row, mean, mask=mask)
+    if WANT_PREDICTED:
+        best = -tl.load(order_ptr + row, mask=mask, other=0)
+        tl.store(predicted_ptr + row, tl.where(valid, best, -1), mask=mask)
 
 
 @triton.jit
@@ -144,8 +234,10 @@ def logprobs_backward(
     dlogp_ptr,  # (n_rows,) float32
     dlse_ptr,  # (n_rows,) float32
     dentropy_ptr,  # (n_rows,) float32
+    first_ptr,  # (1,) int32: class of the first column
     gradient_ptr,  # (n_rows, n_cols); may be logits_ptr
     n_cols: tl.constexpr,
+    n_classes: tl.constexpr,
     row_stride: tl.constexpr,
     gradient_stride: tl.constexpr,
     ignore_index: tl.constexpr,
@@ -157,6 +249,7 @@ def logprobs_backward(
     HAS_DLSE: tl.constexpr,
     HAS_DENTROPY: tl.constexpr,
     UNIT: tl.constexpr,
+    PART: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """With UNIT the cotangent of logp is 1, and the others are 0."""
@@ -177,7 +270,9 @@ def logprobs_backward(
         dentropy = tl.load(dentropy_ptr + row)
         mean = tl.load(mean_ptr + row)
     if HAS_DLOGP or UNIT:
-        on_all = tl.where((label >= 0) & (label < n_cols), on_all, float("nan"))
+        on_all = tl.where((label >= 0) & (label < n_classes), on_all, float("nan"))
+    if PART:
+        label -= tl.load(first_ptr)
     for start in range(0, n_cols, BLOCK):
         col = start + tl.arange(0, BLOCK)
         mask = col < n_cols
@@ -242,8 +337,9 @@ def forward_launch(
     bias_dtype: str | None,
     options: Options,
     warp_size: int,
+    parts: int = 1,
 ) -> Launch:
-    """All that is known of the rows, in one sweep over them."""
+    """All that is known of the rows, in one sweep over them; or what one of the `parts` of a vocabulary contributes."""
     # Eight columns a thread: 16 bytes of a 16-bit row, and no spill with every option on.
     block = min(next_power_of_2(n_cols), 4096)
     per_row = Spec((n_rows,), "float32")
@@ -255,19 +351,23 @@ def forward_launch(
             Spec((n_rows, n_cols), dtype),
             Spec((n_rows,), id_dtype),
             Spec((n_cols,), bias_dtype or dtype, resident=True, unread=bias_dtype is None),
+            Spec((1,), "int32", resident=True, unread=parts == 1),
         ),
         outputs=(
-            *(per_row,) * 6,
+            *(per_row,) * 4,
+            *(per_row if parts == 1 else Spec((0,), "float32"),) * 2,
             index if options.return_predicted else nothing,
             index if options.return_rank else nothing,
         ),
         constants=(
             ("n_cols", n_cols),
+            ("n_classes", n_cols * parts),
             ("row_stride", row_stride),
             *_formula(options),
             ("HAS_BIAS", bias_dtype is not None),
             ("WANT_PREDICTED", options.return_predicted),
             ("WANT_RANK", options.return_rank),
+            ("PART", parts > 1),
             ("BLOCK", block),
         ),
         num_warps=max(block // (8 * warp_size), 2),
@@ -286,6 +386,7 @@ def backward_launch(
     has_cotangents: tuple[bool, bool, bool],
     options: Options,
     in_place: bool,
+    parts: int = 1,
 ) -> Launch:
     """The logits' gradient, over the logits if `in_place`. Without any cotangent: that of logp."""
     block = min(next_power_of_2(n_cols), 4096)
@@ -303,10 +404,12 @@ def backward_launch(
             per_row,
             dataclasses.replace(per_row, unread=not has_dentropy),
             *(dataclasses.replace(per_row, unread=not has) for has in has_cotangents),
+            Spec((1,), "int32", resident=True, unread=parts == 1),
         ),
         outputs=(matrix,),
         constants=(
             ("n_cols", n_cols),
+            ("n_classes", n_cols * parts),
             ("row_stride", row_stride),
             ("gradient_stride", row_stride if in_place else n_cols),
             *_formula(options),
@@ -315,11 +418,56 @@ def backward_launch(
             ("HAS_DLSE", has_dlse),
             ("HAS_DENTROPY", has_dentropy),
             ("UNIT", not any(has_cotangents)),
+            ("PART", parts > 1),
             ("BLOCK", block),
         ),
         num_warps=max(block // 512, 2),
         aliases=((0, 0),) if in_place else (),
         flops=9 * n_rows * n_cols,
+    )
+
+
+ROWS_PER_PROGRAM = 256
+"""Of the kernels that work on a few numbers per row."""
+
+
+@functools.lru_cache(4096)
+def shift_launch(n_rows: int, want_predicted: bool) -> Launch:
+    """The parts' sums relative to the highest logit of all parts."""
+    per_row, index = Spec((n_rows,), "float32"), Spec((n_rows,), "int32", unread=not want_predicted)
+    return Launch(
+        kernel=logprobs_shift,
+        grid=(cdiv(n_rows, ROWS_PER_PROGRAM),),
+        inputs=(*(per_row,) * 4, index),
+        integers=(n_rows,),
+        outputs=(per_row, per_row, Spec((n_rows if want_predicted else 0,), "int32")),
+        constants=(("WANT_PREDICTED", want_predicted), ("BLOCK", ROWS_PER_PROGRAM)),
+        num_warps=4,
+        flops=4 * n_rows,
+    )
+
+
+@functools.lru_cache(4096)
+def whole_launch(n_rows: int, id_dtype: str, options: Options) -> Launch:
+    """The rows' results from what all parts of the vocabulary add up to."""
+    per_row = Spec((n_rows,), "float32")
+    return Launch(
+        kernel=logprobs_whole,
+        grid=(cdiv(n_rows, ROWS_PER_PROGRAM),),
+        inputs=(
+            Spec((n_rows,), id_dtype),
+            *(per_row,) * 4,
+            Spec((n_rows,), "int32", unread=not options.return_predicted),
+        ),
+        integers=(n_rows,),
+        outputs=(*(per_row,) * 5, Spec((n_rows if options.return_predicted else 0,), "int32")),
+        constants=(
+            ("ignore_index", options.ignore_index),
+            ("WANT_PREDICTED", options.return_predicted),
+            ("BLOCK", ROWS_PER_PROGRAM),
+        ),
+        num_warps=4,
+        flops=6 * n_rows,
     )
 
 
@@ -352,6 +500,7 @@ Cotangents = tuple[Array | None, Array | None, Array | None]
 
 def forward_rows(backend: Backend, logits: Array, ids: Array, bias: Array | None, options: Options) -> Rows:
     """Results and statistics of a matrix of logits."""
+    parts = backend.size("columns")
     launch = forward_launch(
         *logits.shape,
         backend.dtype(logits),
@@ -360,10 +509,32 @@ def forward_rows(backend: Backend, logits: Array, ids: Array, bias: Array | None
         None if bias is None else backend.dtype(bias),
         options,
         backend.device.warp_size,
+        parts,
     )
-    values = backend.launch(launch, logits, ids, ids if bias is None else bias)
+    unread = ids
+    first = unread if parts == 1 else backend.first_column(logits.shape[1])
+    values = backend.launch(launch, logits, ids, unread if bias is None else bias, first)
+    if parts > 1:
+        return _added_up(backend, values, ids, options)
     wanted = (*(True,) * 6, options.return_predicted, options.return_rank)
     return Rows(*(value if want else None for value, want in zip(values, wanted, strict=True)))
+
+
+def _added_up(backend: Backend, parts: tuple[Array, ...], ids: Array, options: Options) -> Rows:
+    """`forward_rows` from what its kernel finds in this device's part of the vocabulary."""
+    label_logit, total, weighted, highest, _, _, best, _ = parts
+    n_rows, want_predicted = ids.shape[0], options.return_predicted
+    top = backend.pmax(highest, over="columns")
+    total, weighted, order = backend.launch(
+        shift_launch(n_rows, want_predicted), highest, top, total, weighted, best if want_predicted else ids
+    )
+    total, weighted, label_logit = backend.psum(total, weighted, label_logit, over="columns")
+    order = backend.pmax(order, over="columns") if want_predicted else ids
+    launch = whole_launch(n_rows, backend.dtype(ids), options)
+    logp, lse, entropy, log_total, mean, predicted = backend.launch(
+        launch, ids, top, total, weighted, label_logit, order
+    )
+    return Rows(logp, lse, entropy, top, log_total, mean, predicted if want_predicted else None, None)
 
 
 def backward_rows(
@@ -377,6 +548,7 @@ def backward_rows(
     in_place: bool,
 ) -> Array:
     """The gradient of a matrix of logits; without cotangents, that of logp."""
+    parts = backend.size("columns")
     launch = backward_launch(
         *logits.shape,
         backend.dtype(logits),
@@ -386,6 +558,7 @@ def backward_rows(
         tuple(c is not None for c in cotangents),
         options,
         in_place,
+        parts,
     )
     unread = ids
     return backend.launch(
@@ -395,6 +568,7 @@ def backward_rows(
         unread if bias is None else bias,
         *statistics,
         *(unread if c is None else c for c in cotangents),
+        unread if parts == 1 else backend.first_column(logits.shape[1]),
     )[0]
 
 
@@ -412,7 +586,9 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
     rows = forward_rows(backend, backend.matrix(logits), flat, None, options)
     results = (*rows[:3], rows.predicted, rows.rank)
     outputs = tuple(None if r is None else backend.reshape(r, tuple(ids.shape)) for r in results)
-    return outputs, (rows.highest, rows.log_total, rows.mean)
+    return outputs, tuple(
+        backend.reshape(r, tuple(ids.shape)) for r in (rows.highest, rows.log_total, rows.mean)
+    )
 
 
 def _backward(
@@ -426,7 +602,7 @@ def _backward(
         backend.matrix(logits),
         backend.reshape(backend.dense(ids), (-1,)),
         None,
-        Statistics(kept["highest"], kept["log_total"], kept["mean"]),
+        Statistics(*(backend.reshape(kept[name], (-1,)) for name in Statistics._fields)),
         (dlogp, dlse, dentropy),
         options,
         in_place=False,
@@ -478,13 +654,10 @@ def _infer(
 ) -> tuple[tuple[Spec | None, ...], tuple[Spec | None, ...]]:
     _, ids = operands
     assert ids is not None
-    n_rows = 1
-    for n in ids.shape:
-        n_rows *= n
-    return infer_outputs(ids.shape, options), (Spec((n_rows,), "float32"),) * 3
+    return infer_outputs(ids.shape, options), (Spec(ids.shape, "float32"),) * 3
 
 
-def reference_outputs(logits: Array, ids: Array, options: Options) -> Arrays:
+def reference_outputs(logits: Array, ids: Array, options: Options, mesh: Mesh = ONE_DEVICE) -> Arrays:
     """Those of the reference's results that are asked for."""
     *values, predicted, rank = reference.logprobs(
         logits,
@@ -493,12 +666,23 @@ def reference_outputs(logits: Array, ids: Array, options: Options) -> Arrays:
         temperature=options.temperature,
         softcap=options.softcap,
         scale=options.scale,
+        mesh=mesh,
     )
     return (
         *values,
         predicted if options.return_predicted else None,
         rank if options.return_rank else None,
     )
+
+
+def divisible(options: Options, axes: Mapping[str, int]) -> Mapping[str, int]:
+    """`Op.columns`, where a mesh may divide the vocabulary: for a rank all would need the token's logit first."""
+    return {} if options.return_rank else axes
+
+
+def _reference(operands: Arrays, options: Options, mesh: Mesh = ONE_DEVICE) -> Arrays:
+    logits, ids = operands
+    return reference_outputs(logits, ids, options, mesh)
 
 
 OUTPUTS = (
@@ -524,6 +708,8 @@ LOGPROBS = Op(
     infer=_infer,
     forward=_forward,
     backward=_backward,
-    reference=lambda operands, options: reference_outputs(operands[0], operands[1], options),
+    reference=_reference,
     keeps=lambda options, needs: ("logits", "ids"),
+    columns=lambda options: divisible(options, {"logits": -1}),
+    reference_on=_reference,
 )

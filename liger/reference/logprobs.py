@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from liger.mesh import ONE_DEVICE, Mesh
 from liger.reference.common import compute_dtype, namespace, stop_gradient, take_last
 
 
@@ -15,6 +16,7 @@ def logprobs(
     temperature: float,
     softcap: float | None,
     scale: float,
+    mesh: Mesh = ONE_DEVICE,
 ) -> tuple[Any, Any, Any, Any, Any]:
     """(logp, lse, entropy, predicted, rank) of logits (..., vocab) and token ids (...).
 
@@ -30,6 +32,8 @@ def logprobs(
 
     logp is that of torch.distributions.Categorical(logits=z).log_prob, entropy its entropy; the temperature divides
     what the model gives out, its softcap (Gemma 2, arXiv:2408.00118) included, as samplers do.
+
+    On a mesh, of the tokens here and this device's part of the vocabulary; `rank` is within this part.
     """
     xp = namespace(logits)
     z = xp.astype(logits, compute_dtype(logits)) * scale
@@ -39,23 +43,33 @@ def logprobs(
     best = xp.argmax(z, axis=-1)
     valid = ids != ignore_index
     ids = xp.astype(ids, best.dtype)  # the only integers that torch indexes with
-    in_range = (ids >= 0) & (ids < z.shape[-1])
-    index = xp.where(valid & in_range, ids, xp.zeros_like(ids))
-    highest = stop_gradient(xp.max(z, axis=-1, keepdims=True))
+    n_here, n_parts = z.shape[-1], mesh.size("columns")
+    vocab_size, first = n_here * n_parts, mesh.first_column(n_here)
+    in_range = (ids >= 0) & (ids < vocab_size)
+    here = valid & (ids >= first) & (ids < first + n_here)
+    index = xp.where(here, ids - first, xp.zeros_like(ids))
+    highest_here = stop_gradient(xp.max(z, axis=-1))
+    highest = mesh.pmax(highest_here, over="columns")
     # The small differences are what probabilities and entropies are made of: lse has not their digits.
-    shifted = z - highest
+    shifted = z - highest[..., None]
     exponentials = xp.exp(shifted)
-    total = xp.sum(exponentials, axis=-1)
-    log_total = xp.log(total)
-    own = take_last(shifted, index)
     finite = xp.where(exponentials > 0, shifted, xp.zeros_like(shifted))  # 0 * -inf in a masked vocabulary
-    mean = xp.sum(exponentials * finite, axis=-1) / total
+    total, own, weighted = mesh.psum(
+        xp.sum(exponentials, axis=-1),
+        xp.where(here, take_last(shifted, index), xp.zeros_like(highest)),
+        xp.sum(exponentials * finite, axis=-1),
+        over="columns",
+    )
+    log_total, mean = xp.log(total), weighted / total
     one, nothing = xp.ones_like(own), xp.zeros_like(own)
     # Multiplied in, so that the gradient is NaN as well.
     logp = (own - log_total) * xp.where(valid & ~in_range, xp.full_like(one, xp.nan), one)
     logp, lse, entropy = (
-        xp.where(valid, value, nothing) for value in (logp, log_total + highest[..., 0], log_total - mean)
+        xp.where(valid, value, nothing) for value in (logp, log_total + highest, log_total - mean)
     )
+    if n_parts > 1:
+        # The first one of several: the least one, among those of the devices that have the highest logit.
+        best = -mesh.pmax(-xp.where(highest_here == highest, best + first, vocab_size), over="columns")
     higher = xp.sum(xp.astype(shifted > own[..., None], xp.int32), axis=-1, dtype=xp.int32)
     unknown = xp.full_like(higher, -1)
     predicted = xp.where(valid, xp.astype(best, xp.int32), unknown)

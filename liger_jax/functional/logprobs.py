@@ -54,6 +54,7 @@ def token_logprobs(
     logit_scale: float = 1.0,
     return_predicted: bool = False,
     return_rank: bool = False,
+    vocab_axis: str | tuple[str, ...] | None = None,
     implementation: str | None = None,
 ) -> LogProbs:
     r"""Log-probabilities of tokens, with log-sum-exp and entropy, from logits in one sweep over them.
@@ -76,6 +77,8 @@ def token_logprobs(
         logit_scale: s.
         return_predicted: return the index of the highest logit as well.
         return_rank: return the rank of the token as well.
+        vocab_axis: inside `jax.shard_map`, the mesh axes that divide the vocabulary; outside of one the arrays'
+            shardings tell. Not with return_rank.
         implementation: None, "triton" or "xla"; see the module.
 
     Returns:
@@ -105,7 +108,13 @@ def token_logprobs(
     if one:
         logits, ids = one_row(op.name, "logits", logits, "ids", ids)
     outputs = vjp.apply(
-        op, options, logits, ids, implementation=implementation, names={"scale": "logit_scale"}
+        op,
+        options,
+        logits,
+        ids,
+        implementation=implementation,
+        vocab_axis=vocab_axis,
+        names={"scale": "logit_scale"},
     )
     return _results(outputs, RESULTS, one)
 
@@ -128,6 +137,7 @@ def linear_logprobs(
     return_rank: bool = False,
     accum_dtype: DTypeLike | None = None,
     chunk_bytes: int | None = None,
+    vocab_axis: str | tuple[str, ...] | None = None,
     implementation: str | None = None,
 ) -> LogProbs:
     """`token_logprobs(x @ kernel + bias, ids)` without all logits in memory at once.
@@ -156,6 +166,8 @@ def linear_logprobs(
         accum_dtype: dtype in which the kernel's gradient is summed over chunks; None chooses what keeps its error
             within twice that of one product.
         chunk_bytes: memory for the logits of one chunk; None chooses.
+        vocab_axis: inside `jax.shard_map`, the mesh axes that divide the vocabulary; outside of one the arrays'
+            shardings tell. Not with return_rank.
         implementation: None, "triton" or "xla" (all logits at once); see the module.
 
     Returns:
@@ -207,7 +219,18 @@ def linear_logprobs(
     if one:
         x, ids = one_row(op.name, "x", x, "ids", ids)
     names = {"weight": "kernel", "weight_layout": "kernel_layout", "scale": "logit_scale"}
-    outputs = vjp.apply(op, options, x, kernel, ids, bias, None, implementation=implementation, names=names)
+    outputs = vjp.apply(
+        op,
+        options,
+        x,
+        kernel,
+        ids,
+        bias,
+        None,
+        implementation=implementation,
+        vocab_axis=vocab_axis,
+        names=names,
+    )
     return _results(outputs, differentiable, one)
 
 

@@ -76,6 +76,9 @@ def softmax_cross_entropy_with_integer_labels(
         return_z_loss: return the z-loss as well.
         return_accuracy: return the accuracy as well.
         return_predicted: return the index of the largest logit as well.
+        vocab_axis: inside `jax.shard_map`, the mesh axes that divide the vocabulary; class_weights are whole then. With
+            check_vma=False the loss counts once per device for derivatives, as any psum does. Outside of a shard_map
+            leave it out: the arrays' shardings tell.
         implementation: None, "triton" or "xla"; see the module.
 
     Returns:
@@ -169,6 +172,9 @@ def linear_softmax_cross_entropy(
         accum_dtype: dtype in which the kernel's gradient is summed over chunks; None chooses what keeps its error
             within twice that of one product.
         chunk_bytes: memory for the logits of one chunk; None chooses.
+        vocab_axis: inside `jax.shard_map`, the mesh axes that divide the vocabulary; class_weights are whole then. With
+            check_vma=False the loss counts once per device for derivatives, as any psum does. Outside of a shard_map
+            leave it out: the arrays' shardings tell.
         implementation: None, "triton" or "xla" (all logits at once); see the module.
 
     Returns:

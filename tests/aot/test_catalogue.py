@@ -24,6 +24,8 @@ NUMBERS_PER_ROW = {
     "cross_entropy_shift",
     "cross_entropy_totals",
     "cross_entropy_whole",
+    "logprobs_shift",
+    "logprobs_whole",
 }
 """Kernels over a few numbers per row. The rows' count is known at run time only, so loads stay narrow."""
 

@@ -87,13 +87,14 @@ def token_axes(operand: Operand, array: np.ndarray) -> int:
 
 
 def divisible(case: Case) -> list[Any]:
-    """The case's operands with twice as many entries along every token axis, but for those of length one."""
-    arrays: list[Any] = []
-    for operand, array in zip(case.op.operands, case.operands(), strict=True):
-        for axis in range(token_axes(operand, array) if array is not None else 0):
-            if array.shape[axis] > 1 or operand is case.op.operands[0]:
-                array = np.concatenate([array, array], axis)
-        arrays.append(array)
+    """The case's operands with twice as many entries along every token axis; a table for all tokens stays as it is."""
+    arrays: list[Any] = list(case.operands())
+    rank, tokens = token_axes(case.op.operands[0], arrays[0]), arrays[0].shape
+    for i, (operand, array) in enumerate(zip(case.op.operands, arrays, strict=True)):
+        n = 0 if array is None else token_axes(operand, array)
+        for axis in range(n):
+            if arrays[i].shape[axis] == tokens[rank - n + axis]:
+                arrays[i] = np.concatenate([arrays[i], arrays[i]], axis)
     return arrays
 
 
@@ -302,6 +303,55 @@ def vocabulary() -> None:
             continue
         chosen = {**options, "reduction": reduction, "implementation": implementation}
         check_vocabulary(x, kernel, bias, labels, chosen)
+    check_logprobs(x, kernel, bias, labels)
+
+
+def check_logprobs(x: Any, kernel: Any, bias: Any, ids: Any) -> None:
+    chosen = {"softcap": 3.0, "logit_scale": 0.7, "temperature": 1.3, "return_predicted": True}
+
+    def combined(results: liger_jax.LogProbs) -> jax.Array:
+        return jnp.sum(jnp.cos(results.logp) + 0.3 * results.lse**2 + results.entropy * results.logp)
+
+    def fused(x: Any, kernel: Any, bias: Any, ids: Any, **more: Any) -> Any:
+        return combined(liger_jax.linear_logprobs(x, kernel, ids, bias=bias, **chosen, **more))
+
+    def kept(x: Any, kernel: Any, bias: Any, ids: Any, **more: Any) -> Any:
+        return fused(x, kernel, bias, ids, keep_logits=True, **more)
+
+    def frozen(x: Any, kernel: Any, bias: Any, ids: Any, **more: Any) -> Any:
+        results = liger_jax.linear_logprobs(
+            x, kernel, ids, bias=bias, differentiable=("logp",), **chosen, **more
+        )
+        return jnp.sum(jnp.cos(results.logp))
+
+    def logits(z: Any, ids: Any, **more: Any) -> Any:
+        return combined(liger_jax.token_logprobs(z, ids, **chosen, **more))
+
+    linear_specs = (P("data"), P(None, "model"), P("model"), P("data"))
+    for name, function, arguments, specs, argnums in (
+        ("fused", fused, (x, kernel, bias, ids), linear_specs, (0, 1, 2)),
+        ("kept", kept, (x, kernel, bias, ids), linear_specs, (0, 1, 2)),
+        ("frozen", frozen, (x, kernel, bias, ids), linear_specs, (0,)),
+        ("logits", logits, (x @ kernel + bias, ids), (P("data", None, "model"), P("data")), (0,)),
+    ):
+        both = jax.value_and_grad(function, argnums)
+        expected = both(*arguments)
+        for kind in KINDS:
+            message = f"logprobs {name} {kind}"
+            ours, program = on_mesh(kind, both, arguments, specs)
+            close(ours, expected, message)
+            check_nothing_gathered(program, kind, "triton", ids.size, message)
+        for check in (False, True):
+            mapped = functools.partial(
+                jax.shard_map,
+                lambda *a, f=function: jax.lax.psum(f(*a, vocab_axis="model"), "data"),
+                in_specs=specs,
+                out_specs=P(),
+                check_vma=check,
+            )
+            with mesh_of(AxisType.Auto) as mesh:
+                ours = jax.jit(jax.value_and_grad(mapped(mesh=mesh), argnums))(*arguments)
+            close(ours, expected, f"logprobs {name} shard_map {check}")
 
 
 def check_vocabulary(x: Any, kernel: Any, bias: Any, labels: Any, options: dict[str, Any]) -> None:

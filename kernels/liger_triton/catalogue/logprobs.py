@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from liger.plan import Planned, dense
+from liger.plan import Parts, Planned, dense
 from liger_triton import linear_logprobs, logprobs
 from liger_triton.catalogue.call import BF16, FP32, Call
 
@@ -30,6 +30,9 @@ def token_logprobs() -> Iterator[Call]:
     yield call("256000-everything", 4096, 256000, **_EVERYTHING)
     yield call("128256-fp32-everything", 4096, 128256, FP32, **_EVERYTHING)
     yield call("128256-beyond-2**31", 16_800, 128256)
+    divided = (dense((4096, 128256 // 8), BF16), dense((4096,), "int32"))
+    options = logprobs.Options(softcap=30.0, return_predicted=True)
+    yield Call("logprobs-128256-of-8", logprobs.LOGPROBS, options, divided, parts=Parts(2, 8))
     last = Planned((4096, 128256), BF16, (128512, 1))  # logits padded to whole tiles
     yield Call(
         "logprobs-128256-strided", logprobs.LOGPROBS, logprobs.Options(), (last, dense((4096,), "int64"))
