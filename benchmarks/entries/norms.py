@@ -35,6 +35,11 @@ def _torch_layer_norm(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torc
     return F.layer_norm(x, w.shape, w, b, 1e-6)
 
 
+def _liger_rms_norm() -> dict[str, Function]:
+    found = peer("liger-kernel", "liger_kernel.transformers.functional.liger_rms_norm")
+    return {name: lambda x, w: function(x, w, 1e-6, in_place=False) for name, function in found.items()}  # noqa: B023
+
+
 def _liger_layer_norm() -> dict[str, Function]:
     found = peer("liger-kernel", "liger_kernel.transformers.functional.liger_layer_norm")
     return {name: lambda x, w, b: function(x, w, b, 1e-6) for name, function in found.items()}  # noqa: B023
@@ -58,7 +63,7 @@ def entries() -> Iterator[Entry]:
             rms_norm.Options(),
             functools.partial(_operands, n, h),
             f.liger_rms_norm,
-            peer("liger-kernel", "liger_kernel.transformers.functional.liger_rms_norm"),
+            _liger_rms_norm(),
         )
         yield Entry(
             f"add_rms_norm {n}x{h}",
