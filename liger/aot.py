@@ -19,6 +19,8 @@ from liger.device import Device
 from liger.launch import TRITON_DTYPE, Launch
 from liger.memory_access import Widths, widths
 
+_PRODUCT = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_s?mfmac?)[\w.:]*")
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Report:
@@ -32,6 +34,7 @@ class Report:
         loads: widths of the loads from each input array.
         stores: widths of the stores to each output array.
         code_bytes: size of the assembly text (PTX or GCN).
+        products: names of the instructions that multiply matrices.
     """
 
     registers: int
@@ -41,6 +44,7 @@ class Report:
     loads: Widths
     stores: Widths
     code_bytes: int
+    products: frozenset[str]
 
 
 def compile_launch(launch: Launch, device: Device) -> Report:
@@ -101,6 +105,7 @@ def compile_launch(launch: Launch, device: Device) -> Report:
         loads=loads,
         stores=stores,
         code_bytes=len(text),
+        products=frozenset(_PRODUCT.findall(text)),
     )
 
 

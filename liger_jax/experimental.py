@@ -1,5 +1,5 @@
-"""What is called experimental upstream: `embedding`."""
+"""What is called experimental upstream: embeddings, and the product of int8 activations with two-bit weights."""
 
-from liger_jax.functional import embedding
+from liger_jax.functional import embedding, int2_matmul, pack_weights, unpack_weights
 
-__all__ = ["embedding"]
+__all__ = ["embedding", "int2_matmul", "pack_weights", "unpack_weights"]

@@ -41,6 +41,8 @@ DEFAULTS: dict[str, str] = {
     "sparsemax": TRITON,
     # XLA: the same forward; backward a float32 gradient of the whole table, filled by atomics in any order.
     "embedding": TRITON,
+    # XLA unpacks the whole weight to memory.
+    "int2_matmul": TRITON,
     # XLA: 2 to 6 times the least traffic, and up to two float32 copies of the logits.
     "cross_entropy": TRITON,
     # XLA: the logits of the whole batch in memory.

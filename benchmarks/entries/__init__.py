@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.entries import activations, embedding, gates, logprobs, losses, norms, position
+from benchmarks.entries import activations, embedding, gates, logprobs, losses, norms, position, quantised
 from benchmarks.entry import Entry
 
 FAMILIES = (
@@ -13,6 +13,7 @@ FAMILIES = (
     gates.entries,
     activations.entries,
     embedding.entries,
+    quantised.entries,
     losses.entries,
     logprobs.entries,
 )

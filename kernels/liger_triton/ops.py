@@ -7,6 +7,7 @@ from liger_triton.cross_entropy import CROSS_ENTROPY
 from liger_triton.embedding import EMBEDDING
 from liger_triton.glu import GEGLU, SWIGLU
 from liger_triton.group_norm import GROUP_NORM
+from liger_triton.int2_matmul import INT2_MATMUL
 from liger_triton.layer_norm import ADD_LAYER_NORM, LAYER_NORM
 from liger_triton.linear_cross_entropy import LINEAR_CROSS_ENTROPY
 from liger_triton.linear_logprobs import LINEAR_LOGPROBS
@@ -33,6 +34,7 @@ OPS: tuple[Op, ...] = (
     SOFTMAX,
     SPARSEMAX,
     EMBEDDING,
+    INT2_MATMUL,
     CROSS_ENTROPY,
     LINEAR_CROSS_ENTROPY,
     LOGPROBS,

@@ -27,6 +27,7 @@ from liger_jax.functional.norms import (
     rms_norm,
 )
 from liger_jax.functional.position import apply_rope, qk_norm_rope
+from liger_jax.functional.quantised import int2_matmul, pack_weights, unpack_weights
 
 __all__ = [
     "AddLayerNorm",
@@ -39,9 +40,11 @@ __all__ = [
     "embedding",
     "geglu",
     "group_norm",
+    "int2_matmul",
     "layer_norm",
     "linear_logprobs",
     "linear_softmax_cross_entropy",
+    "pack_weights",
     "qk_norm_rope",
     "relu_squared",
     "rms_norm",
@@ -50,4 +53,5 @@ __all__ = [
     "sparsemax",
     "swiglu",
     "token_logprobs",
+    "unpack_weights",
 ]

@@ -17,6 +17,9 @@ from liger.plan import Planned, dense
 from liger_triton.catalogue import FAMILIES, Call
 from liger_triton.ops import OPS
 
+A_FEW_FORMS = {"int2_matmul"}
+"""Ops for inference, whose tiles differ between one token and many; how few forms there are is tested beside the op."""
+
 CALLS = [call for family in FAMILIES for call in family()]
 
 
@@ -56,7 +59,9 @@ def kernels(call: Call, target: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
-@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
+@pytest.mark.parametrize(
+    "call", [call for call in CALLS if call.op.name not in A_FEW_FORMS], ids=lambda call: call.name
+)
 def test_the_number_of_tokens_compiles_nothing(call: Call, target: str) -> None:
     usual = set(kernels(call, target))
     for count in (2, 63, 1000, 4097, 100_003):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import CASES, DTYPES, Case
-from torch_runner import check_against_float64, run, run_reference, tensors
+from torch_runner import check_against_float64, grad, run, run_reference, tensors
 
 from liger_torch.autograd import call
 
@@ -44,7 +44,7 @@ def test_same_bits_twice_and_inputs_unmodified(case: Case) -> None:
     copies = [None if t is None else t.detach().clone() for t in operands]
     outputs = [o for o in call(case.op, case.options, *operands) if o is not None and o.requires_grad]
     incoming = [torch.ones_like(o) for o in outputs]
-    torch.autograd.grad(outputs, [t for t in operands if t is not None and t.requires_grad], incoming)
+    grad(outputs, [t for t in operands if t is not None and t.requires_grad], incoming)
     assert [None if t is None else t._version for t in operands] == versions
     for tensor, copy in zip(operands, copies, strict=True):
         assert tensor is None or torch.equal(tensor, copy)

@@ -42,6 +42,13 @@ def cotangents(case: Case, dtype: str, outputs: list[torch.Tensor | None]) -> li
     return made
 
 
+def grad(
+    outputs: list[torch.Tensor], wanted: list[torch.Tensor], incoming: list[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """The gradients of those that want one; none of an op of integers."""
+    return torch.autograd.grad(outputs, wanted, incoming) if wanted else ()
+
+
 def differentiate(
     case: Case, dtype: str, operands: list[torch.Tensor | None], outputs: list[torch.Tensor | None]
 ) -> list[torch.Tensor | None]:
@@ -53,7 +60,7 @@ def differentiate(
         if o is not None and c is not None and o.requires_grad
     ]
     wanted = [t for t in operands if t is not None and t.requires_grad]
-    found = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [c for _, c in pairs]))
+    found = iter(grad([o for o, _ in pairs], wanted, [c for _, c in pairs]))
     return [next(found) if t is not None and t.requires_grad else None for t in operands]
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from liger.device import Device
 from liger.launch import Launch
-from liger_triton.catalogue import activations, embedding, gates, logprobs, losses, norms, position
+from liger_triton.catalogue import activations, embedding, gates, logprobs, losses, norms, position, quantised
 from liger_triton.catalogue.call import Call, Entry
 
 __all__ = ["Call", "Entry", "catalogue", "find"]
@@ -29,6 +29,7 @@ FAMILIES: tuple[Callable[[], Iterator[Call]], ...] = (
     gates.relu_squareds,
     activations.softmaxes,
     embedding.embeddings,
+    quantised.int2_matmuls,
     losses.cross_entropies,
     losses.linear_cross_entropies,
     logprobs.token_logprobs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cases import activations, embedding, gates, logprobs, losses, norms, position
+from cases import activations, embedding, gates, logprobs, losses, norms, position, quantised
 from cases.case import DTYPES, IGNORED, Case, labels, normal, positive, together
 from cases.cover import representatives, with_tokens
 
@@ -12,6 +12,7 @@ CASES: tuple[Case, ...] = (
     *gates.cases(),
     *activations.cases(),
     *embedding.cases(),
+    *quantised.cases(),
     *losses.cases(),
     *logprobs.cases(),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jax_cases import activations, embedding, gates, logprobs, losses, norms, position
+from jax_cases import activations, embedding, gates, logprobs, losses, norms, position, quantised
 from jax_cases.activations import plain_sparsemax
 from jax_cases.case import IGNORED, Case, cotangents, gradients, labels, normal, root_mean_square, triton
 from jax_cases.losses import (
@@ -24,6 +24,7 @@ CASES: tuple[Case, ...] = (
     *gates.CASES,
     *activations.CASES,
     *embedding.CASES,
+    *quantised.CASES,
     *losses.CASES,
     *logprobs.CASES,
 )

@@ -1,0 +1,38 @@
+"""Products of quantised matrices."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+
+from benchmarks.entry import Entry, Operands, peer
+from liger_torch import experimental
+from liger_triton import int2_matmul
+
+
+def _operands(m: int, k: int, n: int) -> Operands:
+    a = torch.randint(-128, 128, (m, k), dtype=torch.int8, device="cuda")
+    weights = torch.randint(-1, 2, (k, n), dtype=torch.int8, device="cuda")
+    return a, experimental.pack_weights(weights)
+
+
+def _vendors(a: torch.Tensor, packed: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """The product of two int8 matrices, the second one stored by columns, as the matrix units like it best."""
+    weights = experimental.unpack_weights(packed).to(torch.int8).t().contiguous().t()
+    return lambda: torch._int_mm(a, weights)
+
+
+def entries() -> Iterator[Entry]:
+    """Projections of Llama-3-8B; for few rows it is memory that counts, for many the product."""
+    for m, k, n in ((1, 4096, 14_336), (16, 4096, 14_336), (64, 14_336, 4096), (8192, 4096, 14_336)):
+        yield Entry(
+            f"int2_matmul {m}x{k}x{n}",
+            int2_matmul.INT2_MATMUL,
+            int2_matmul.Options(),
+            functools.partial(_operands, m, k, n),
+            experimental.matmul,
+            peer("liger-kernel", "liger_kernel.ops.experimental.mm_int8int2.matmul"),
+            products=_vendors if m >= 8192 else None,
+        )
