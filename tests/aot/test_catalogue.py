@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
+import re
 
 import pytest
 import triton
 
 import liger_triton
 from liger.aot import Report, compile_launch
-from liger.device import PRESETS
+from liger.device import PRESETS, Device
 from liger.launch import DTYPE_BYTES, Launch
 from liger.memory_access import widths
 from liger_triton.catalogue import Entry, catalogue, find
@@ -38,6 +39,9 @@ ONE_PER_THREAD = {("sum_partials", "out_ptr")}
 ROW_BY_ROW = {("embedding_chunk_sums", "sums_ptr"), ("embedding_backward", "dw_ptr")}
 """Results that a program writes one row at a time: a row of fewer than 1024 elements leaves threads without 16 bytes."""
 
+FROM_MATRIX_UNITS = {("int2_matmul", "c_ptr")}
+"""Results of matrix products, which Triton stores as AMD's matrix units leave them: 4 bytes per thread, side by side."""
+
 
 def accessed(launch: Launch) -> tuple[set[str], set[str]]:
     """Names of the arrays that are read and of those that are written."""
@@ -48,7 +52,7 @@ def accessed(launch: Launch) -> tuple[set[str], set[str]]:
     return read, written
 
 
-def narrow(launch: Launch, report: Report) -> list[str]:
+def narrow(launch: Launch, report: Report, device: Device) -> list[str]:
     """Arrays that ought to be accessed by 16 bytes and are not.
 
     They are those whose rows are whole multiples of 16 bytes and which make up a twentieth of the traffic or more;
@@ -66,6 +70,8 @@ def narrow(launch: Launch, report: Report) -> list[str]:
         if row_bytes % 16 or spec.nbytes * spec.passes < launch.traffic / 20 or spec.resident:
             continue
         if (launch.name, name) in ONE_PER_THREAD:
+            continue
+        if (launch.name, name) in FROM_MATRIX_UNITS and device.vendor == "hip":
             continue
         if (launch.name, name) in ROW_BY_ROW and spec.shape[-1] < 1024:
             continue
@@ -87,7 +93,30 @@ def test_compiles_well(target: str, entry: Entry) -> None:
     assert set(report.loads) == read
     assert set(report.stores) == written
     if launch.name not in NUMBERS_PER_ROW:
-        assert not narrow(launch, report)
+        assert not narrow(launch, report, PRESETS[target])
+
+
+INTEGER_PRODUCTS = {
+    "sm_80": r"mma\.sync.*\.s32\.s8\.s8\.s32",
+    "sm_90": r"wgmma\.mma_async.*\.s32\.s8\.s8",
+    "sm_100": r"mma\.sync.*\.s32\.s8\.s8\.s32",
+    "gfx942": r"v_mfma_i32_.*_i8",
+}
+
+
+@pytest.mark.parametrize(
+    ("target", "entry"),
+    [(target, entry) for target, entry in CASES if entry.launch.name == "int2_matmul"],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_two_bit_weights_meet_the_integer_matrix_units(target: str, entry: Entry) -> None:
+    """And no others; their bytes are loaded by 8 or more where rows allow."""
+    report = compile_launch(entry.launch, PRESETS[target])
+    assert report.products
+    assert all(re.fullmatch(INTEGER_PRODUCTS[target], name) for name in report.products)
+    n_packed, n_cols = entry.launch.inputs[1].shape
+    if n_packed % 16 == n_cols % 16 == 0 and n_packed * n_cols > 10_000:
+        assert min(report.loads["packed_ptr"]) >= 8
 
 
 def test_odd_rows_are_found_narrow() -> None:
