@@ -11,6 +11,7 @@ from liger_jax.functional import (
     AddLayerNorm,
     AddRMSNorm,
     CrossEntropy,
+    Distillation,
     LogProbs,
     add_layer_norm,
     add_rms_norm,
@@ -18,7 +19,10 @@ from liger_jax.functional import (
     embedding,
     geglu,
     group_norm,
+    jsd,
+    kl_divergence,
     layer_norm,
+    linear_jsd,
     linear_logprobs,
     linear_softmax_cross_entropy,
     qk_norm_rope,
@@ -29,6 +33,7 @@ from liger_jax.functional import (
     sparsemax,
     swiglu,
     token_logprobs,
+    total_variation,
 )
 from liger_jax.planning import planning_for
 
@@ -36,6 +41,7 @@ __all__ = [
     "AddLayerNorm",
     "AddRMSNorm",
     "CrossEntropy",
+    "Distillation",
     "LogProbs",
     "add_layer_norm",
     "add_rms_norm",
@@ -43,7 +49,10 @@ __all__ = [
     "embedding",
     "geglu",
     "group_norm",
+    "jsd",
+    "kl_divergence",
     "layer_norm",
+    "linear_jsd",
     "linear_logprobs",
     "linear_softmax_cross_entropy",
     "planning_for",
@@ -55,4 +64,5 @@ __all__ = [
     "sparsemax",
     "swiglu",
     "token_logprobs",
+    "total_variation",
 ]

@@ -51,6 +51,13 @@ DEFAULTS: dict[str, str] = {
     "logprobs": TRITON,
     # XLA: the logits of the whole batch in memory.
     "linear_logprobs": TRITON,
+    # XLA: the least traffic, and it can fuse the neighbours.
+    "kl_div": XLA,
+    # XLA: from logits, one more sweep over both in either direction, and a float32 copy of each.
+    "jsd": TRITON,
+    "tvd": TRITON,
+    # XLA: the logits of the whole batch, of both models, in memory.
+    "linear_jsd": TRITON,
 }
 """The better implementation of each op on a GPU, by XLA's own count of the bytes that its kernels move (H200)."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from liger_torch import functional
 from liger_torch.functional import (
     CrossEntropyOutput,
+    DistillationOutput,
     LogProbs,
     fused_linear_logprobs,
     liger_llama4_text_rotary_pos_emb,
@@ -28,8 +29,11 @@ from liger_torch.nn import (
     LigerFusedAddLayerNorm,
     LigerFusedAddRMSNorm,
     LigerFusedLinearCrossEntropyLoss,
+    LigerFusedLinearJSD,
     LigerGEGLUMLP,
     LigerGroupNorm,
+    LigerJSD,
+    LigerKLDIVLoss,
     LigerLayerNorm,
     LigerPhi3SwiGLUMLP,
     LigerReLUSquared,
@@ -37,6 +41,7 @@ from liger_torch.nn import (
     LigerSoftmax,
     LigerSparsemax,
     LigerSwiGLUMLP,
+    LigerTVDLoss,
 )
 from liger_torch.valid_rows import ValidRows, valid_rows
 
@@ -66,14 +71,18 @@ _FROM_HF = (
 __all__ = [
     "AutoLigerKernelForCausalLM",
     "CrossEntropyOutput",
+    "DistillationOutput",
     "LigerBlockSparseTop2MLP",
     "LigerCrossEntropyLoss",
     "LigerFalconH1SwiGLUMLP",
     "LigerFusedAddLayerNorm",
     "LigerFusedAddRMSNorm",
     "LigerFusedLinearCrossEntropyLoss",
+    "LigerFusedLinearJSD",
     "LigerGEGLUMLP",
     "LigerGroupNorm",
+    "LigerJSD",
+    "LigerKLDIVLoss",
     "LigerLayerNorm",
     "LigerPhi3SwiGLUMLP",
     "LigerRMSNorm",
@@ -81,6 +90,7 @@ __all__ = [
     "LigerSoftmax",
     "LigerSparsemax",
     "LigerSwiGLUMLP",
+    "LigerTVDLoss",
     "LogProbs",
     "PatchReport",
     "ValidRows",

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.entries import activations, embedding, gates, logprobs, losses, norms, position, quantised
+from benchmarks.entries import (
+    activations,
+    divergences,
+    embedding,
+    gates,
+    logprobs,
+    losses,
+    norms,
+    position,
+    quantised,
+)
 from benchmarks.entry import Entry
 
 FAMILIES = (
@@ -16,6 +26,7 @@ FAMILIES = (
     quantised.entries,
     losses.entries,
     logprobs.entries,
+    divergences.entries,
 )
 
 

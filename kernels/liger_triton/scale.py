@@ -32,16 +32,18 @@ def scale_by(
 
 
 @functools.lru_cache(4096)
-def scale_launch(n: int, dtype: str) -> Launch:
+def scale_launch(n_rows: int, n_cols: int, dtype: str) -> Launch:
     """x * factor, over x."""
-    # n is counted in units so that the compiler sees a multiple of 16 where it is one: wide loads and stores.
-    unit = math.gcd(n, 16)
+    n, matrix = n_rows * n_cols, Spec((n_rows, n_cols), dtype)
+    # n is counted in units so that the compiler sees a multiple of 16 where it is one for any number of rows: wide
+    # loads and stores.
+    unit = math.gcd(n_cols, 16)
     return Launch(
         kernel=scale_by,
         grid=(cdiv(n, BLOCK),),
-        inputs=(Spec((n,), dtype), Spec((1,), "float32", resident=True)),
+        inputs=(matrix, Spec((1,), "float32", resident=True)),
         integers=(n // unit,),
-        outputs=(Spec((n,), dtype),),
+        outputs=(matrix,),
         constants=(("UNIT", unit), ("BLOCK", BLOCK)),
         num_warps=8,
         aliases=((0, 0),),
@@ -51,8 +53,8 @@ def scale_launch(n: int, dtype: str) -> Launch:
 
 def scaled(backend: Backend, x: Array, factor: Array) -> Array:
     """x * factor[0]; x may be reused."""
-    n = math.prod(x.shape)
-    (result,) = backend.launch(scale_launch(n, backend.dtype(x)), backend.reshape(x, (n,)), factor)
+    shape = (math.prod(x.shape[:-1]), x.shape[-1])
+    (result,) = backend.launch(scale_launch(*shape, backend.dtype(x)), backend.reshape(x, shape), factor)
     return backend.reshape(result, x.shape)
 
 

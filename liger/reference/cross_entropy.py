@@ -101,13 +101,13 @@ def cross_entropy(
         xp.sum(xp.where(valid, label_weight, nothing)),
         over="rows",
     )
-    accuracy = n_correct * _inverse(count)
+    accuracy = n_correct * inverse(count)
     if reduction == "mean":
-        ce, zl = ce * _inverse(label_weights), zl * _inverse(count)
+        ce, zl = ce * inverse(label_weights), zl * inverse(count)
     return ce + zl, zl, accuracy, predicted
 
 
-def _inverse(total: Any) -> Any:
+def inverse(total: Any) -> Any:
     """1 / total, and 0 for 0: the mean over no token is 0."""
     xp = namespace(total)
     nonzero = total != 0

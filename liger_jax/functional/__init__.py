@@ -9,6 +9,13 @@ The kernels have a first derivative in reverse mode only; `implementation="xla"`
 """
 
 from liger_jax.functional.activations import softmax, sparsemax
+from liger_jax.functional.divergences import (
+    Distillation,
+    jsd,
+    kl_divergence,
+    linear_jsd,
+    total_variation,
+)
 from liger_jax.functional.embedding import embedding
 from liger_jax.functional.gates import geglu, relu_squared, swiglu
 from liger_jax.functional.logprobs import LogProbs, linear_logprobs, token_logprobs
@@ -33,6 +40,7 @@ __all__ = [
     "AddLayerNorm",
     "AddRMSNorm",
     "CrossEntropy",
+    "Distillation",
     "LogProbs",
     "add_layer_norm",
     "add_rms_norm",
@@ -41,7 +49,10 @@ __all__ = [
     "geglu",
     "group_norm",
     "int2_matmul",
+    "jsd",
+    "kl_divergence",
     "layer_norm",
+    "linear_jsd",
     "linear_logprobs",
     "linear_softmax_cross_entropy",
     "pack_weights",
@@ -53,5 +64,6 @@ __all__ = [
     "sparsemax",
     "swiglu",
     "token_logprobs",
+    "total_variation",
     "unpack_weights",
 ]

@@ -6,6 +6,13 @@ leave their inputs as they were, accept non-contiguous and empty tensors, and tr
 """
 
 from liger_torch.functional.activations import liger_softmax, liger_sparsemax
+from liger_torch.functional.divergences import (
+    DistillationOutput,
+    liger_fused_linear_jsd,
+    liger_jsd,
+    liger_kl_div,
+    liger_tvd,
+)
 from liger_torch.functional.embedding import liger_embedding
 from liger_torch.functional.gates import liger_geglu, liger_relu_squared, liger_swiglu
 from liger_torch.functional.logprobs import LogProbs, fused_linear_logprobs, token_logprobs
@@ -33,6 +40,7 @@ from liger_torch.functional.position import (
 
 __all__ = [
     "CrossEntropyOutput",
+    "DistillationOutput",
     "LogProbs",
     "fused_linear_logprobs",
     "liger_cross_entropy",
@@ -40,8 +48,11 @@ __all__ = [
     "liger_fused_add_layer_norm",
     "liger_fused_add_rms_norm",
     "liger_fused_linear_cross_entropy",
+    "liger_fused_linear_jsd",
     "liger_geglu",
     "liger_group_norm",
+    "liger_jsd",
+    "liger_kl_div",
     "liger_layer_norm",
     "liger_llama4_text_rotary_pos_emb",
     "liger_llama4_vision_rotary_pos_emb",
@@ -55,5 +66,6 @@ __all__ = [
     "liger_softmax",
     "liger_sparsemax",
     "liger_swiglu",
+    "liger_tvd",
     "token_logprobs",
 ]

@@ -1,6 +1,7 @@
 """The ops as modules, under the names that users of Liger-Kernel know."""
 
 from liger_torch.nn.activations import LigerReLUSquared, LigerSoftmax, LigerSparsemax
+from liger_torch.nn.divergences import LigerFusedLinearJSD, LigerJSD, LigerKLDIVLoss, LigerTVDLoss
 from liger_torch.nn.embedding import LigerEmbedding
 from liger_torch.nn.losses import LigerCrossEntropyLoss, LigerFusedLinearCrossEntropyLoss
 from liger_torch.nn.mlp import (
@@ -26,8 +27,11 @@ __all__ = [
     "LigerFusedAddLayerNorm",
     "LigerFusedAddRMSNorm",
     "LigerFusedLinearCrossEntropyLoss",
+    "LigerFusedLinearJSD",
     "LigerGEGLUMLP",
     "LigerGroupNorm",
+    "LigerJSD",
+    "LigerKLDIVLoss",
     "LigerLayerNorm",
     "LigerPhi3SwiGLUMLP",
     "LigerRMSNorm",
@@ -35,4 +39,5 @@ __all__ = [
     "LigerSoftmax",
     "LigerSparsemax",
     "LigerSwiGLUMLP",
+    "LigerTVDLoss",
 ]

@@ -30,7 +30,7 @@ NUMBERS_PER_ROW = {
 }
 """Kernels over a few numbers per row. The rows' count is known at run time only, so loads stay narrow."""
 
-SINGLE_ELEMENTS = {"logits_ptr": 1}
+SINGLE_ELEMENTS = {"logits_ptr": 1, "student_ptr": 1}
 """Loads of one element beside those of whole rows: the label's logit."""
 
 ONE_PER_THREAD = {("sum_partials", "out_ptr")}

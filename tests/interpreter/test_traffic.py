@@ -21,6 +21,7 @@ STREAMED_TWICE = {
     "softmax_forward_wide",
     "softmax_backward_wide",
     "sparsemax_forward_wide",
+    "divergence_of_logits_forward",  # JSD and TVD, and where it writes the gradient as well
 }
 """Kernels that may read an array twice; every other one moves the least bytes possible."""
 
@@ -60,7 +61,11 @@ def with_many_rows(case: Case) -> Case:
         "weight": (VOCAB,) if "logits" in given else (VOCAB, HIDDEN) if vh else (HIDDEN, VOCAB),
         "bias": (VOCAB,),
         "class_weight": (VOCAB,),
+        "student": (ROWS, VOCAB),
+        "teacher": (ROWS, VOCAB),
     }
+    for model in ("student", "teacher"):
+        sizes |= {f"{model}_{name}": sizes[name] for name in ("x", "weight", "bias")}
     options = case.options
     if hasattr(options, "chunk_bytes"):  # two chunks
         options = dataclasses.replace(options, chunk_bytes=ROWS // 2 * VOCAB * 4)
@@ -117,6 +122,7 @@ def test_the_exceptions_are_needed() -> None:
         "softmax-(3, 20001)",
         "sparsemax-(3, 20001)",
         "linear_cross_entropy-mean",
+        "jsd-logits-tokens",
     )
     for case in (*(c for c in CASES if c.name in names), WIDEST):
         with traffic.count() as counted:

@@ -299,12 +299,15 @@ def test_conversion_counts_what_changes() -> None:
     tokens = np.arange(10)[None]
     plain = Decoder(config, layers="plain", rngs=nnx.Rngs(0))
     before = plain(tokens)
-    assert apply_liger_kernel(plain) == 2 * config.num_layers + 1
+    converted = 2 * config.num_layers + 2  # the norms and the embedding
+    assert apply_liger_kernel(plain) == converted
     program = str(jax.make_jaxpr(plain)(tokens))
-    assert program.count("liger_forward") == 2 * config.num_layers + 1
+    assert program.count("liger_forward") == converted
     np.testing.assert_allclose(plain(tokens), before, rtol=0, atol=1e-5)
+    built = Decoder(config, layers="liger", rngs=nnx.Rngs(0))
+    assert apply_liger_kernel(built) == 1  # its embedding is Flax's
     with pytest.raises(ValueError, match="no module that could be replaced"):
-        apply_liger_kernel(Decoder(config, layers="liger", rngs=nnx.Rngs(0)))
+        apply_liger_kernel(built)
 
 
 @pytest.mark.parametrize("layers", ["liger", "plain"])

@@ -11,7 +11,17 @@ from collections.abc import Callable, Iterator
 
 from liger.device import Device
 from liger.launch import Launch
-from liger_triton.catalogue import activations, embedding, gates, logprobs, losses, norms, position, quantised
+from liger_triton.catalogue import (
+    activations,
+    divergences,
+    embedding,
+    gates,
+    logprobs,
+    losses,
+    norms,
+    position,
+    quantised,
+)
 from liger_triton.catalogue.call import Call, Entry
 
 __all__ = ["Call", "Entry", "catalogue", "find"]
@@ -34,6 +44,8 @@ FAMILIES: tuple[Callable[[], Iterator[Call]], ...] = (
     losses.linear_cross_entropies,
     logprobs.token_logprobs,
     logprobs.linear_logprobs_calls,
+    divergences.divergences,
+    divergences.linear_jsds,
 )
 
 

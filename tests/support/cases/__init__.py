@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from cases import activations, embedding, gates, logprobs, losses, norms, position, quantised
+from cases import (
+    activations,
+    divergences,
+    embedding,
+    gates,
+    logprobs,
+    losses,
+    norms,
+    position,
+    quantised,
+)
 from cases.case import DTYPES, IGNORED, Case, labels, normal, positive, together
 from cases.cover import representatives, with_tokens
 
@@ -15,6 +25,7 @@ CASES: tuple[Case, ...] = (
     *quantised.cases(),
     *losses.cases(),
     *logprobs.cases(),
+    *divergences.cases(),
 )
 REPRESENTATIVES: tuple[Case, ...] = representatives(CASES)
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from jax_cases import activations, embedding, gates, logprobs, losses, norms, position, quantised
+from jax_cases import (
+    activations,
+    divergences,
+    embedding,
+    gates,
+    logprobs,
+    losses,
+    norms,
+    position,
+    quantised,
+)
 from jax_cases.activations import plain_sparsemax
 from jax_cases.case import IGNORED, Case, cotangents, gradients, labels, normal, root_mean_square, triton
 from jax_cases.losses import (
@@ -27,6 +37,7 @@ CASES: tuple[Case, ...] = (
     *quantised.CASES,
     *losses.CASES,
     *logprobs.CASES,
+    *divergences.CASES,
 )
 
 
