@@ -38,7 +38,13 @@ class AutoLigerKernelForCausalLM(AutoModelForCausalLM):
 
 
 def _split(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Take out of `kwargs` what is meant for `apply_liger_kernel`, and check it before a checkpoint is read."""
+    """Take out of `kwargs` what is meant for `apply_liger_kernel`, and check it before a checkpoint is read.
+
+    `swiglu` and `geglu`, which the functions of the families have, are both `glu`: a model has one or the other.
+    """
+    for name in ("swiglu", "geglu"):
+        if name in kwargs:
+            kwargs["glu"] = kwargs.pop(name)
     options = {name: kwargs.pop(name) for name in _ARGUMENTS if name in kwargs}
     Parts(**{name: value for name, value in options.items() if name != "strict"})
     return options

@@ -101,7 +101,13 @@ def family_function(family: str) -> FamilyFunction:
         fused_linear_cross_entropy: bool = True,
         model: nn.Module | None = None,
     ) -> PatchReport | PendingPatch:
-        parts = Parts(rope, rms_norm, swiglu, cross_entropy, fused_linear_cross_entropy)
+        parts = Parts(
+            rope=rope,
+            rms_norm=rms_norm,
+            glu=swiglu,
+            cross_entropy=cross_entropy,
+            fused_linear_cross_entropy=fused_linear_cross_entropy,
+        )
         if model is None:
             model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(AutoConfig.for_model(family))]
             return PendingPatch(model_class, parts)

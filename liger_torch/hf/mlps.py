@@ -11,52 +11,58 @@ from typing import Any
 import torch
 from torch import nn
 
-from liger_torch.functional import liger_swiglu
-from liger_torch.hf import probe
+from liger_torch.hf import gates, probe
+from liger_torch.hf.gates import Gate
 from liger_torch.hf.probe import Verdict
 from liger_torch.hf.swap import original_class
-from liger_triton.glu import SWIGLU, Options
 
 KIND = "mlp"
 
-RTOL = 1e-9
-"""In float64, where an exact GELU and its tanh form are told apart easily."""
-
 
 @dataclasses.dataclass(frozen=True)
-class SwiGLURecipe:
-    """down(silu(gate(x)) * up(x)) by `liger_swiglu`.
+class GatedMLPRecipe:
+    """down(act(gate(x)) * up(x)), times an attribute if there is one.
 
     Attributes:
-        gate: the name of the gate's projection; of the packed [gate | up] one where `up` is None.
+        gate: the name of the gate's projection; of the packed one where `up` is None.
         up: the name of the other projection.
         down: the name of the projection back.
+        product: what lies between them.
+        multiplier: the attribute that the result is multiplied by.
     """
 
     gate: str
     up: str | None
     down: str
+    product: Gate
+    multiplier: str | None = None
+
+    @property
+    def name(self) -> str:
+        """How reports call it."""
+        packed = "[packed]" if self.up is None else ""
+        times = f" times {self.multiplier}" if self.multiplier else ""
+        return f"{self.product.name}{packed}{times}"
 
     def namespace(self, base: type[Any]) -> dict[str, Any]:
         """See `liger_torch.hf.swap.Recipe`."""
-        gate_name, up_name, down_name = self.gate, self.up, self.down
 
         @functools.wraps(base.forward)
-        def forward(self: nn.Module, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        def forward(module: nn.Module, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
             (x,) = args or kwargs.values()
-            gate = getattr(self, gate_name)(x)
-            up = None if up_name is None else getattr(self, up_name)(x)
-            return getattr(self, down_name)(liger_swiglu(gate, up))
+            return self._compute(module, x, self.product)
 
         return {"forward": forward}
 
     def reference(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """The same, by the op's reference."""
+        return self._compute(module, x, self.product.reference)
+
+    def _compute(self, module: Any, x: torch.Tensor, product: Any) -> torch.Tensor:
         gate = getattr(module, self.gate)(x)
         up = None if self.up is None else getattr(module, self.up)(x)
-        (y,) = SWIGLU.reference((gate, up), Options("silu"))
-        assert y is not None
-        return getattr(module, self.down)(y)
+        y = getattr(module, self.down)(product(module, gate, up))
+        return y if self.multiplier is None else y * getattr(module, self.multiplier)
 
 
 def recognise(module: nn.Module) -> Verdict | None:
@@ -72,38 +78,48 @@ def recognise(module: nn.Module) -> Verdict | None:
         return None
     sizes = _small_sizes({size for child in linear.values() for size in _sizes(child)})
     small = {name: _small_linear(child, sizes, seed) for seed, (name, child) in enumerate(linear.items())}
-    name = "swiglu" if len(linear) == 3 else "swiglu[packed]"
-    candidates = list(_recipes(small))
-    if not candidates:
+    if not list(_roles(small)):
         return None
+    form = "swiglu" if len(linear) == 3 else "swiglu[packed]"
     try:
         clone = probe.small_copy(module, small, sizes)
-        x = probe.random(2, 5, small[candidates[0].gate].in_features, seed=9)
+        x = gates.rows(next(iter(_roles(small)))[0].in_features)
         evaluated, trained = clone.eval()(x), clone.train()(x)
     except Exception as error:  # the module's own code, fed with what it may not expect
-        return Verdict(name, None, f"could not be probed: {type(error).__name__}: {error}")
-    for recipe in candidates:
-        expected = recipe.reference(clone, x)
-        if probe.is_close(evaluated, expected, RTOL):
-            if not probe.is_close(trained, expected, RTOL):
-                return Verdict(name, None, "computes something else while training (dropout?)")
-            return Verdict(name, recipe)
-    return Verdict(name, None, "does not compute down(silu(gate(x)) * up(x))")
+        return Verdict(form, None, f"could not be probed: {type(error).__name__}: {error}")
+    recipe, off = gates.closest(
+        _recipes(module, small), evaluated, lambda candidate: candidate.reference(clone, x)
+    )
+    if off > 0:
+        return Verdict(recipe.name, None, f"closest to {recipe.name}, but {off:.1g} off in float64")
+    if probe.distance(trained, recipe.reference(clone, x)) > gates.RTOL:
+        return Verdict(recipe.name, None, "computes something else while training (dropout?)")
+    return Verdict(recipe.name, recipe)
 
 
-def _recipes(linear: Mapping[str, nn.Linear]) -> Iterator[SwiGLURecipe]:
-    """Every assignment of roles that the shapes allow."""
+def _recipes(module: nn.Module, small: Mapping[str, nn.Linear]) -> Iterator[GatedMLPRecipe]:
+    """What the module may compute, the simplest first."""
+    names = {child: name for name, child in small.items()}
+    roles = [
+        (names[gate], None if up is None else names[up], names[down]) for gate, up, down in _roles(small)
+    ]
+    layouts = (gates.SEPARATE,) if len(small) == 3 else (gates.HALVES, gates.SWAPPED, gates.INTERLEAVED)
+    multipliers = [name for name, value in module.__dict__.items() if type(value) is float]
+    for multiplier in (None, *multipliers):
+        for product in gates.candidates(module, layouts):
+            for gate, up, down in roles:
+                yield GatedMLPRecipe(gate, up, down, product, multiplier)
 
-    def shape(name: str) -> tuple[int, int]:
-        return linear[name].in_features, linear[name].out_features
 
-    for names in itertools.permutations(linear):
-        gate, down = names[0], names[-1]
-        hidden, inner = shape(gate)
-        if len(names) == 3 and shape(names[1]) == (hidden, inner) and shape(down) == (inner, hidden):
-            yield SwiGLURecipe(gate, names[1], down)
-        if len(names) == 2 and inner % 2 == 0 and shape(down) == (inner // 2, hidden):
-            yield SwiGLURecipe(gate, None, down)
+def _roles(linear: Mapping[str, nn.Linear]) -> Iterator[tuple[nn.Linear, nn.Linear | None, nn.Linear]]:
+    """Every assignment of roles (gate, up, down) that the shapes allow."""
+    for children in itertools.permutations(linear.values()):
+        gate, down = children[0], children[-1]
+        hidden, inner = gate.in_features, gate.out_features
+        if len(children) == 3 and _sizes(children[1]) == (hidden, inner) and _sizes(down) == (inner, hidden):
+            yield gate, children[1], down
+        if len(children) == 2 and inner % 2 == 0 and _sizes(down) == (inner // 2, hidden):
+            yield gate, None, down
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -1,49 +1,57 @@
-"""Recognising RMSNorm modules and what they are swapped for."""
+"""Recognising RMSNorm and LayerNorm modules and what they are swapped for."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from liger_torch.functional import liger_rms_norm
+from liger_torch.autograd import autocasting
+from liger_torch.functional import liger_layer_norm, liger_rms_norm
 from liger_torch.hf import probe
 from liger_torch.hf.probe import Verdict
 from liger_torch.hf.swap import original_class
-from liger_triton.rms_norm import RMS_NORM, Options
+from liger_triton import layer_norm, rms_norm
 
 KIND = "norm"
+RMS_NORM, LAYER_NORM = "rms_norm", "layer_norm"
 
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """One way in which models write RMSNorm.
+    """One way in which models write a normalisation.
 
     Attributes:
+        op: `RMS_NORM` or `LAYER_NORM`.
         name: how reports call it.
-        offset: added to the weight.
-        casting: where the result is rounded, as in `liger_torch.functional.liger_rms_norm`.
+        offset: added to the weight; by LayerNorm in the weight's own dtype, as models do.
+        casting: where RMSNorm is rounded, as in `liger_torch.functional.liger_rms_norm`.
         weighted: whether there is a weight.
     """
 
+    op: str
     name: str
-    offset: float
-    casting: str
+    offset: float = 0.0
+    casting: str = "none"
     weighted: bool = True
 
 
 FORMS = (
-    Form("rms_norm[llama]", 0.0, "llama"),
-    Form("rms_norm[gemma]", 1.0, "gemma"),
-    Form("rms_norm[fp32 weight]", 0.0, "gemma"),
-    Form("rms_norm[no weight]", 0.0, "none", weighted=False),
+    Form(RMS_NORM, "rms_norm[llama]", casting="llama"),
+    Form(RMS_NORM, "rms_norm[gemma]", 1.0, "gemma"),
+    Form(RMS_NORM, "rms_norm[fp32 weight]", casting="gemma"),
+    Form(RMS_NORM, "rms_norm[no weight]", weighted=False),
+    Form(LAYER_NORM, "layer_norm"),
+    Form(LAYER_NORM, "layer_norm[1 + weight]", 1.0),
+    Form(LAYER_NORM, "layer_norm[no weight]", weighted=False),
 )
 
-CONSTANT_EPS = (1e-6, 1e-5, 1e-8)
+CONSTANT_EPS = (1e-6, 1e-5, 1e-8, torch.finfo(torch.float32).eps)
 """Tried where the module has no attribute for it."""
 
 EQUAL = 0.999
@@ -55,71 +63,184 @@ its inverse) differs in the last place of float32, which moves one in some ten t
 
 
 @dataclasses.dataclass(frozen=True)
-class RMSNormRecipe:
-    """RMSNorm by `liger_rms_norm`.
+class NormRecipe:
+    """A normalisation by `liger_rms_norm` or `liger_layer_norm`.
 
     Attributes:
+        form: which.
         weight: the parameter's name, None without one.
+        bias: likewise.
         eps: its value, or the attribute that holds it.
-        offset: as in `Form`.
-        casting: as in `Form`.
+        wide: returns float32 under autocast on a GPU, as `torch.nn.functional.layer_norm` and `rms_norm` do.
     """
 
+    form: Form
     weight: str | None
+    bias: str | None
     eps: float | str
-    offset: float
-    casting: str
+    wide: bool = False
 
     def namespace(self, base: type[Any]) -> dict[str, Any]:
         """See `liger_torch.hf.swap.Recipe`."""
-        weight_name, eps_name, offset, casting = self.weight, self.eps, self.offset, self.casting
+        form, weight_name, bias_name, eps_name = self.form, self.weight, self.bias, self.eps
+        wide = self.wide
 
         @functools.wraps(base.forward)
         def forward(self: nn.Module, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
             (x,) = args or kwargs.values()
             weight = None if weight_name is None else getattr(self, weight_name)
             eps = getattr(self, eps_name) if isinstance(eps_name, str) else eps_name
-            return liger_rms_norm(x, weight, eps, offset, casting)
+            if form.op == RMS_NORM:
+                return liger_rms_norm(x, weight, eps, form.offset, form.casting)
+            if wide and x.device.type != "cpu" and autocasting(x.device.type):
+                x = x.float()
+            if form.offset and weight is not None:
+                weight = weight + form.offset
+            return liger_layer_norm(x, weight, None if bias_name is None else getattr(self, bias_name), eps)
 
         return {"forward": forward}
 
 
+class _Probe:
+    """A copy of a module, and what it computes.
+
+    Half of the rows are so small that eps decides about them. With float32 parameters on bfloat16 rows (mixed
+    precision) the forms differ in the dtype that they return.
+    """
+
+    DTYPES = (
+        (torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+    )
+
+    def __init__(self, module: nn.Module, weight: str | None, bias: str | None) -> None:
+        self.clone = probe.small_copy(module, {}, {})
+        self.names = {name: seed for seed, name in enumerate((weight, bias), 1) if name is not None}
+        sizes = [parameter.shape[0] for parameter in module.parameters(recurse=False)]
+        shape = getattr(module, "normalized_shape", None)
+        self.hidden_size = sizes[0] if sizes else shape[-1] if isinstance(shape, tuple) else 64
+        self.weight, self.bias = weight, bias
+
+    def agreement(self, form: Form, eps: float) -> float:
+        """The smallest share of equal values over dtypes and modes; 0 where a dtype differs."""
+        n_rows = max(1, 2048 // self.hidden_size)
+        large = probe.random(n_rows, 2, self.hidden_size)
+        x64 = torch.cat((large * 2, large * eps**0.5 + eps**0.5))
+        return min(self._share(form, eps, x64, *dtypes) for dtypes in self.DTYPES)
+
+    def _share(
+        self, form: Form, eps: float, x64: torch.Tensor, x_dtype: torch.dtype, dtype: torch.dtype
+    ) -> float:
+        x = x64.to(x_dtype)
+        given = {
+            name: (probe.random(self.hidden_size, seed=seed) * 0.7 + 0.3).to(dtype)
+            for name, seed in self.names.items()
+        }
+        expected = _reference(form, eps, x, *(given.get(name or "") for name in (self.weight, self.bias)))
+        for name, values in given.items():
+            probe.give(self.clone, name, values)
+        share = 1.0
+        for training in (True, False):
+            try:
+                actual = self.clone.train(training)(x.clone())
+            except RuntimeError:
+                # torch's own LayerNorm takes no mixed dtypes on a GPU, nor all of them here: nothing to compare with.
+                if x_dtype == dtype:
+                    raise
+                continue
+            if not isinstance(actual, torch.Tensor):
+                return 0.0
+            if (actual.shape, actual.dtype) != (x.shape, expected.dtype):
+                return 0.0
+            if expected.dtype == torch.float32:
+                # One rounding of bfloat16 is far coarser: llama's form in mixed precision rounds before the weight.
+                equal = (actual - expected).abs() <= 1e-6 * expected.abs() + _slack(form, expected)
+            else:
+                equal = actual == expected
+            share = min(share, equal.double().mean().item())
+        return share
+
+    def widens(self) -> bool:
+        """See `NormRecipe`."""
+        x = probe.random(1, 2, self.hidden_size).bfloat16()
+        for name in self.names:
+            probe.give(self.clone, name, probe.random(self.hidden_size).bfloat16())
+        with _AutocastOfGPU():
+            return bool(self.clone(x).dtype == torch.float32)
+
+
+class _AutocastOfGPU(TorchFunctionMode):
+    """torch's own normalisations with float32 results, as autocast on a GPU gives them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Cast what is normalised."""
+        if func in (nn.functional.layer_norm, nn.functional.rms_norm):
+            args = [a.float() if isinstance(a, torch.Tensor) else a for a in args]
+            kwargs = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in (kwargs or {}).items()}
+        return func(*args, **(kwargs or {}))
+
+
+def _slack(form: Form, expected: torch.Tensor) -> float:
+    """An absolute error that float32 sums may make: a mean that is subtracted cancels."""
+    return 1e-12 if form.op == RMS_NORM else 1e-6 * expected.abs().max().item()
+
+
+def _reference(
+    form: Form, eps: float, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None
+) -> torch.Tensor:
+    if form.op == RMS_NORM:
+        options = rms_norm.Options(eps=eps, offset=form.offset, casting=form.casting)
+        (y,) = rms_norm.RMS_NORM.reference((x, weight), options)
+    else:
+        weight = weight + form.offset if form.offset and weight is not None else weight
+        (y,) = layer_norm.LAYER_NORM.reference((x, weight, bias), layer_norm.Options(eps=eps))
+    assert y is not None
+    return y
+
+
 def recognise(module: nn.Module) -> Verdict | None:
-    """The verdict on a module; None if it is no normalisation."""
+    """The verdict on a module; None if it is no normalisation of the last axis."""
     cls = original_class(module)
-    parameters = dict(module.named_parameters(recurse=False))
+    name = cls.__name__.lower()
     if (
         any(True for _ in module.children())
-        or any(p.dim() != 1 for p in parameters.values())
-        or "norm" not in cls.__name__.lower()
+        or "norm" not in name
+        or any(other in name for other in ("batchnorm", "groupnorm", "instancenorm"))
     ):
         return None
-    if len(parameters) > 1 or not probe.takes_one_argument(cls):
-        return Verdict("rms_norm", None, "takes more than one tensor and one weight")
-    weight, parameter = next(iter(parameters.items()), (None, None))
-    hidden_size = 64 if parameter is None else parameter.shape[0]
-    clone = probe.small_copy(module, {}, {})
+    op = LAYER_NORM if issubclass(cls, nn.LayerNorm) or "layernorm" in name else RMS_NORM
+    parameters = dict(module.named_parameters(recurse=False))
+    if any(p.dim() != 1 for p in parameters.values()):
+        return Verdict(op, None, "has a weight of more than one axis")
+    if not probe.takes_one_argument(cls):
+        return Verdict(op, None, "takes more than one tensor")
+    weight, bias = _weight_and_bias(parameters)
+    if len(parameters) > (weight is not None) + (bias is not None):
+        return Verdict(op, None, "has parameters beside a weight and a bias")
+    closest = (op, 0.0)
+    try:
+        probed = _Probe(module, weight, bias)
+        for form in FORMS:
+            if form.weighted != (weight is not None) or (form.op == RMS_NORM and bias is not None):
+                continue
+            for eps_name, eps in _eps_candidates(module):
+                share = probed.agreement(form, eps)
+                if share >= EQUAL:
+                    recipe = NormRecipe(form, weight, bias, eps_name or eps, probed.widens())
+                    return Verdict(form.name, recipe)
+                closest = max(closest, (form.name, share), key=lambda found: found[1])
+    except Exception as error:  # the module's own code, fed with what it may not expect
+        return Verdict(op, None, f"could not be probed: {type(error).__name__}: {error}")
+    if closest[1] < 0.5:
+        return Verdict(closest[0], None, "not a normalisation in any form that is known")
+    return Verdict(closest[0], None, f"closest to {closest[0]}, with {closest[1]:.0%} of the values equal")
 
-    def run(x: torch.Tensor, w: torch.Tensor | None) -> Any:
-        if weight is not None and w is not None:
-            probe.give(clone, weight, w)
-        return clone(x)
 
-    best = ("rms_norm", 0.0)
-    for form in FORMS:
-        if form.weighted != (weight is not None):
-            continue
-        for eps_name, eps in _eps_candidates(module):
-            try:
-                share = _agreement(run, form, eps, hidden_size, clone)
-            except Exception as error:  # the module's own code, fed with what it may not expect
-                return Verdict(form.name, None, f"could not be probed: {type(error).__name__}: {error}")
-            if share >= EQUAL:
-                return Verdict(form.name, RMSNormRecipe(weight, eps_name or eps, form.offset, form.casting))
-            best = max(best, (form.name, share), key=lambda candidate: candidate[1])
-    if best[1] < 0.5:
-        return Verdict(best[0], None, "not RMSNorm, or in a form that is not known")
-    return Verdict(best[0], None, f"closest to {best[0]}, with {best[1]:.0%} of the values equal")
+def _weight_and_bias(parameters: dict[str, nn.Parameter]) -> tuple[str | None, str | None]:
+    """The names of the two; a single parameter is the weight unless it is called bias."""
+    bias = "bias" if "bias" in parameters else None
+    return next((name for name in parameters if name != bias), None), bias
 
 
 def _eps_candidates(module: nn.Module) -> Iterator[tuple[str | None, float]]:
@@ -130,47 +251,3 @@ def _eps_candidates(module: nn.Module) -> Iterator[tuple[str | None, float]]:
         if isinstance(value, float) and 0 < value < 0.1
     ]
     yield from attributes or ((None, eps) for eps in CONSTANT_EPS)
-
-
-def _agreement(
-    run: Callable[[torch.Tensor, torch.Tensor | None], Any],
-    form: Form,
-    eps: float,
-    hidden_size: int,
-    clone: nn.Module,
-) -> float:
-    """The smallest share of equal values over dtypes and modes; 0 where a dtype differs.
-
-    Half of the rows are so small that eps decides about them. With a float32 weight on bfloat16 rows (mixed
-    precision) the forms differ in the dtype that they return.
-    """
-    n_rows = max(2, 4096 // hidden_size)
-    large = probe.random(n_rows, hidden_size)
-    x64 = torch.cat((large * 2, large * eps**0.5 + eps**0.5))
-    w64 = probe.random(hidden_size, seed=1) * 0.7 + 0.3 if form.weighted else None
-    options = Options(eps=eps, offset=form.offset, casting=form.casting)
-    share = 1.0
-    for x_dtype, w_dtype in (
-        (torch.bfloat16, torch.bfloat16),
-        (torch.bfloat16, torch.float32),
-        (torch.float32, torch.float32),
-    ):
-        x = x64.to(x_dtype)
-        w = None if w64 is None else w64.to(w_dtype)
-        (expected,) = RMS_NORM.reference((x, w), options)
-        assert expected is not None
-        for training in (True, False):
-            clone.train(training)
-            actual = run(x.clone(), w)
-            if not isinstance(actual, torch.Tensor) or (actual.shape, actual.dtype) != (
-                x.shape,
-                expected.dtype,
-            ):
-                return 0.0
-            if expected.dtype == torch.float32:
-                # One rounding of bfloat16 is far coarser: llama's form in mixed precision rounds before the weight.
-                equal = (actual - expected).abs() <= 1e-6 * expected.abs() + 1e-12
-            else:
-                equal = actual == expected
-            share = min(share, equal.double().mean().item())
-    return share

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from liger_torch.hf import experts as fused_experts
 from liger_torch.hf import loss, mlps, norms, probe, rope, swap
 from liger_torch.hf.probe import Verdict
 from liger_torch.hf.report import Entry, PatchReport, UnrecognisedModuleError, warn_once
@@ -20,7 +22,9 @@ class Parts:
 
     rope: bool = True
     rms_norm: bool = True
-    swiglu: bool = True
+    layer_norm: bool = True
+    glu: bool = True
+    experts: bool = True
     cross_entropy: bool = False
     fused_linear_cross_entropy: bool = True
 
@@ -66,10 +70,12 @@ class _Plan:
 
     def _layers(self, model: nn.Module, parts: Parts) -> None:
         recognisers: list[tuple[str, Callable[[nn.Module], Verdict | None]]] = []
-        if parts.rms_norm:
-            recognisers.append((norms.KIND, norms.recognise))
-        if parts.swiglu:
+        if parts.rms_norm or parts.layer_norm:
+            recognisers.append((norms.KIND, functools.partial(_norm, parts)))
+        if parts.glu:
             recognisers.append((mlps.KIND, mlps.recognise))
+        if parts.experts:
+            recognisers.append((fused_experts.KIND, fused_experts.recognise))
         for module in model.modules():
             key = probe.fingerprint(module)
             for kind, recognise in recognisers:
@@ -121,12 +127,21 @@ class _Plan:
         return recipe is not None
 
 
+def _norm(parts: Parts, module: nn.Module) -> Verdict | None:
+    """The verdict on a normalisation, if its kind is asked for."""
+    verdict = norms.recognise(module)
+    wanted = {norms.RMS_NORM: parts.rms_norm, norms.LAYER_NORM: parts.layer_norm}
+    return verdict if verdict is None or wanted[verdict.form.partition("[")[0]] else None
+
+
 def apply_liger_kernel(
     model: nn.Module,
     *,
     rope: bool = True,
     rms_norm: bool = True,
-    swiglu: bool = True,
+    layer_norm: bool = True,
+    glu: bool = True,
+    experts: bool = True,
     cross_entropy: bool = False,
     fused_linear_cross_entropy: bool = True,
     strict: bool = False,
@@ -146,7 +161,9 @@ def apply_liger_kernel(
         model: the model itself; of a module that merely holds one, the loss is left alone.
         rope: rotate q and k in one kernel.
         rms_norm: RMSNorm modules.
-        swiglu: the elementwise part of gated MLPs with SiLU.
+        layer_norm: LayerNorm modules.
+        glu: the elementwise part of gated MLPs: SwiGLU and GeGLU.
+        experts: the same of the experts of transformers 5, which keep their implementation of the products.
         cross_entropy: the loss, computed from the logits.
         fused_linear_cross_entropy: the loss, computed together with the output layer, without the logits.
         strict: raise if a part that is asked for is found but not recognised.
@@ -159,7 +176,9 @@ def apply_liger_kernel(
         ValueError: both losses at once.
         UnrecognisedModuleError: with strict=True; the model is as it was then.
     """
-    plan = _plan(model, Parts(rope, rms_norm, swiglu, cross_entropy, fused_linear_cross_entropy))
+    plan = _plan(
+        model, Parts(rope, rms_norm, layer_norm, glu, experts, cross_entropy, fused_linear_cross_entropy)
+    )
     if strict and (plan.report.left or not plan.report.patched):
         raise UnrecognisedModuleError(plan.report)
     for entry in plan.report.left:
@@ -200,7 +219,9 @@ def explain(
     *,
     rope: bool = True,
     rms_norm: bool = True,
-    swiglu: bool = True,
+    layer_norm: bool = True,
+    glu: bool = True,
+    experts: bool = True,
     cross_entropy: bool = False,
     fused_linear_cross_entropy: bool = True,
 ) -> PatchReport:
@@ -210,7 +231,9 @@ def explain(
         TypeError: the model is not a module.
         ValueError: both losses at once.
     """
-    return _plan(model, Parts(rope, rms_norm, swiglu, cross_entropy, fused_linear_cross_entropy)).report
+    return _plan(
+        model, Parts(rope, rms_norm, layer_norm, glu, experts, cross_entropy, fused_linear_cross_entropy)
+    ).report
 
 
 def remove_liger_kernel(model: nn.Module) -> None:

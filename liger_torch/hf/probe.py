@@ -11,6 +11,7 @@ import contextlib
 import copy
 import dataclasses
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -69,6 +70,9 @@ def small_copy(module: nn.Module, children: Mapping[str, nn.Module], sizes: Mapp
     for name, buffer in module.named_buffers(recurse=False):
         if not buffer.is_meta:
             clone._buffers[name] = buffer.detach().to("cpu", copy=True)
+    for name, parameter in module._parameters.items():
+        if parameter is None:  # an option that is switched off, which `forward` still reads
+            clone._parameters[name] = None
     for name, child in module.named_children():
         clone.add_module(name, children[name] if name in children else copy.deepcopy(child))
     return clone
@@ -118,11 +122,13 @@ def takes_one_argument(cls: type[nn.Module]) -> bool:
     )
 
 
-def is_close(actual: Any, expected: torch.Tensor, rtol: float) -> bool:
-    """Same shape and dtype, and everywhere within `rtol` of the largest magnitude."""
-    return (
-        isinstance(actual, torch.Tensor)
-        and actual.shape == expected.shape
-        and actual.dtype == expected.dtype
-        and bool((actual - expected).abs().max() <= rtol * expected.abs().max())
-    )
+def distance(actual: Any, expected: torch.Tensor) -> float:
+    """The largest error of a row relative to the row's largest magnitude; infinite for another shape or dtype."""
+    if (
+        not isinstance(actual, torch.Tensor)
+        or actual.shape != expected.shape
+        or actual.dtype != expected.dtype
+    ):
+        return math.inf
+    error = (actual - expected).abs().amax(-1) / expected.abs().amax(-1).clamp(min=1e-300)
+    return float(error.nan_to_num(nan=math.inf).max())

@@ -24,7 +24,7 @@ class Entry:
     """One line of a report.
 
     Attributes:
-        kind: "norm", "mlp", "rope" or "loss".
+        kind: "norm", "mlp", "experts", "rope" or "loss".
         name: the class or function.
         count: how many modules of the class.
         form: what it was recognised as, or the closest form.

@@ -20,17 +20,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from liger_torch.autograd import uses_reference
-from liger_torch.functional import liger_rope
-from liger_torch.hf import probe
+from liger_torch.hf import probe, rotations
 from liger_torch.hf.probe import Verdict
 from liger_torch.hf.swap import original_class
-from liger_triton.rope import ROPE, Options
 
 KIND = "rope"
-
-RTOL = 1e-9
-"""In float64."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,41 +104,14 @@ def _parameters(function: Any) -> list[inspect.Parameter]:
 
 
 def recognise(function: RopeFunction) -> Verdict:
-    """The verdict on a function: whether it is (q, k, cos, sin) -> q and k rotated by halves."""
-    form = "rope[half]"
+    """The verdict on a function: whether `liger_rope` computes what it does."""
     value = function.value
     if isinstance(value, _Dispatcher):
         value = value.original
-    names = [p.name for p in _parameters(value)]
-    if names[2:4] != ["cos", "sin"]:
-        return Verdict(form, None, f"takes ({', '.join(names)}), not (q, k, cos, sin, ...)")
-    batch, seq, head_dim = 2, 5, 16
-    angles = probe.random(batch, seq, head_dim // 2, seed=2).repeat(1, 1, 2)
-    cos, sin = angles.cos(), angles.sin()
-    q, k = probe.random(batch, seq, 4, head_dim), probe.random(batch, seq, 2, head_dim, seed=1)
-    expected = ROPE.reference((q, k, cos, sin), Options())
-    for axis in (1, 2) if "unsqueeze_dim" in names else (1,):
-        arguments = (q, k) if axis == 2 else (q.transpose(1, 2), k.transpose(1, 2))
-        options = {} if axis == _default_axis(value) else {"unsqueeze_dim": axis}
-        try:
-            rotated = value(*arguments, cos, sin, **options)
-        except Exception as error:  # somebody else's code, fed with what it may not expect
-            return Verdict(form, None, f"could not be probed: {type(error).__name__}: {error}")
-        if not isinstance(rotated, tuple) or len(rotated) != 2:
-            return Verdict(form, None, "does not return q and k")
-        for actual, wanted in zip(rotated, expected, strict=True):
-            assert wanted is not None
-            if not probe.is_close(actual, wanted if axis == 2 else wanted.transpose(1, 2), RTOL):
-                return Verdict(form, None, "does not rotate the two halves of a head by (cos, sin)")
-    return Verdict(form, RopeRecipe())
-
-
-def _default_axis(function: Any) -> int:
-    """The axis of the heads where the caller names none."""
-    for parameter in _parameters(function):
-        if parameter.name == "unsqueeze_dim" and isinstance(parameter.default, int):
-            return parameter.default
-    return 1
+    known = rotations.recognise(_plain(value))
+    if isinstance(known, str):
+        return Verdict("rope", None, known)
+    return Verdict(known.rotation.name, RopeRecipe())
 
 
 class _Dispatcher:
@@ -153,51 +120,34 @@ class _Dispatcher:
     def __init__(self, original: Callable[..., Any]) -> None:
         self.original = original
         functools.update_wrapper(self, _plain(original))
-        self.default_axis = _default_axis(original)
+        self.signature = rotations.Signature(_plain(original))
+        with probe.probing():
+            known = rotations.recognise(_plain(original))
+        self.known = None if isinstance(known, str) else known
         self.leases = 0
 
-    def __call__(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        cos: torch.Tensor,
-        sin: torch.Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        if _swapped.depth and not args and (not kwargs or list(kwargs) == ["unsqueeze_dim"]):
-            axis = kwargs.get("unsqueeze_dim", self.default_axis)
-            if _fits(q, k, cos, sin, axis):
-                return liger_rope(q, k, cos, sin, unsqueeze_dim=axis)
-        return self.original(q, k, cos, sin, *args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _swapped.depth and self.known is not None:
+            given = {**dict(zip(self.signature.names, args, strict=False)), **kwargs}
+            rotated = self._by_kernel(self.known, given)
+            if rotated is not None:
+                return rotated
+        return self.original(*args, **kwargs)
 
-
-def _fits(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, axis: int) -> bool:
-    """Whether the kernel computes what the original would."""
-    if q.dim() != 4 or k.dim() != 4 or cos.dim() != 3 or axis not in (1, 2):
-        return False
-    batch, seq, head_dim = q.shape[0], q.shape[3 - axis], q.shape[3]
-    return (
-        (k.shape[0], k.shape[3 - axis], k.shape[3]) == (batch, seq, head_dim)
-        and cos.shape == sin.shape
-        and cos.shape[0] in (1, batch)
-        and (cos.shape[1], cos.shape[2]) == (seq, head_dim)
-        and head_dim % 2 == 0
-        and q.device == k.device == cos.device == sin.device
-        and q.dtype == k.dtype
-        and cos.dtype == sin.dtype
-        and not (cos.requires_grad or sin.requires_grad)
-        and (q.dtype != torch.float64 or uses_reference(q))
-        and _keeps_dtype(q, cos)
-    )
-
-
-def _keeps_dtype(q: torch.Tensor, cos: torch.Tensor) -> bool:
-    """Whether the original returns q's dtype, or attention casts its result to that anyway."""
-    if torch.promote_types(q.dtype, cos.dtype) == q.dtype:
-        return True
-    kind = q.device.type
-    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == q.dtype
+    def _by_kernel(self, known: rotations.Known, given: dict[str, Any]) -> Any:
+        """The rotation, or None where the original must compute it."""
+        names = self.signature.names
+        q, k = given.pop(names[0], None), given.pop(names[1], None)
+        tables = tuple(given.pop(name, None) for name in self.signature.tables)
+        axis = given.pop("unsqueeze_dim", self.signature.default_axis)
+        sections = given.pop("mrope_section", None)
+        given.pop("position_ids", None)  # where there is one, it is not looked at: the probe passes none
+        if given or not all(isinstance(x, torch.Tensor) for x in (q, k, *tables)):
+            return None
+        axis = known.rotation.axis if axis is None else axis
+        if not rotations.fits(known, q, k, tables, axis, sections):
+            return None
+        return known.rotation(q, k, tables, axis, sections)
 
 
 _lock = threading.RLock()

@@ -21,8 +21,6 @@ from torch.utils.data import Dataset
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
     LlamaForCausalLM,
     LlamaModel,
     Trainer,
@@ -76,10 +74,10 @@ def test_loss_and_gradients(family: str, tied: bool) -> None:
     assert calls == {"rms_norm": 5, "rope": 2, "swiglu": 2, "linear_cross_entropy": 1}
 
 
-@pytest.mark.parametrize(("part", "op"), [("rope", "rope"), ("rms_norm", "rms_norm"), ("swiglu", "swiglu")])
+@pytest.mark.parametrize(("part", "op"), [("rope", "rope"), ("rms_norm", "rms_norm"), ("glu", "swiglu")])
 def test_each_part_alone(part: str, op: str) -> None:
     plain, patched = tiny(), tiny()
-    off = {"rope": False, "rms_norm": False, "swiglu": False, "fused_linear_cross_entropy": False}
+    off = {"rope": False, "rms_norm": False, "glu": False, "fused_linear_cross_entropy": False}
     apply_liger_kernel(patched, **{**off, part: True}, strict=True)
     expected = step(plain, **batch())
     with counted_ops() as calls:
@@ -439,7 +437,7 @@ def test_skip_logits_that_cannot_be_honoured_warns_once(caplog: pytest.LogCaptur
 
 
 def test_every_model_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
-    models = [tiny(hidden_act="gelu") for _ in range(2)]
+    models = [tiny(hidden_act="relu") for _ in range(2)]
     with caplog.at_level(logging.WARNING):
         for model in models:
             apply_liger_kernel(model)
@@ -710,24 +708,22 @@ def test_report() -> None:
     assert explain(model, rope=False, rms_norm=False).counts == {"mlp": 2, "loss": 1}
 
 
-def test_unknown_model(caplog: pytest.LogCaptureFixture) -> None:
-    config = GPT2Config(
-        n_embd=32, n_layer=1, n_head=2, vocab_size=VOCAB, bos_token_id=1, eos_token_id=2, resid_pdrop=0.0
-    )
-    config.attn_pdrop = config.embd_pdrop = 0.0
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(config).train()
+def test_unknown_modules(caplog: pytest.LogCaptureFixture) -> None:
+    plain, model = tiny(), tiny()
+    for each in (plain, model):
+        for layer in each.model.layers:
+            layer.input_layernorm.__class__ = type("OtherRMSNorm", (OffByABit,), {})
     before = state(model)
-    with pytest.raises(UnrecognisedModuleError, match="LayerNorm x3") as raised:
+    with pytest.raises(UnrecognisedModuleError, match="OtherRMSNorm x2") as raised:
         apply_liger_kernel(model, strict=True)
     assert state(model) == before
-    assert [entry.name for entry in raised.value.report.left] == ["LayerNorm"]
-    expected = step(model, **batch())
+    assert {entry.name for entry in raised.value.report.left} == {"OtherRMSNorm"}
+    expected = step(plain, **batch())
     with caplog.at_level(logging.WARNING):
         report = apply_liger_kernel(model)
         apply_liger_kernel(model)
-    assert report.counts == {"loss": 1}
-    assert caplog.text.count("LayerNorm x3 left alone") == 1
+    assert report.counts == {"norm": 3, "mlp": 2, "rope": 2, "loss": 1}
+    assert caplog.text.count("OtherRMSNorm x2 left alone") == 1
     assert_same_step(step(model, **batch()), expected)
 
 
@@ -744,8 +740,10 @@ def test_model_without_a_head() -> None:
     torch.testing.assert_close(patched(ids).last_hidden_state, plain(ids).last_hidden_state)
 
 
-def test_exact_gelu_and_dropout_are_left() -> None:
-    assert [entry.name for entry in explain(tiny(hidden_act="gelu")).left] == ["LlamaMLP"]
+def test_other_activations_and_dropout_are_left() -> None:
+    (left,) = explain(tiny(hidden_act="relu")).left
+    assert left.name == "LlamaMLP"
+    assert "closest to geglu" in left.reason
     model = tiny()
     for layer in model.model.layers:
         layer.mlp.act_fn = nn.Sequential(nn.SiLU(), nn.Dropout(0.5))
