@@ -71,15 +71,15 @@ def run(case: Case, dtype: str, device: str = "cpu") -> Results:
     return outputs, differentiate(case, dtype, operands, outputs)
 
 
-def run_reference(case: Case, dtype: str, function: Any = None, device: str = "cpu") -> Results:
-    """The reference in float64, at operands rounded to `dtype`, with that dtype's cotangents."""
+def run_reference(case: Case, dtype: str, function: Any = None) -> Results:
+    """The reference in float64 on the CPU, at operands rounded to `dtype`, with that dtype's cotangents."""
     operands: list[torch.Tensor | None] = [
         None
         if t is None
         else t.detach().double().requires_grad_(t.requires_grad)
         if t.is_floating_point()
         else t
-        for t in tensors(case, dtype, device)
+        for t in tensors(case, dtype)
     ]
     outputs = list((function or case.op.reference)(tuple(operands), case.options))
     return outputs, differentiate(case, dtype, operands, outputs)
@@ -87,7 +87,7 @@ def run_reference(case: Case, dtype: str, function: Any = None, device: str = "c
 
 def error(actual: torch.Tensor, exact: torch.Tensor) -> float:
     """Relative error in the Euclidean norm; of an exact zero, the norm itself."""
-    difference = (actual.double() - exact.double()).norm().item()
+    difference = (actual.double().to(exact.device) - exact.double()).norm().item()
     size = exact.double().norm().item()
     return difference / size if size else difference
 
