@@ -121,8 +121,8 @@ def jsd(
 
     >>> import jax.numpy as jnp
     >>> from liger_jax import jsd
-    >>> jsd(jnp.array([[9.0, 0.0]]), jnp.array([[0.0, 9.0]]), from_logits=True).round(3)
-    Array([0.692], dtype=float32)
+    >>> jnp.round(1000 * jsd(jnp.array([[9.0, 0.0]]), jnp.array([[0.0, 9.0]]), from_logits=True))
+    Array([692.], dtype=float32)
     """
     options = {
         "beta": float(beta),
@@ -239,8 +239,8 @@ def linear_jsd(
     >>> import jax, jax.numpy as jnp
     >>> from liger_jax import linear_jsd
     >>> x, kernel = jnp.eye(2), jnp.array([[2.0, 0.0], [0.0, 0.0]])
-    >>> linear_jsd(x, kernel, x, 2 * kernel, beta=0.0).round(3)
-    Array([0.072, 0.   ], dtype=float32)
+    >>> jnp.round(1000 * linear_jsd(x, kernel, x, 2 * kernel, beta=0.0))
+    Array([73.,  0.], dtype=float32)
     """
     op = linear_jsd_kernels.LINEAR_JSD
     student_x, teacher_x = jnp.asarray(student_x), jnp.asarray(teacher_x)

@@ -1,0 +1,47 @@
+"""Losses of post-training: algebra on numbers of tokens and sequences, on the Python array API.
+
+No loss here sees a logit. Its inputs are what `fused_linear_logprobs` (PyTorch) and `linear_logprobs` (JAX) give per
+token, and any loss of one's own can be made of the same; gradients pass through these functions as through all others.
+Arrays are those of any array API library: torch, jax.numpy, numpy.
+"""
+
+from liger.losses.arrays import log1mexp, log_sigmoid, relu, sigmoid
+from liger.losses.pairs import check_pairs, halves, negative_log_likelihood, pair_logps
+from liger.losses.preference import (
+    CPO_LOSSES,
+    DPO_LOSSES,
+    F_DIVERGENCES,
+    OddsRatioLosses,
+    PreferenceLosses,
+    check_dpo,
+    cpo,
+    dpo,
+    orpo,
+    simpo,
+)
+from liger.losses.sequences import lengths, masked_sum, sequence_logp, token_mean
+
+__all__ = [
+    "CPO_LOSSES",
+    "DPO_LOSSES",
+    "F_DIVERGENCES",
+    "OddsRatioLosses",
+    "PreferenceLosses",
+    "check_dpo",
+    "check_pairs",
+    "cpo",
+    "dpo",
+    "halves",
+    "lengths",
+    "log1mexp",
+    "log_sigmoid",
+    "masked_sum",
+    "negative_log_likelihood",
+    "orpo",
+    "pair_logps",
+    "relu",
+    "sequence_logp",
+    "sigmoid",
+    "simpo",
+    "token_mean",
+]

@@ -1,0 +1,53 @@
+"""From numbers of tokens to numbers of sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from liger.reference.common import namespace
+
+
+def masked_sum(values: Any, mask: Any) -> Any:
+    """sum_t values_t over the tokens in the mask, along the last axis; what is outside it may be NaN.
+
+    Args:
+        values: (..., tokens).
+        mask: (..., tokens), bool.
+
+    Returns:
+        (...).
+    """
+    xp = namespace(values)
+    return xp.sum(xp.where(mask, values, xp.zeros_like(values)), axis=-1)
+
+
+def lengths(mask: Any, like: Any) -> Any:
+    """How many tokens are in the mask, (...) of `like`'s dtype."""
+    xp = namespace(like)
+    return xp.sum(xp.astype(mask, like.dtype), axis=-1)
+
+
+def sequence_logp(logp: Any, mask: Any, *, average: bool = False) -> Any:
+    """The log-probability of each sequence: the sum over its tokens, or their mean.
+
+    Args:
+        logp: log-probability per token (..., tokens).
+        mask: the tokens that count (..., tokens), bool: completion tokens, without padding on either side.
+        average: divide by the number of tokens; a sequence without any has 0.
+
+    Returns:
+        (...).
+    """
+    total = masked_sum(logp, mask)
+    if not average:
+        return total
+    xp = namespace(logp)
+    n = lengths(mask, logp)
+    return total / xp.where(n > 0, n, xp.ones_like(n))
+
+
+def token_mean(values: Any, mask: Any) -> Any:
+    """The mean over all tokens in the mask, 0 where there is none: () ."""
+    xp = namespace(values)
+    n = xp.sum(lengths(mask, values))
+    return xp.sum(masked_sum(values, mask)) / xp.where(n > 0, n, xp.ones_like(n))

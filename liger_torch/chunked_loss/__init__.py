@@ -1,0 +1,29 @@
+"""Losses of post-training on a language model's head, which never hold (tokens x vocabulary) logits.
+
+Each is algebra of `liger.losses` on the log-probabilities that `fused_linear_logprobs` gives; a loss that is not here
+is written in the same way. Names, arguments and results are those of liger-kernel's package of this name.
+"""
+
+from liger_torch.chunked_loss.modules import (
+    LigerFusedLinearCPOLoss,
+    LigerFusedLinearDPOLoss,
+    LigerFusedLinearORPOLoss,
+    LigerFusedLinearSimPOLoss,
+)
+from liger_torch.chunked_loss.preference import (
+    liger_fused_linear_cpo,
+    liger_fused_linear_dpo,
+    liger_fused_linear_orpo,
+    liger_fused_linear_simpo,
+)
+
+__all__ = [
+    "LigerFusedLinearCPOLoss",
+    "LigerFusedLinearDPOLoss",
+    "LigerFusedLinearORPOLoss",
+    "LigerFusedLinearSimPOLoss",
+    "liger_fused_linear_cpo",
+    "liger_fused_linear_dpo",
+    "liger_fused_linear_orpo",
+    "liger_fused_linear_simpo",
+]

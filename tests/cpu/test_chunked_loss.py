@@ -1,0 +1,208 @@
+"""Losses on a head: the same as of logits in float64, and as liger-kernel's."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from liger import losses
+from liger_torch import chunked_loss
+
+needs_liger_kernel = pytest.mark.skipif(
+    importlib.util.find_spec("liger_kernel") is None, reason="needs liger-kernel (the extra `peers`)"
+)
+
+PAIRS, TOKENS, HIDDEN, REF_HIDDEN, VOCAB = 3, 7, 8, 6, 23
+
+
+def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
+
+
+def problem(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+    target = torch.randint(0, VOCAB, (2 * PAIRS, TOKENS), generator=torch.Generator().manual_seed(9))
+    target[0, :3], target[1, -2:], target[4, 0] = -100, -100, -100
+    return {
+        "lin_weight": draw(VOCAB, HIDDEN, seed=0, dtype=dtype),
+        "_input": draw(2 * PAIRS, TOKENS, HIDDEN, seed=1, dtype=dtype),
+        "target": target,
+        "bias": draw(VOCAB, seed=2, dtype=dtype),
+        "ref_input": draw(2 * PAIRS, TOKENS, REF_HIDDEN, seed=3, dtype=dtype).detach(),
+        "ref_weight": draw(VOCAB, REF_HIDDEN, seed=4, dtype=dtype).detach(),
+        "ref_bias": draw(VOCAB, seed=5, dtype=dtype).detach(),
+    }
+
+
+def logp_of_logits(p: dict[str, torch.Tensor], ref: bool, ids: torch.Tensor | None = None) -> torch.Tensor:
+    """From all the logits, in float64."""
+    names = ("ref_input", "ref_weight", "ref_bias") if ref else ("_input", "lin_weight", "bias")
+    x, w, b = (p[n].double() for n in names)
+    ids = p["target"] if ids is None else ids
+    x = x[: ids.shape[0]]
+    logp = F.linear(x, w, b).log_softmax(-1).gather(-1, ids.clamp(min=0)[..., None])[..., 0]
+    return torch.where(ids == -100, 0.0, logp)
+
+
+def halves(logp: torch.Tensor, p: dict[str, torch.Tensor], average: bool) -> tuple[torch.Tensor, ...]:
+    total = logp.sum(-1)
+    return (total / (p["target"] != -100).sum(-1) if average else total).chunk(2)
+
+
+def same(ours: Any, theirs: torch.Tensor, inputs: list[torch.Tensor], tolerance: float = 1e-10) -> None:
+    assert abs(ours.item() - theirs.item()) <= tolerance * abs(theirs.item())
+    for a, b in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):
+        assert (a.double() - b.double()).norm() <= tolerance * b.double().norm()
+        assert b.any()
+
+
+def trained(p: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    return [p["_input"], p["lin_weight"], p["bias"]]
+
+
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("loss_type", [n for n in losses.DPO_LOSSES if n != "sft"])
+def test_dpo_is_that_of_the_logits(loss_type: str, average: bool) -> None:
+    p = problem()
+    smoothing = 0.1 if loss_type in ("exo_pair", "robust", "sigmoid") else 0.0
+    loss = chunked_loss.LigerFusedLinearDPOLoss(
+        beta=0.3, alpha=0.5, compute_nll_loss=True, average_log_prob=average, loss_type=loss_type,
+        label_smoothing=smoothing,
+    )  # fmt: skip
+    found, details = loss(**p)
+    policy = halves(logp_of_logits(p, False), p, average)
+    reference = halves(logp_of_logits(p, True), p, average)
+    lengths = (p["target"] != -100).sum(-1).double().chunk(2)
+    pairs = losses.dpo(
+        *policy, *reference, loss_type=loss_type, beta=0.3, label_smoothing=smoothing,
+        lengths=None if average else lengths,
+    )  # fmt: skip
+    chosen = p["target"][:PAIRS] != -100
+    nll = -logp_of_logits(p, False)[:PAIRS][chosen].mean()
+    same(found, pairs.loss.mean() + 0.5 * nll, trained(p))
+    logits = F.linear(p["_input"], p["lin_weight"], p["bias"]).detach()
+    expected = [*policy, logits[:PAIRS].mean(), logits[PAIRS:].mean(), nll, *pairs[1:]]
+    for a, b in zip(details, expected, strict=True):
+        torch.testing.assert_close(a.double(), b.detach(), rtol=1e-5, atol=1e-6)
+        assert not a.requires_grad
+
+
+def test_reference_given_in_three_ways() -> None:
+    p = problem()
+    loss = chunked_loss.LigerFusedLinearDPOLoss()
+    expected, _ = loss(**p)
+    own = {n: p[n] for n in ("lin_weight", "_input", "target", "bias")}
+    given = logp_of_logits(p, True).sum(-1)
+    same(loss(**own, ref_logps=given)[0], expected, trained(p))
+    without = chunked_loss.LigerFusedLinearDPOLoss(use_ref_model=False)(**own)[0]
+    chosen, rejected = halves(logp_of_logits(p, False), p, False)
+    same(without, -F.logsigmoid(0.1 * (chosen - rejected)).mean(), trained(p))
+    with pytest.raises(
+        ValueError, match="dpo: use_ref_model is True and neither ref_input nor ref_logps is given; with"
+    ):
+        loss(**own)
+    with pytest.raises(ValueError, match="dpo: use_ref_model is True and ref_input and ref_logps is given"):
+        loss(**p, ref_logps=given)
+    with pytest.raises(ValueError, match="dpo: ref_input is given without ref_weight"):
+        loss(**own, ref_input=p["ref_input"])
+
+
+def test_cpo_and_simpo_are_those_of_the_logits() -> None:
+    p = problem()
+    own = {n: p[n] for n in ("lin_weight", "_input", "target", "bias")}
+    cpo = chunked_loss.LigerFusedLinearCPOLoss(beta=0.4, alpha=0.6, label_smoothing=0.1)
+    logp, chosen = logp_of_logits(p, False), p["target"][:PAIRS] != -100
+    expected = losses.cpo(*halves(logp, p, False), beta=0.4, label_smoothing=0.1).loss.mean()
+    same(cpo(**own)[0], expected - 0.6 * logp[:PAIRS][chosen].mean(), trained(p))
+    hinge = chunked_loss.LigerFusedLinearCPOLoss(
+        loss_type="hinge", average_log_prob=True, compute_nll_loss=False
+    )
+    means = halves(logp_of_logits(p, False), p, True)
+    same(hinge(**own)[0], losses.cpo(*means, loss_type="hinge").loss.mean(), trained(p))
+    simpo = chunked_loss.LigerFusedLinearSimPOLoss(gamma=0.3, compute_nll_loss=False)
+    means = halves(logp_of_logits(p, False), p, True)
+    same(simpo(**own)[0], -F.logsigmoid(0.1 * (means[0] - means[1]) - 0.3).mean(), trained(p))
+
+
+@pytest.mark.parametrize("prompts", [False, True])
+def test_orpo_is_that_of_the_logits(prompts: bool) -> None:
+    """The likelihood is that of the answers, or of prompts and answers."""
+    p = problem()
+    own = {n: p[n] for n in ("lin_weight", "_input", "target", "bias")}
+    whole = torch.where(p["target"] == -100, 5, p["target"])
+    means = halves(logp_of_logits(p, False), p, True)
+    odds = [m - torch.log1p(-m.exp()) for m in means]
+    ids = (whole if prompts else p["target"])[:PAIRS]
+    nll = -logp_of_logits(p, False, ids)[ids != -100].mean()
+    found, _ = chunked_loss.LigerFusedLinearORPOLoss(beta=0.2)(**own, nll_target=whole if prompts else None)
+    same(found, nll - 0.2 * F.logsigmoid(odds[0] - odds[1]).mean(), trained(p))
+
+
+UPSTREAM = {
+    "DPO": [
+        {"loss_type": name, "label_smoothing": {"exo_pair": 1e-3, "robust": 0.1}.get(name, 0.0)}
+        for name in (
+            "sigmoid", "hinge", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "apo_zero", "apo_down", "discopop"
+        )
+    ] + [{"average_log_prob": True, "compute_nll_loss": True, "alpha": 0.3}, {"use_ref_model": False}],
+    "CPO": [{}, {"label_smoothing": 0.1, "alpha": 0.2}, {"average_log_prob": True, "compute_nll_loss": False}],
+    "SimPO": [{}, {"gamma": 0.2, "beta": 2.0, "compute_nll_loss": False, "label_smoothing": 0.2}],
+    "ORPO": [{}, {"beta": 0.4, "compute_nll_loss": False}, {"nll_target": True}],
+}  # fmt: skip
+
+
+@needs_liger_kernel
+@pytest.mark.parametrize(
+    ("name", "options"), [(n, o) for n, cases in UPSTREAM.items() for o in cases], ids=lambda v: str(v)[:50]
+)
+def test_the_same_as_liger_kernel(name: str, options: dict[str, Any]) -> None:
+    import liger_kernel.chunked_loss as theirs
+
+    p, options = problem(torch.float32), dict(options)
+    arguments = [p["lin_weight"], p["_input"], p["target"], p["bias"]]
+    if name == "DPO" and options.get("use_ref_model", True):
+        arguments += [p["ref_input"], p["ref_weight"], p["ref_bias"]]
+    if options.pop("nll_target", False):
+        arguments.append(torch.where(p["target"] == -100, 5, p["target"]))
+    kind = f"LigerFusedLinear{name}Loss"
+    expected, expected_details = getattr(theirs, kind)(compiled=False, **options)(*arguments)
+    found, details = getattr(chunked_loss, kind)(compiled=False, **options)(*arguments)
+    same(found, expected, trained(p), tolerance=2e-6)
+    for a, b in zip(details, expected_details, strict=True):
+        assert a.shape == b.shape
+        torch.testing.assert_close(a, b.detach(), rtol=1e-5, atol=1e-6)
+
+
+@needs_liger_kernel
+@pytest.mark.parametrize("name", ["dpo", "cpo", "simpo", "orpo"])
+def test_functional_forms_take_liger_kernels_arguments(name: str) -> None:
+    import inspect
+
+    import liger_kernel.chunked_loss as theirs
+
+    kind = {"dpo": "DPO", "cpo": "CPO", "simpo": "SimPO", "orpo": "ORPO"}[name]
+    module = getattr(theirs, f"LigerFusedLinear{kind}Loss")
+    ours = getattr(chunked_loss, f"LigerFusedLinear{kind}Loss")
+    for method in ("__init__", "forward"):
+        expected = inspect.signature(getattr(module, method)).parameters
+        found = inspect.signature(getattr(ours, method)).parameters
+        assert [n for n in found if n in expected] == list(expected)
+        assert {n: v.default for n, v in expected.items()} == {n: found[n].default for n in expected}
+    import liger_kernel.chunked_loss.functional as functions
+
+    function = getattr(functions, f"liger_fused_linear_{name}").__self__
+    expected = list(inspect.signature(function.forward).parameters)[1:]  # without ctx
+    found = list(inspect.signature(getattr(chunked_loss, f"liger_fused_linear_{name}")).parameters)
+    assert found[1 : len(expected)] == expected[1:]
+
+
+def test_chunk_size_is_not_ignored_silently() -> None:
+    p = problem()
+    with pytest.warns(UserWarning, match="dpo: chunk_size is 4, but rows go through in chunks of bytes"):
+        chunked_loss.LigerFusedLinearDPOLoss(chunk_size=4)(**p)
+    with pytest.raises(ValueError, match=r"cpo: target has shape \(5, 7\); expected \(2 \* pairs, tokens\)"):
+        chunked_loss.LigerFusedLinearCPOLoss()(p["lin_weight"], p["_input"][:5], p["target"][:5])
