@@ -7,6 +7,14 @@ Arrays are those of any array API library: torch, jax.numpy, numpy.
 
 from liger.losses.arrays import log1mexp, log_sigmoid, relu, sigmoid
 from liger.losses.pairs import check_pairs, halves, negative_log_likelihood, pair_logps
+from liger.losses.policy import (
+    IMPORTANCE_LEVELS,
+    POLICY_LOSSES,
+    PolicyLoss,
+    check_grpo,
+    grpo,
+    vespo_weights,
+)
 from liger.losses.preference import (
     CPO_LOSSES,
     DPO_LOSSES,
@@ -20,18 +28,30 @@ from liger.losses.preference import (
     simpo,
 )
 from liger.losses.sequences import lengths, masked_sum, sequence_logp, token_mean
+from liger.losses.supervised import SFT_LOSSES, sft
+from liger.losses.unpaired import UNPAIRED_LOSSES, UnpairedLosses, kl_estimate, kto
 
 __all__ = [
     "CPO_LOSSES",
     "DPO_LOSSES",
     "F_DIVERGENCES",
+    "IMPORTANCE_LEVELS",
+    "POLICY_LOSSES",
+    "SFT_LOSSES",
+    "UNPAIRED_LOSSES",
     "OddsRatioLosses",
+    "PolicyLoss",
     "PreferenceLosses",
+    "UnpairedLosses",
     "check_dpo",
+    "check_grpo",
     "check_pairs",
     "cpo",
     "dpo",
+    "grpo",
     "halves",
+    "kl_estimate",
+    "kto",
     "lengths",
     "log1mexp",
     "log_sigmoid",
@@ -41,7 +61,9 @@ __all__ = [
     "pair_logps",
     "relu",
     "sequence_logp",
+    "sft",
     "sigmoid",
     "simpo",
     "token_mean",
+    "vespo_weights",
 ]

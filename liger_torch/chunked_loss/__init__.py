@@ -7,23 +7,31 @@ is written in the same way. Names, arguments and results are those of liger-kern
 from liger_torch.chunked_loss.modules import (
     LigerFusedLinearCPOLoss,
     LigerFusedLinearDPOLoss,
+    LigerFusedLinearGRPOLoss,
+    LigerFusedLinearKTOLoss,
     LigerFusedLinearORPOLoss,
     LigerFusedLinearSimPOLoss,
 )
+from liger_torch.chunked_loss.policy import liger_fused_linear_grpo
 from liger_torch.chunked_loss.preference import (
     liger_fused_linear_cpo,
     liger_fused_linear_dpo,
     liger_fused_linear_orpo,
     liger_fused_linear_simpo,
 )
+from liger_torch.chunked_loss.unpaired import liger_fused_linear_kto
 
 __all__ = [
     "LigerFusedLinearCPOLoss",
     "LigerFusedLinearDPOLoss",
+    "LigerFusedLinearGRPOLoss",
+    "LigerFusedLinearKTOLoss",
     "LigerFusedLinearORPOLoss",
     "LigerFusedLinearSimPOLoss",
     "liger_fused_linear_cpo",
     "liger_fused_linear_dpo",
+    "liger_fused_linear_grpo",
+    "liger_fused_linear_kto",
     "liger_fused_linear_orpo",
     "liger_fused_linear_simpo",
 ]

@@ -8,13 +8,16 @@ import torch
 from torch import nn
 
 from liger import losses
+from liger_torch.chunked_loss.common import Result
+from liger_torch.chunked_loss.policy import liger_fused_linear_grpo
 from liger_torch.chunked_loss.preference import (
-    Result,
     liger_fused_linear_cpo,
     liger_fused_linear_dpo,
     liger_fused_linear_orpo,
     liger_fused_linear_simpo,
 )
+from liger_torch.chunked_loss.unpaired import liger_fused_linear_kto
+from liger_torch.valid_rows import ValidRows
 
 
 class _Loss(nn.Module):
@@ -82,6 +85,7 @@ class LigerFusedLinearDPOLoss(_Loss):
         ref_bias: torch.Tensor | None = None,
         *,
         ref_logps: torch.Tensor | None = None,
+        valid_rows: ValidRows | None = None,
     ) -> Result:
         """Head, hidden states and ids to the loss and what there is to log."""
         return liger_fused_linear_dpo(
@@ -93,6 +97,7 @@ class LigerFusedLinearDPOLoss(_Loss):
             ref_weight,
             ref_bias,
             ref_logps=ref_logps,
+            valid_rows=valid_rows,
             **self._options,
         )
 
@@ -133,9 +138,13 @@ class LigerFusedLinearCPOLoss(_Loss):
         _input: torch.Tensor,
         target: torch.Tensor,
         bias: torch.Tensor | None = None,
+        *,
+        valid_rows: ValidRows | None = None,
     ) -> Result:
         """Head, hidden states and ids to the loss and what there is to log."""
-        return liger_fused_linear_cpo(_input, lin_weight, target, bias, **self._options)
+        return liger_fused_linear_cpo(
+            _input, lin_weight, target, bias, valid_rows=valid_rows, **self._options
+        )
 
 
 class LigerFusedLinearSimPOLoss(_Loss):
@@ -169,9 +178,13 @@ class LigerFusedLinearSimPOLoss(_Loss):
         _input: torch.Tensor,
         target: torch.Tensor,
         bias: torch.Tensor | None = None,
+        *,
+        valid_rows: ValidRows | None = None,
     ) -> Result:
         """Head, hidden states and ids to the loss and what there is to log."""
-        return liger_fused_linear_simpo(_input, lin_weight, target, bias, **self._options)
+        return liger_fused_linear_simpo(
+            _input, lin_weight, target, bias, valid_rows=valid_rows, **self._options
+        )
 
 
 class LigerFusedLinearORPOLoss(_Loss):
@@ -200,8 +213,168 @@ class LigerFusedLinearORPOLoss(_Loss):
         target: torch.Tensor,
         bias: torch.Tensor | None = None,
         nll_target: torch.Tensor | None = None,
+        *,
+        valid_rows: ValidRows | None = None,
     ) -> Result:
         """Head, hidden states and ids to the loss and what there is to log."""
         return liger_fused_linear_orpo(
-            _input, lin_weight, target, bias, nll_target=nll_target, **self._options
+            _input, lin_weight, target, bias, nll_target=nll_target, valid_rows=valid_rows, **self._options
+        )
+
+
+class LigerFusedLinearKTOLoss(_Loss):
+    """Kahneman-Tversky optimisation; see `liger_fused_linear_kto`."""
+
+    def __init__(
+        self,
+        ignore_index: int = -100,
+        beta: float = 0.1,
+        compiled: bool = True,
+        use_ref_model: bool = False,
+        average_log_prob: bool = False,
+        chunk_size: int = 1,
+        *,
+        loss_type: str = "kto",
+        desirable_weight: float = 1.0,
+        undesirable_weight: float = 1.0,
+    ) -> None:
+        super().__init__(
+            ignore_index=ignore_index,
+            beta=beta,
+            compiled=compiled,
+            use_ref_model=use_ref_model,
+            average_log_prob=average_log_prob,
+            chunk_size=chunk_size,
+            loss_type=loss_type,
+            desirable_weight=desirable_weight,
+            undesirable_weight=undesirable_weight,
+        )
+
+    def forward(
+        self,
+        _input: torch.Tensor,
+        lin_weight: torch.Tensor,
+        target: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        preference_labels: torch.Tensor | None = None,
+        ref_input: torch.Tensor | None = None,
+        ref_weight: torch.Tensor | None = None,
+        ref_bias: torch.Tensor | None = None,
+        kl: torch.Tensor | None = None,
+        *,
+        ref_logps: torch.Tensor | None = None,
+        valid_rows: ValidRows | None = None,
+    ) -> Result:
+        """Hidden states, head and ids to the loss and what there is to log."""
+        if preference_labels is None:
+            raise ValueError("kto: preference_labels is None; say of each answer whether it is a good one.")
+        return liger_fused_linear_kto(
+            _input,
+            lin_weight,
+            target,
+            preference_labels,
+            bias,
+            ref_input,
+            ref_weight,
+            ref_bias,
+            kl,
+            ref_logps=ref_logps,
+            valid_rows=valid_rows,
+            **self._options,
+        )
+
+
+class LigerFusedLinearGRPOLoss(_Loss):
+    """Group relative policy optimisation and its kin; see `liger_fused_linear_grpo`."""
+
+    def __init__(
+        self,
+        beta: float = 0.04,
+        compiled: bool = True,
+        use_ref_model: bool = True,
+        chunk_size: int = 1,
+        epsilon_low: float = 0.2,
+        epsilon_high: float = 0.2,
+        loss_type: str = "dapo",
+        max_completion_length: int | None = None,
+        importance_sampling_level: str = "token",
+        sapo_temperature_pos: float = 1.0,
+        sapo_temperature_neg: float = 1.05,
+        temperature: float = 1.0,
+        delta: float | None = None,
+        use_bias_correction_kl: bool = False,
+        vespo_k_pos: float = 2.0,
+        vespo_lambda_pos: float = 3.0,
+        vespo_k_neg: float = 3.0,
+        vespo_lambda_neg: float = 2.0,
+        *,
+        entropy_coef: float = 0.0,
+    ) -> None:
+        losses.check_grpo(
+            loss_type,
+            importance_sampling_level,
+            max_completion_length,
+            delta,
+            sapo_temperature_pos,
+            sapo_temperature_neg,
+        )
+        super().__init__(
+            beta=beta,
+            compiled=compiled,
+            use_ref_model=use_ref_model,
+            chunk_size=chunk_size,
+            epsilon_low=epsilon_low,
+            epsilon_high=epsilon_high,
+            loss_type=loss_type,
+            max_completion_length=max_completion_length,
+            importance_sampling_level=importance_sampling_level,
+            sapo_temperature_pos=sapo_temperature_pos,
+            sapo_temperature_neg=sapo_temperature_neg,
+            temperature=temperature,
+            delta=delta,
+            use_bias_correction_kl=use_bias_correction_kl,
+            vespo_k_pos=vespo_k_pos,
+            vespo_lambda_pos=vespo_lambda_pos,
+            vespo_k_neg=vespo_k_neg,
+            vespo_lambda_neg=vespo_lambda_neg,
+            entropy_coef=entropy_coef,
+        )
+
+    def forward(
+        self,
+        _input: torch.Tensor,
+        lin_weight: torch.Tensor,
+        selected_token_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        advantages: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        ref_per_token_logps: torch.Tensor | None = None,
+        old_per_token_logps: torch.Tensor | None = None,
+        ref_input: torch.Tensor | None = None,
+        ref_weight: torch.Tensor | None = None,
+        ref_bias: torch.Tensor | None = None,
+        vllm_is_ratio: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | float | None = None,
+        *,
+        weights: torch.Tensor | None = None,
+        valid_rows: ValidRows | None = None,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Hidden states, head and tokens to the loss and its metrics."""
+        return liger_fused_linear_grpo(
+            _input,
+            lin_weight,
+            selected_token_ids,
+            attention_mask,
+            advantages,
+            bias,
+            ref_per_token_logps,
+            old_per_token_logps,
+            ref_input,
+            ref_weight,
+            ref_bias,
+            vllm_is_ratio=vllm_is_ratio,
+            num_items_in_batch=num_items_in_batch,
+            weights=weights,
+            valid_rows=valid_rows,
+            **self._options,
         )

@@ -2,90 +2,46 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from liger import losses
-from liger_torch.functional import fused_linear_logprobs
-from liger_torch.valid_rows import valid_rows
-
-Result = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
-"""The loss, and what there is to log, without gradients."""
-
-
-def logp_of_ids(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    ids: torch.Tensor,
-    bias: torch.Tensor | None,
-    ignore_index: int,
-    **options: Any,
-) -> torch.Tensor:
-    """Log-probabilities of tokens; those that are ignored stay out of the matrix products."""
-    return fused_linear_logprobs(
-        input,
-        weight,
-        ids,
-        bias,
-        ignore_index=ignore_index,
-        differentiable=("logp",),
-        valid_rows=valid_rows(ids, ignore_index),
-        **options,
-    ).logp
-
-
-@torch.no_grad()
-def mean_logit(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The mean over all tokens and words of the logits, for the log: the product of two means."""
-    axes = tuple(range(input.ndim - 1))
-    mean = input.mean(axes, dtype=torch.float32) @ weight.mean(0, dtype=torch.float32)
-    return mean if bias is None else mean + bias.mean(dtype=torch.float32)
-
-
-def check_unused(loss: str, chunk_size: int) -> None:
-    """Warn, once, of the argument that has no meaning here."""
-    if chunk_size != 1:
-        warnings.warn(
-            f"{loss}: chunk_size is {chunk_size}, but rows go through in chunks of bytes, not sequences; leave it 1.",
-            stacklevel=3,
-        )
+from liger_torch.chunked_loss.common import Answers, Reference, Result, check_unused, mean_logits
+from liger_torch.valid_rows import ValidRows
 
 
 def _preference(
-    loss: str,
     of_pairs: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]],
     input: torch.Tensor,
     weight: torch.Tensor,
-    target: torch.Tensor,
+    answers: Answers,
     bias: torch.Tensor | None,
     *,
-    ignore_index: int,
     average_log_prob: bool,
     compute_nll_loss: bool,
     alpha: float = 1.0,
     nll_target: torch.Tensor | None = None,
 ) -> Result:
     """What the losses have in common: `of_pairs` makes losses and rewards of chosen and rejected log-probabilities."""
-    losses.check_pairs(loss, "target", target.shape)
-    logp = logp_of_ids(input, weight, target, bias, ignore_index)
-    mask = target != ignore_index
-    chosen, rejected = losses.pair_logps(logp, mask, average=average_log_prob)
+    logp = answers.logprobs(input, weight, bias).logp
+    chosen, rejected = losses.pair_logps(logp, answers.mask, average=average_log_prob)
     per_pair, *rest = of_pairs(chosen, rejected)
-    nll = logp.new_zeros(())
+    loss, nll = per_pair.mean(), logp.new_zeros(())
     if compute_nll_loss:
-        if nll_target is None:
-            nll = losses.negative_log_likelihood(losses.halves(logp)[0], losses.halves(mask)[0])
-        else:
-            ids = losses.halves(nll_target)[0]
-            nll = losses.negative_log_likelihood(
-                logp_of_ids(losses.halves(input)[0], weight, ids, bias, ignore_index), ids != ignore_index
-            )
-    means = (mean_logit(half, weight, bias) for half in losses.halves(input.detach()))
-    total = per_pair.mean() + alpha * nll if compute_nll_loss else per_pair.mean()
-    return total, (chosen.detach(), rejected.detach(), *means, nll.detach(), *rest)
+        likely, mask = losses.halves(logp)[0], losses.halves(answers.mask)[0]
+        if nll_target is not None:
+            others = Answers(losses.halves(nll_target)[0], answers.ignore_index)
+            likely, mask = others.logprobs(losses.halves(input)[0], weight, bias).logp, others.mask
+        nll = losses.negative_log_likelihood(likely, mask)
+        loss = loss + alpha * nll
+    means = (half.mean() for half in losses.halves(mean_logits(input, weight, bias)))
+    return loss, (chosen.detach(), rejected.detach(), *means, nll.detach(), *rest)
+
+
+def _pairs(loss: str, target: torch.Tensor, ignore_index: int, rows: ValidRows | None) -> Answers:
+    losses.check_pairs(loss, "target", target.shape)
+    return Answers(target, ignore_index, rows)
 
 
 def liger_fused_linear_dpo(
@@ -111,6 +67,7 @@ def liger_fused_linear_dpo(
     ref_logps: torch.Tensor | None = None,
     f_divergence: str = "reverse_kl",
     f_alpha: float = 1.0,
+    valid_rows: ValidRows | None = None,
 ) -> Result:
     """Direct preference optimisation of a language model's head, without its logits.
 
@@ -144,6 +101,8 @@ def liger_fused_linear_dpo(
             says, in place of ref_input and ref_weight.
         f_divergence: the divergence from the reference model: one of `liger.losses.F_DIVERGENCES`.
         f_alpha: of the alpha divergence.
+        valid_rows: `liger_torch.valid_rows(target, ignore_index)`, made before the models' forward passes: if it is
+            made here, the host waits once for the device to learn how many tokens count.
 
     Returns:
         (loss, (chosen_logps, rejected_logps, chosen_logits_mean, rejected_logits_mean, nll_loss, chosen_rewards,
@@ -155,23 +114,11 @@ def liger_fused_linear_dpo(
     """
     check_unused("dpo", chunk_size)
     losses.check_dpo(loss_type, beta, label_smoothing, f_divergence, discopop_tau)
-    given = [name for name, a in (("ref_input", ref_input), ("ref_logps", ref_logps)) if a is not None]
-    if len(given) != int(use_ref_model):
-        raise ValueError(
-            f"dpo: use_ref_model is {use_ref_model} and {' and '.join(given) or 'neither ref_input nor ref_logps'} is "
-            "given; with a reference model give one of the two, without one neither."
-        )
-    if ref_input is not None and ref_weight is None:
-        raise ValueError("dpo: ref_input is given without ref_weight; give the reference model's head too.")
-    if ref_input is not None:
-        assert ref_weight is not None
-        with torch.no_grad():
-            ref = logp_of_ids(ref_input, ref_weight, target, ref_bias, ignore_index)
-            ref_logps = losses.sequence_logp(ref, target != ignore_index, average=average_log_prob)
-    ref_w, ref_l = (None, None) if ref_logps is None else losses.halves(ref_logps)
-    lengths = None
-    if not average_log_prob:
-        lengths = losses.halves((target != ignore_index).sum(-1).float())
+    answers = _pairs("dpo", target, ignore_index, valid_rows)
+    reference = Reference(ref_input, ref_weight, ref_bias, ref_logps)
+    ref = reference.of("dpo", answers, wanted=use_ref_model, average=average_log_prob)
+    ref_w, ref_l = (None, None) if ref is None else losses.halves(ref)
+    lengths = None if average_log_prob else losses.halves(answers.mask.sum(-1).float())
 
     def of_pairs(chosen: torch.Tensor, rejected: torch.Tensor) -> losses.PreferenceLosses:
         return losses.dpo(
@@ -189,13 +136,11 @@ def liger_fused_linear_dpo(
         )
 
     return _preference(
-        "dpo",
         of_pairs,
         input,
         weight,
-        target,
+        answers,
         bias,
-        ignore_index=ignore_index,
         average_log_prob=average_log_prob,
         compute_nll_loss=compute_nll_loss,
         alpha=alpha,
@@ -218,6 +163,7 @@ def liger_fused_linear_cpo(
     *,
     loss_type: str = "sigmoid",
     reward_alpha: float = 0.0,
+    valid_rows: ValidRows | None = None,
 ) -> Result:
     """Contrastive preference optimisation (arXiv:2401.08417) of a language model's head, without its logits.
 
@@ -239,8 +185,10 @@ def liger_fused_linear_cpo(
         chunk_size: 1.
         loss_type: "sigmoid", "hinge" or "ipo"; SimPO has a function of its own.
         reward_alpha: of AlphaPO (arXiv:2501.03884); 0 for log-probabilities.
+        valid_rows: see there.
     """
     check_unused("cpo", chunk_size)
+    answers = _pairs("cpo", target, ignore_index, valid_rows)
 
     def of_pairs(chosen: torch.Tensor, rejected: torch.Tensor) -> losses.PreferenceLosses:
         return losses.cpo(
@@ -253,13 +201,11 @@ def liger_fused_linear_cpo(
         )
 
     return _preference(
-        "cpo",
         of_pairs,
         input,
         weight,
-        target,
+        answers,
         bias,
-        ignore_index=ignore_index,
         average_log_prob=average_log_prob,
         compute_nll_loss=compute_nll_loss,
         alpha=alpha,
@@ -279,6 +225,8 @@ def liger_fused_linear_simpo(
     compiled: bool = True,
     gamma: float = 0.5,
     chunk_size: int = 1,
+    *,
+    valid_rows: ValidRows | None = None,
 ) -> Result:
     """Simple preference optimisation (arXiv:2405.14734) of a language model's head, without its logits.
 
@@ -287,18 +235,17 @@ def liger_fused_linear_simpo(
     `liger_fused_linear_cpo`; `gamma` is the target margin of beta times the difference.
     """
     check_unused("simpo", chunk_size)
+    answers = _pairs("simpo", target, ignore_index, valid_rows)
 
     def of_pairs(chosen: torch.Tensor, rejected: torch.Tensor) -> losses.PreferenceLosses:
         return losses.simpo(chosen, rejected, beta=beta, gamma=gamma, label_smoothing=label_smoothing)
 
     return _preference(
-        "simpo",
         of_pairs,
         input,
         weight,
-        target,
+        answers,
         bias,
-        ignore_index=ignore_index,
         average_log_prob=True,
         compute_nll_loss=compute_nll_loss,
         alpha=alpha,
@@ -316,6 +263,8 @@ def liger_fused_linear_orpo(
     nll_target: torch.Tensor | None = None,
     compiled: bool = True,
     chunk_size: int = 1,
+    *,
+    valid_rows: ValidRows | None = None,
 ) -> Result:
     """Odds ratio preference optimisation (arXiv:2403.07691) of a language model's head, without its logits.
 
@@ -329,19 +278,18 @@ def liger_fused_linear_orpo(
         tuple.
     """
     check_unused("orpo", chunk_size)
+    answers = _pairs("orpo", target, ignore_index, valid_rows)
 
     def of_pairs(chosen: torch.Tensor, rejected: torch.Tensor) -> tuple[torch.Tensor, ...]:
         found = losses.orpo(chosen, rejected, beta=beta)
         return *found[:3], found.log_odds_ratio.mean(), found.log_odds_chosen.mean()
 
     return _preference(
-        "orpo",
         of_pairs,
         input,
         weight,
-        target,
+        answers,
         bias,
-        ignore_index=ignore_index,
         average_log_prob=True,
         compute_nll_loss=compute_nll_loss,
         nll_target=nll_target,

@@ -178,13 +178,91 @@ def test_the_same_as_liger_kernel(name: str, options: dict[str, Any]) -> None:
 
 
 @needs_liger_kernel
-@pytest.mark.parametrize("name", ["dpo", "cpo", "simpo", "orpo"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"average_log_prob": True}, {"use_ref_model": False, "average_log_prob": True}, {"kl": False}],
+    ids=str,
+)
+def test_kto_is_liger_kernels(options: dict[str, Any]) -> None:
+    import liger_kernel.chunked_loss as theirs
+
+    p, options = problem(torch.float32), {"use_ref_model": True, "beta": 0.3} | options
+    good = torch.tensor([True, False, False, True, True, False])
+    kl = torch.tensor(0.4) if options.pop("kl", True) else None
+    reference = [p["ref_input"], p["ref_weight"], p["ref_bias"]] if options["use_ref_model"] else [None] * 3
+    arguments = (p["_input"], p["lin_weight"], p["target"], p["bias"], good, *reference, kl)
+    expected, expected_details = theirs.LigerFusedLinearKTOLoss(compiled=False, **options)(*arguments)
+    found, details = chunked_loss.LigerFusedLinearKTOLoss(compiled=False, **options)(*arguments)
+    same(found, expected, trained(p), tolerance=2e-6)
+    assert len(details) == len(expected_details)
+    for a, b in zip(details, expected_details, strict=True):
+        torch.testing.assert_close(a, b.detach(), rtol=1e-5, atol=1e-4)
+
+
+OF_GRPO = [
+    *({"loss_type": n} for n in losses.POLICY_LOSSES if n != "luspo"),
+    *({"loss_type": n, "importance_sampling_level": "sequence"} for n in ("grpo", "dapo", "bnpo", "dr_grpo")),
+    # Of tokens liger-kernel's counts padding.
+    {"loss_type": "luspo", "importance_sampling_level": "sequence", "beta": 0.0},
+    {"delta": 1.2, "temperature": 0.7},
+    {"beta": 0.0},
+    {"use_bias_correction_kl": True},
+    {"use_ref_model": False},
+]
+
+
+@needs_liger_kernel
+@pytest.mark.parametrize("reference", ["hidden states", "log-probabilities"])
+@pytest.mark.parametrize("options", OF_GRPO, ids=lambda o: "-".join(map(str, o.values())))
+def test_grpo_is_liger_kernels(options: dict[str, Any], reference: str) -> None:
+    import liger_kernel.chunked_loss as theirs
+
+    p, options = problem(torch.float32), {"max_completion_length": 11, "epsilon_high": 0.3} | options
+    ids = p["target"].clamp(min=0)
+    mask, advantages = (p["target"] != -100).long(), draw(2 * PAIRS, seed=11, dtype=torch.float32).detach()
+    own = logp_of_logits(p, False).detach().float()
+    arguments: dict[str, Any] = {
+        "old_per_token_logps": own + 0.3 * draw(2 * PAIRS, TOKENS, seed=12, dtype=torch.float32).detach(),
+        "vllm_is_ratio": 1 + 0.1 * draw(2 * PAIRS, 1, seed=13, dtype=torch.float32).detach(),
+        "num_items_in_batch": 50,
+    }
+    if reference == "hidden states" and options.get("use_ref_model", True):
+        arguments |= {n: p[n] for n in ("ref_input", "ref_weight", "ref_bias")}
+    elif options.get("use_ref_model", True):
+        arguments["ref_per_token_logps"] = (
+            own + 0.2 * draw(2 * PAIRS, TOKENS, seed=14, dtype=torch.float32).detach()
+        )
+    positional = (p["_input"], p["lin_weight"], ids, mask, advantages, p["bias"])
+    expected, metrics = theirs.LigerFusedLinearGRPOLoss(compiled=False, **options)(*positional, **arguments)
+    found, ours = chunked_loss.LigerFusedLinearGRPOLoss(compiled=False, **options)(*positional, **arguments)
+    same(found, expected, trained(p), tolerance=1e-5)
+    for a, b in zip(ours, metrics, strict=True):
+        torch.testing.assert_close(a, b.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_grpo_with_an_entropy_bonus_and_weights() -> None:
+    p = problem()
+    mask, advantages = p["target"] != -100, torch.linspace(-1, 1, 2 * PAIRS, dtype=torch.float64)
+    weights = draw(2 * PAIRS, 1, seed=3).detach().abs()
+    found, _ = chunked_loss.LigerFusedLinearGRPOLoss(beta=0.0, entropy_coef=0.2, temperature=0.8)(
+        p["_input"], p["lin_weight"], p["target"], mask, advantages, p["bias"], weights=weights
+    )
+    logits = F.linear(p["_input"], p["lin_weight"], p["bias"]) / 0.8
+    logp = logits.log_softmax(-1).gather(-1, p["target"].clamp(min=0)[..., None])[..., 0]
+    ratio = (logp - logp.detach()).exp()
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    expected = -(ratio * advantages[:, None] * weights + 0.2 * entropy)[mask].sum() / mask.sum()
+    same(found, expected, trained(p))
+
+
+@needs_liger_kernel
+@pytest.mark.parametrize("name", ["dpo", "cpo", "simpo", "orpo", "kto", "grpo"])
 def test_functional_forms_take_liger_kernels_arguments(name: str) -> None:
     import inspect
 
     import liger_kernel.chunked_loss as theirs
 
-    kind = {"dpo": "DPO", "cpo": "CPO", "simpo": "SimPO", "orpo": "ORPO"}[name]
+    kind = {"simpo": "SimPO"}.get(name, name.upper())
     module = getattr(theirs, f"LigerFusedLinear{kind}Loss")
     ours = getattr(chunked_loss, f"LigerFusedLinear{kind}Loss")
     for method in ("__init__", "forward"):

@@ -55,7 +55,7 @@ def trl_dpo(logp: torch.Tensor, ref_logp: torch.Tensor, mask: torch.Tensor, **op
     } | options
     stub = types.SimpleNamespace(
         **settings,
-        accelerator=types.SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x),
+        accelerator=recorder(),
         aux_loss_enabled=False,
         ld_alpha=None,
         precompute_ref_logps=True,
@@ -180,6 +180,225 @@ def test_orpo_equals_trl() -> None:
     torch.testing.assert_close([*ours[1:3], ours[3].mean(), ours[4].mean()], rest)
 
 
+def recorder() -> types.SimpleNamespace:
+    """What TRL's trainers ask of an accelerator, in one process."""
+    return types.SimpleNamespace(
+        device="cpu", num_processes=1, sync_gradients=True,
+        gather=lambda x: x, gather_for_metrics=lambda x: x, reduce=lambda x, reduction: x,
+    )  # fmt: skip
+
+
+@needs_trl
+@pytest.mark.parametrize("loss_type", losses.UNPAIRED_LOSSES)
+@pytest.mark.parametrize("goods", [(True, False, True, False), (True,) * 4, (False,) * 4])
+def test_kto_equals_trl(loss_type: str, goods: tuple[bool, ...]) -> None:
+    from trl.trainer.kto_trainer import KTOTrainer
+
+    answers = len(goods)
+    logp, ref, kl, ref_kl = (-draw(answers, TOKENS, seed=s).abs() for s in range(4))
+    ref_kl = ref_kl - 1  # an estimate above 0, which counts
+    logp.requires_grad_()
+    nothing = torch.zeros(answers, TOKENS)
+    outputs = types.SimpleNamespace(
+        log_probs=logp, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool()
+    )
+    stub = types.SimpleNamespace(
+        accelerator=recorder(), model=types.SimpleNamespace(training=True), aux_loss_enabled=False,
+        precompute_ref_logps=True, calculate_KL=loss_type == "kto", loss_type=loss_type, beta=0.3,
+        desirable_weight=1.2, undesirable_weight=0.7, _compute_kl_logps=lambda model, batch: kl.sum(1),
+        _metrics={"train": defaultdict(list)}, _total_train_tokens=0, _tp_size=1,
+    )  # fmt: skip
+    whole = torch.ones(answers, TOKENS + 1, dtype=torch.int64)
+    batch = {
+        "input_ids": whole, "attention_mask": whole, "completion_mask": whole, "label": torch.tensor(goods),
+        "ref_logps": ref.sum(1), "ref_KL_logps": ref_kl.sum(1),
+    }  # fmt: skip
+    theirs = KTOTrainer._compute_loss(stub, lambda **_: outputs, batch, False)
+    mask = torch.ones(answers, TOKENS, dtype=torch.bool)
+    ours = losses.kto(
+        losses.sequence_logp(logp, mask), torch.tensor(goods), ref.sum(1),
+        kl=losses.kl_estimate(kl.sum(1), ref_kl.sum(1)) if loss_type == "kto" else None,
+        loss_type=loss_type, beta=0.3, desirable_weight=1.2, undesirable_weight=0.7,
+    )  # fmt: skip
+    same(ours.loss.mean(), theirs, logp, tolerance=1e-7 if loss_type != "kto" else 1e-11)
+
+
+def trl_grpo(
+    arrays: dict[str, torch.Tensor], mask: torch.Tensor, **options: Any
+) -> tuple[torch.Tensor, dict]:
+    """The loss of TRL's GRPOTrainer of given log-probabilities of tokens, and what it logs."""
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    settings = {
+        "loss_type": "dapo", "importance_sampling_level": "token", "beta": 0.0, "epsilon_low": 0.2, "epsilon_high": 0.28,
+        "max_completion_length": 13, "entropy_coef": 0.0,
+    }  # fmt: skip
+    arguments = {
+        "delta": None, "use_bias_correction_kl": False, "sapo_temperature_pos": 1.0, "sapo_temperature_neg": 1.05,
+        "vespo_k_pos": 2.0, "vespo_lambda_pos": 3.0, "vespo_k_neg": 3.0, "vespo_lambda_neg": 2.0,
+    }  # fmt: skip
+    for name, value in options.items():
+        (settings if name in settings else arguments)[name] = value
+    stub = types.SimpleNamespace(
+        **settings,
+        args=types.SimpleNamespace(**arguments, steps_per_generation=1),
+        accelerator=recorder(), model=types.SimpleNamespace(training=True), aux_loss_enabled=False,
+        top_entropy_quantile=1.0, off_policy_mask_threshold=None, use_vllm="sampling_ratio" in arrays,
+        vllm_importance_sampling_correction=True, current_gradient_accumulation_steps=1,
+        use_adaptive_entropy=False, _entropy_bonus_enabled=settings["entropy_coef"] != 0,
+        get_gamma_weights=GRPOTrainer.get_gamma_weights, _metrics={"train": defaultdict(list)},
+        _get_per_token_logps_and_entropies=lambda *_, **__: (arrays["logp"], arrays["entropy"], None),
+    )  # fmt: skip
+    ids = torch.zeros_like(mask, dtype=torch.int64)
+    inputs = {
+        "prompt_ids": ids, "prompt_mask": ids, "completion_ids": ids, "completion_mask": mask.long(),
+        "advantages": arrays["advantages"], "num_items_in_batch": torch.tensor(17),
+    }  # fmt: skip
+    inputs |= {
+        theirs: arrays[ours]
+        for theirs, ours in {
+            "old_per_token_logps": "old_logp", "ref_per_token_logps": "ref_logp",
+            "importance_sampling_ratio": "sampling_ratio",
+        }.items() if ours in arrays
+    }  # fmt: skip
+    return GRPOTrainer._compute_loss(stub, None, inputs), stub._metrics["train"]
+
+
+OF_GRPO: list[dict[str, Any]] = [
+    *({"loss_type": name} for name in losses.POLICY_LOSSES),
+    *({"loss_type": name, "beta": 0.1, "entropy_coef": 0.01} for name in losses.POLICY_LOSSES),
+    *(
+        {"loss_type": name, "importance_sampling_level": "sequence", "beta": 0.1}
+        for name in losses.POLICY_LOSSES if name != "vespo"
+    ),
+    {"loss_type": "grpo", "delta": 1.4},
+    {"loss_type": "dapo", "delta": 1.4, "importance_sampling_level": "sequence"},
+    {"loss_type": "dapo", "beta": 0.1, "use_bias_correction_kl": True},
+    {"loss_type": "cispo", "epsilon_high": 1.1},
+    {"loss_type": "sapo", "sapo_temperature_pos": 2.0, "sapo_temperature_neg": 3.0},
+    {"loss_type": "vespo", "vespo_k_pos": 1.0, "vespo_lambda_pos": 2.5, "vespo_k_neg": 2.0, "vespo_lambda_neg": 1.5},
+]  # fmt: skip
+
+
+@needs_trl
+@pytest.mark.parametrize("given", ["nothing", "old", "old and sampling ratio"])
+@pytest.mark.parametrize("options", OF_GRPO, ids=lambda o: "-".join(map(str, o.values())))
+def test_grpo_equals_trl(options: dict[str, Any], given: str) -> None:
+    answers = 6
+    positions, rows = torch.arange(TOKENS), torch.arange(answers)[:, None]
+    mask = (positions >= rows % 2) & (positions < TOKENS - rows)
+    logp = -draw(answers, TOKENS, seed=0).abs()
+    arrays = {
+        "logp": logp.requires_grad_(),
+        "entropy": draw(answers, TOKENS, seed=1).abs().requires_grad_(),
+        "advantages": draw(answers, seed=2),
+        "ref_logp": logp.detach() + draw(answers, TOKENS, seed=3, scale=0.3),
+    }
+    if given != "nothing":
+        arrays["old_logp"] = logp.detach() + draw(answers, TOKENS, seed=4, scale=0.3)
+    if given == "old and sampling ratio":
+        arrays["sampling_ratio"] = torch.where(mask, draw(answers, TOKENS, seed=5, scale=0.1).exp(), 1.0)
+    theirs, logged = trl_grpo(arrays, mask, **options)
+    ours_options = dict(options)
+    if options["loss_type"] == "vespo":
+        ours_options = {"loss_type": "vespo"} | {
+            n: options[n] for n in ("beta", "entropy_coef") if n in options
+        }
+        if "vespo_k_pos" in options:
+            ours_options |= {"vespo_pos": (1.0, 2.5), "vespo_neg": (2.0, 1.5)}
+    arguments = {n: a for n, a in arrays.items() if n not in ("logp", "advantages")}
+    found = losses.grpo(
+        logp, mask, arrays["advantages"], **arguments, num_items=17, max_completion_length=13,
+        **({"epsilon_high": 0.28} | ours_options),
+    )  # fmt: skip
+    inputs = [logp, arrays["entropy"]] if "entropy_coef" in options else [logp]
+    # TRL holds some means in float32.
+    same(found.loss, theirs, *inputs, tolerance=1e-7)
+    assert abs(found.entropy.item() - logged["entropy"][0]) < 1e-6
+    if options.get("beta"):
+        assert abs(found.kl.item() - logged["kl"][0]) < 1e-6
+    if "clip_ratio/low_mean" in logged and options.get("importance_sampling_level") != "sequence":
+        assert abs(found.clipped_low.item() - logged["clip_ratio/low_mean"][0]) < 1e-6
+        high = logged["clip_ratio/high_mean"][0]
+        assert abs(found.clipped_high.item() - high) < 1e-6 or "delta" in options
+    assert not found.loss.isnan()
+
+
+@pytest.mark.parametrize("loss_type", losses.POLICY_LOSSES)
+def test_grpo_reads_nothing_outside_the_mask(loss_type: str) -> None:
+    mask = completions()
+    arrays = {
+        n: -draw(2 * PAIRS, TOKENS, seed=i).abs() for i, n in enumerate(("logp", "old_logp", "ref_logp"))
+    }
+    arrays["entropy"] = draw(2 * PAIRS, TOKENS, seed=5).abs()
+    advantages = draw(2 * PAIRS, seed=6)
+
+    def results() -> tuple[torch.Tensor, ...]:
+        logp = arrays["logp"].detach().requires_grad_()
+        others = {n: a for n, a in arrays.items() if n != "logp"}
+        found = losses.grpo(
+            logp,
+            mask,
+            advantages,
+            **others,
+            loss_type=loss_type,
+            beta=0.1,
+            entropy_coef=0.1,
+            max_completion_length=9,
+        )
+        return found.loss, torch.autograd.grad(found.loss, logp)[0]
+
+    expected = results()
+    for array in arrays.values():
+        array[~mask] = float("nan")
+    for a, b in zip(results(), expected, strict=True):
+        torch.testing.assert_close(a, b)
+    assert not expected[1][~mask].any()
+
+
+def test_sft_is_cross_entropy() -> None:
+    logits = draw(3, TOKENS, 11, seed=0).requires_grad_()
+    labels = torch.randint(0, 11, (3, TOKENS), generator=torch.Generator().manual_seed(1))
+    labels[0, :4] = labels[2, 5:] = -100
+    mask, weights = labels != -100, draw(3, TOKENS, seed=2).abs()
+    logp = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    same(losses.sft(logp, mask), plain, logits)
+    logp, lse = (
+        logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0],
+        logits.logsumexp(-1),
+    )
+    found = losses.sft(logp, mask, weights=weights, lse=lse, z_loss=1e-2, num_items=torch.tensor(40))
+    per_token = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    expected = per_token.view(3, -1) * weights + 1e-2 * logits.logsumexp(-1) ** 2
+    same(found, expected[mask].sum() / 40, logits)
+    assert losses.sft(logp, torch.zeros_like(mask)) == 0
+
+
+@needs_trl
+@pytest.mark.parametrize("loss_type", losses.SFT_LOSSES)
+@pytest.mark.parametrize("num_items", [None, 12])
+def test_sft_equals_trl(loss_type: str, num_items: int | None) -> None:
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    logp, mask = -draw(3, TOKENS, seed=0).abs(), torch.arange(TOKENS).expand(3, -1) > 2
+    logp.requires_grad_()
+    outputs = types.SimpleNamespace(
+        log_probs=logp * mask, label_mask=mask, entropy=torch.zeros_like(logp), is_top1=mask, aux_loss=None
+    )
+    accelerator = recorder()
+    accelerator.parallelism_config = None
+    stub = types.SimpleNamespace(
+        accelerator=accelerator, model=types.SimpleNamespace(training=True), aux_loss_enabled=False,
+        compute_loss_func=None, label_smoother=None,
+        args=types.SimpleNamespace(loss_type=loss_type, average_tokens_across_devices=False),
+        _metrics={"train": defaultdict(list)}, _total_train_tokens=0, _tp_size=1,
+    )  # fmt: skip
+    inputs = {"labels": torch.zeros_like(mask), "attention_mask": torch.ones_like(mask)}
+    theirs = SFTTrainer.compute_loss(stub, lambda **_: outputs, inputs, num_items_in_batch=num_items)
+    same(losses.sft(logp, mask, loss_type=loss_type, num_items=num_items), theirs, logp)
+
+
 def preference_losses() -> list[tuple[str, Callable[..., Any]]]:
     def variant(name: str) -> Callable[..., Any]:
         return lambda w, r, lengths: losses.dpo(
@@ -213,6 +432,35 @@ def test_torch_jax_and_numpy_agree(name: str, loss: Callable[..., Any]) -> None:
     np.testing.assert_allclose(ours.detach().numpy(), values, rtol=2e-6)
     for a, b in zip(gradients, pull_back(jax.numpy.ones_like(values)), strict=True):
         np.testing.assert_allclose(np.zeros_like(b) if a is None else a.numpy(), b, rtol=5e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("loss_type", [*losses.POLICY_LOSSES, "kto", "sft"])
+def test_torch_and_jax_agree_on_tokens(loss_type: str) -> None:
+    jax = pytest.importorskip("jax", reason="needs jax")
+    rng = np.random.default_rng(0)
+    logp, old, ref, lse = (-np.abs(rng.standard_normal((4, TOKENS))).astype(np.float32) for _ in range(4))
+    advantages, mask = rng.standard_normal(4).astype(np.float32), np.arange(TOKENS) >= np.arange(4)[:, None]
+
+    def loss(logp: Any, old: Any, ref: Any, lse: Any, advantages: Any, mask: Any) -> Any:
+        if loss_type == "sft":
+            return losses.sft(logp, mask, lse=lse, z_loss=0.1)
+        if loss_type == "kto":
+            sums = losses.sequence_logp(logp, mask), losses.sequence_logp(ref, mask)
+            return losses.kto(sums[0], advantages > 0, sums[1], kl=losses.kl_estimate(*sums)).loss.sum()
+        return losses.grpo(
+            logp, mask, advantages, old_logp=old, ref_logp=ref, entropy=-lse, loss_type=loss_type, beta=0.1,
+            entropy_coef=0.1, max_completion_length=9,
+        ).loss  # fmt: skip
+
+    arrays = (logp, old, ref, lse, advantages, mask)
+    tensors = [torch.tensor(a) for a in arrays]
+    tensors[0].requires_grad_()
+    ours = loss(*tensors)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(*arrays)
+    np.testing.assert_allclose(ours.item(), value, rtol=2e-6)
+    np.testing.assert_allclose(
+        torch.autograd.grad(ours, tensors[0])[0].numpy(), gradient, rtol=1e-5, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize(
@@ -257,3 +505,30 @@ def test_means_and_masks() -> None:
 def test_messages(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         losses.dpo(torch.zeros(2), torch.zeros(2), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss_type": "ppo"}, "grpo: loss_type is 'ppo'; choose one of 'grpo'"),
+        ({"importance_sampling_level": "word"}, "grpo: importance_sampling_level is 'word'; choose one of 'token'"),
+        ({"loss_type": "dr_grpo"}, "grpo: max_completion_length is None with loss_type=\"dr_grpo\""),
+        ({"loss_type": "cispo", "delta": 2.0}, "grpo: delta is 2.0 with loss_type='cispo', which has no two-sided"),
+        ({"loss_type": "vespo", "importance_sampling_level": "sequence"}, "grpo: importance_sampling_level is \"sequence\""),
+        ({"beta": 0.1}, "grpo: ref_logp is None with beta=0.1"),
+        ({"entropy_coef": 0.1}, "grpo: entropy is None with entropy_coef=0.1"),
+        ({"loss_type": "sapo", "sapo_temperature_neg": 0.0}, "grpo: sapo_temperature_neg is 0.0; it must be positive"),
+    ],
+)  # fmt: skip
+def test_messages_of_grpo(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        losses.grpo(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool), torch.ones(2), **options)
+
+
+def test_messages_of_kto_and_sft() -> None:
+    with pytest.raises(
+        ValueError, match="kto: kl is given with loss_type='apo_zero_unpaired', which has none"
+    ):
+        losses.kto(torch.zeros(2), torch.ones(2).bool(), kl=torch.zeros(()), loss_type="apo_zero_unpaired")
+    with pytest.raises(ValueError, match="sft: lse is None with z_loss=0.1"):
+        losses.sft(torch.zeros(2, 3), torch.ones(2, 3).bool(), z_loss=0.1)

@@ -1,0 +1,95 @@
+"""What the losses have in common: log-probabilities of a batch of answers, under a policy and a reference model."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import torch
+
+from liger import losses
+from liger_torch.functional import LogProbs, fused_linear_logprobs
+from liger_torch.valid_rows import ValidRows, valid_rows
+
+Result = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
+"""The loss, and what there is to log, without gradients."""
+
+
+class Answers:
+    """The ids of a batch of answers (answers, tokens) that are to be predicted.
+
+    Attributes:
+        ids: with `ignore_index` at the tokens that do not count.
+        ignore_index: that id.
+        mask: the tokens that count, bool.
+    """
+
+    def __init__(self, ids: torch.Tensor, ignore_index: int, rows: ValidRows | None = None) -> None:
+        self.ids, self.ignore_index = ids, ignore_index
+        self.mask = ids != ignore_index
+        self._rows = valid_rows(ids, ignore_index) if rows is None else rows
+
+    def logprobs(
+        self,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = False,
+    ) -> LogProbs:
+        """Of each token under a head, with gradients of logp and, if asked for, of the entropy."""
+        return fused_linear_logprobs(
+            input,
+            weight,
+            self.ids,
+            bias,
+            temperature,
+            ignore_index=self.ignore_index,
+            differentiable=("logp", "entropy") if entropy else ("logp",),
+            valid_rows=self._rows,
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reference:
+    """A reference model: its hidden states and head, or the log-probabilities of whole answers."""
+
+    input: torch.Tensor | None
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    logps: torch.Tensor | None
+
+    def of(self, loss: str, answers: Answers, *, wanted: bool, average: bool) -> torch.Tensor | None:
+        """Log-probabilities of whole answers, (answers,); None without a reference model."""
+        given = [n for n, a in (("ref_input", self.input), ("ref_logps", self.logps)) if a is not None]
+        if len(given) != int(wanted):
+            raise ValueError(
+                f"{loss}: use_ref_model is {wanted} and {' and '.join(given) or 'neither ref_input nor ref_logps'} is "
+                "given; with a reference model give one of the two, without one neither."
+            )
+        if self.input is None:
+            return self.logps
+        if self.weight is None:
+            raise ValueError(
+                f"{loss}: ref_input is given without ref_weight; give the reference model's head too."
+            )
+        with torch.no_grad():
+            logp = answers.logprobs(self.input, self.weight, self.bias).logp
+            return losses.sequence_logp(logp, answers.mask, average=average)
+
+
+@torch.no_grad()
+def mean_logits(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The mean over tokens and words of each answer's logits, for the log: the product of two means."""
+    means = input.mean(1, dtype=torch.float32) @ weight.mean(0, dtype=torch.float32)
+    return means if bias is None else means + bias.mean(dtype=torch.float32)
+
+
+def check_unused(loss: str, chunk_size: int) -> None:
+    """Warn of the argument that has no meaning here."""
+    if chunk_size != 1:
+        warnings.warn(
+            f"{loss}: chunk_size is {chunk_size}, but rows go through in chunks of bytes, not sequences; leave it 1.",
+            stacklevel=3,
+        )
