@@ -38,6 +38,8 @@ def liger_cross_entropy(
     return_z_loss: bool = False,
     return_token_accuracy: bool = False,
     return_predicted_tokens: bool = False,
+    *,
+    use_token_scaling: bool = False,
 ) -> torch.Tensor | CrossEntropyOutput:
     """Cross entropy of logits, as torch.nn.functional.cross_entropy, with a z-loss and a softcap.
 
@@ -64,6 +66,8 @@ def liger_cross_entropy(
         return_z_loss: return the z-loss too, with a gradient of its own.
         return_token_accuracy: return the share of labels that have the highest logit (per token for "none").
         return_predicted_tokens: return the index of the highest logit, -1 for ignored rows, int64.
+        use_token_scaling: multiply a token's loss by the probability of its label, taken as a constant
+            (arXiv:2508.05629).
 
     Returns:
         The float32 loss; a `CrossEntropyOutput` if anything else is asked for.
@@ -81,6 +85,7 @@ def liger_cross_entropy(
         z_loss=lse_square_scale,
         softcap=softcap,
         reduction=reduction,
+        token_scaling=use_token_scaling,
         return_z_loss=return_z_loss,
         return_accuracy=return_token_accuracy,
         return_predicted=return_predicted_tokens,

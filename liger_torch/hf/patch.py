@@ -12,6 +12,7 @@ from torch import nn
 
 from liger_torch.hf import experts as fused_experts
 from liger_torch.hf import loss, mlps, norms, probe, rope, swap
+from liger_torch.hf.head import HeadRecipe, head_of
 from liger_torch.hf.probe import Verdict
 from liger_torch.hf.report import Entry, PatchReport, UnrecognisedModuleError, warn_once
 
@@ -56,12 +57,12 @@ class _Plan:
             self._layers(model, parts)
             if parts.rope:
                 self._rotations(model)
-            if loss.has_head(model):
+            if head_of(model) is not None:
                 self._loss(model, parts)
             elif parts.fused_linear_cross_entropy or parts.cross_entropy:
                 form = loss.FUSED if parts.fused_linear_cross_entropy else loss.ON_LOGITS
                 for module in filter(loss.has_own_loss, model.modules()):
-                    if loss.has_head(module):
+                    if head_of(module) is not None:
                         self._add(
                             loss.KIND, module, Verdict(form, None, "inside a wrapper; pass the model itself")
                         )
@@ -99,19 +100,10 @@ class _Plan:
                     self.functions.append(function)
 
     def _loss(self, model: nn.Module, parts: Parts) -> None:
-        if parts.fused_linear_cross_entropy:
-            tail = loss.fusable(model)
-            if isinstance(tail, str):
-                self._add(loss.KIND, model, Verdict(loss.FUSED, None, tail))
-            else:
-                self._add(loss.KIND, model, Verdict(f"{loss.FUSED}{tail}", loss.FusedLossRecipe(tail)))
-                head = loss.head_of(model)
-                assert head is not None
-                self.swaps.append((head, loss.HeadRecipe()))
-        elif parts.cross_entropy:
-            reason = loss.own_loss_reason(model)
-            recipe = None if reason else loss.LogitsLossRecipe()
-            self._add(loss.KIND, model, Verdict(loss.ON_LOGITS, recipe, reason))
+        if parts.fused_linear_cross_entropy or parts.cross_entropy:
+            verdict, head = loss.recognise(model, fused=parts.fused_linear_cross_entropy)
+            if self._add(loss.KIND, model, verdict) and head is not None:
+                self.swaps.append((head, HeadRecipe()))
 
     def _add(self, kind: str, module: nn.Module, verdict: Verdict, detail: str = "") -> bool:
         recipe, reason = verdict.recipe, verdict.reason
@@ -156,6 +148,10 @@ def apply_liger_kernel(
     layer has got hooks, say) True warns, once per model, and logits are computed. It does not raise, because
     transformers' Trainer passes it in evaluation with `prediction_loss_only`. The mean loss over no label is 0
     (transformers: NaN).
+
+    With either loss the call takes two more arguments, as TRL passes them: `return_token_accuracy=True` adds
+    `token_accuracy` to the output, and `use_token_scaling=True` multiplies a token's loss by the probability of its
+    label (arXiv:2508.05629), or raises if the loss turns out to have been computed by the model's own code.
 
     Args:
         model: the model itself; of a module that merely holds one, the loss is left alone.

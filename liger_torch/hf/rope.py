@@ -46,7 +46,8 @@ class RopeFunction:
 class _Swapped(threading.local):
     """How many swapped attention modules this thread is inside of."""
 
-    depth = 0
+    def __init__(self) -> None:
+        self.depth = 0  # of the object, not of the class: torch.compile does not see that one hides the other
 
 
 _swapped = _Swapped()

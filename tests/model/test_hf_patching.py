@@ -133,7 +133,7 @@ def test_ignored_rows_are_counted_first_and_dropped(monkeypatch: pytest.MonkeyPa
     _, patched = pair()
     order: list[str] = []
     rows: list[torch.Tensor] = []
-    count, own = liger_torch.hf.loss.valid_rows, autograd.check_operands
+    count, own = liger_torch.hf.head.valid_rows, autograd.check_operands
 
     def counted(*args: Any) -> Any:
         order.append("count")
@@ -144,7 +144,7 @@ def test_ignored_rows_are_counted_first_and_dropped(monkeypatch: pytest.MonkeyPa
             rows.append(operands[op.index("rows")])
         own(op, options, operands)
 
-    monkeypatch.setattr(liger_torch.hf.loss, "valid_rows", counted)
+    monkeypatch.setattr(liger_torch.hf.head, "valid_rows", counted)
     monkeypatch.setattr(autograd, "check_operands", check_operands)
     patched.model.register_forward_pre_hook(lambda *_: order.append("backbone"))
     inputs = batch()
@@ -420,7 +420,7 @@ def test_logits_beside_the_loss() -> None:
     patched.load_state_dict(plain.state_dict())
     report = apply_liger_kernel(patched)
     assert [(entry.kind, entry.reason) for entry in report.left] == [
-        ("loss", "its forward uses the logits beside the loss")
+        ("loss", "its forward needs the logits themselves (logsumexp)")
     ]
     assert_same_step(step(patched, **batch()), step(plain, **batch()))
 
