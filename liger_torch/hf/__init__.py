@@ -5,9 +5,9 @@
     print(apply_liger_kernel(model))
 
 A model's modules are recognised by their structure and proved by a probe (`norms`, `mlps` and `experts` on `gates`,
-`rope` on `rotations`, `loss` on `tail`, `head` and `lazy`), then swapped one by one for what runs on kernels (`swap`); no forward of a model is
-copied, no class is changed for other models. The one global that is exchanged, and given back, is a modeling file's
-rotation; see `rope`.
+`rope` on `rotations`, `loss` on `tail`, `head` and `lazy`), then swapped one by one for what runs on kernels (`swap`);
+no forward of a model is copied, no class is changed for other models. The one global that is exchanged, and given back,
+is a modeling file's rotation; see `rope`.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def with_token_accuracy(output: Any, accuracy: torch.Tensor | None) -> Any:
 
 
 @torch.compiler.assume_constant_result
-def _class_with_token_accuracy(cls: type[Any]) -> type[Any]:
+def _class_with_token_accuracy(cls: Any) -> type[Any]:
     return _made_class(cls)
 
 
