@@ -27,6 +27,7 @@ from liger.losses import (
     PolicyLoss,
     PreferenceLosses,
     UnpairedLosses,
+    cosine_distance,
     cpo,
     dpo,
     grpo,
@@ -40,6 +41,7 @@ from liger.losses import (
     sft,
     simpo,
     token_mean,
+    top_k_divergence,
     vespo_weights,
 )
 
@@ -54,6 +56,7 @@ __all__ = [
     "PolicyLoss",
     "PreferenceLosses",
     "UnpairedLosses",
+    "cosine_distance",
     "cpo",
     "dpo",
     "grpo",
@@ -67,5 +70,6 @@ __all__ = [
     "sft",
     "simpo",
     "token_mean",
+    "top_k_divergence",
     "vespo_weights",
 ]

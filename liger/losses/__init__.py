@@ -6,6 +6,7 @@ Arrays are those of any array API library: torch, jax.numpy, numpy.
 """
 
 from liger.losses.arrays import log1mexp, log_sigmoid, relu, sigmoid
+from liger.losses.distillation import cosine_distance, rows_per_chunk, top_k_divergence
 from liger.losses.pairs import check_pairs, halves, negative_log_likelihood, pair_logps
 from liger.losses.policy import (
     IMPORTANCE_LEVELS,
@@ -46,6 +47,7 @@ __all__ = [
     "check_dpo",
     "check_grpo",
     "check_pairs",
+    "cosine_distance",
     "cpo",
     "dpo",
     "grpo",
@@ -60,10 +62,12 @@ __all__ = [
     "orpo",
     "pair_logps",
     "relu",
+    "rows_per_chunk",
     "sequence_logp",
     "sft",
     "sigmoid",
     "simpo",
     "token_mean",
+    "top_k_divergence",
     "vespo_weights",
 ]

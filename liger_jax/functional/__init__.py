@@ -24,6 +24,7 @@ from liger_jax.functional.losses import (
     linear_softmax_cross_entropy,
     softmax_cross_entropy_with_integer_labels,
 )
+from liger_jax.functional.map_logits import map_logits
 from liger_jax.functional.norms import (
     AddLayerNorm,
     AddRMSNorm,
@@ -55,6 +56,7 @@ __all__ = [
     "linear_jsd",
     "linear_logprobs",
     "linear_softmax_cross_entropy",
+    "map_logits",
     "pack_weights",
     "qk_norm_rope",
     "relu_squared",

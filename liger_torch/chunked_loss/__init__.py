@@ -4,10 +4,16 @@ Each is algebra of `liger.losses` on the log-probabilities that `fused_linear_lo
 is written in the same way. Names, arguments and results are those of liger-kernel's package of this name.
 """
 
+from liger_torch.chunked_loss.distillation import (
+    liger_fused_linear_cosine,
+    liger_fused_linear_distillation_jsd,
+)
 from liger_torch.chunked_loss.modules import (
+    LigerFusedLinearCosineSimilarityLoss,
     LigerFusedLinearCPOLoss,
     LigerFusedLinearDPOLoss,
     LigerFusedLinearGRPOLoss,
+    LigerFusedLinearJSDLoss,
     LigerFusedLinearKTOLoss,
     LigerFusedLinearORPOLoss,
     LigerFusedLinearSimPOLoss,
@@ -21,16 +27,25 @@ from liger_torch.chunked_loss.preference import (
 )
 from liger_torch.chunked_loss.unpaired import liger_fused_linear_kto
 
+LigerFusedLinearCosineLoss = LigerFusedLinearCosineSimilarityLoss
+liger_fused_linear_jsd = liger_fused_linear_distillation_jsd
+
 __all__ = [
     "LigerFusedLinearCPOLoss",
+    "LigerFusedLinearCosineLoss",
+    "LigerFusedLinearCosineSimilarityLoss",
     "LigerFusedLinearDPOLoss",
     "LigerFusedLinearGRPOLoss",
+    "LigerFusedLinearJSDLoss",
     "LigerFusedLinearKTOLoss",
     "LigerFusedLinearORPOLoss",
     "LigerFusedLinearSimPOLoss",
+    "liger_fused_linear_cosine",
     "liger_fused_linear_cpo",
+    "liger_fused_linear_distillation_jsd",
     "liger_fused_linear_dpo",
     "liger_fused_linear_grpo",
+    "liger_fused_linear_jsd",
     "liger_fused_linear_kto",
     "liger_fused_linear_orpo",
     "liger_fused_linear_simpo",

@@ -86,10 +86,10 @@ def mean_logits(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
     return means if bias is None else means + bias.mean(dtype=torch.float32)
 
 
-def check_unused(loss: str, chunk_size: int) -> None:
+def check_unused(loss: str, chunk_size: int, default: int = 1) -> None:
     """Warn of the argument that has no meaning here."""
-    if chunk_size != 1:
+    if chunk_size != default:
         warnings.warn(
-            f"{loss}: chunk_size is {chunk_size}, but rows go through in chunks of bytes, not sequences; leave it 1.",
+            f"{loss}: chunk_size is {chunk_size}, but rows go through in chunks of bytes; leave it {default}.",
             stacklevel=3,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,11 @@ from torch import nn
 
 from liger import losses
 from liger_torch.chunked_loss.common import Result
+from liger_torch.chunked_loss.distillation import (
+    UPSTREAM_CHUNK,
+    liger_fused_linear_cosine,
+    liger_fused_linear_distillation_jsd,
+)
 from liger_torch.chunked_loss.policy import liger_fused_linear_grpo
 from liger_torch.chunked_loss.preference import (
     liger_fused_linear_cpo,
@@ -378,3 +384,68 @@ class LigerFusedLinearGRPOLoss(_Loss):
             valid_rows=valid_rows,
             **self._options,
         )
+
+
+class _DistillationLoss(_Loss):
+    """The arguments that the distillation losses share."""
+
+    def __init__(
+        self,
+        weight_hard_loss: float = 0.5,
+        weight_soft_loss: float = 0.5,
+        beta: float = 0.5,
+        ignore_index: int = -100,
+        temperature: float = 1.0,
+        compiled: bool = True,
+        chunk_size: int = UPSTREAM_CHUNK,
+        return_soft_hard_loss: bool = False,
+    ) -> None:
+        super().__init__(
+            weight_hard_loss=weight_hard_loss,
+            weight_soft_loss=weight_soft_loss,
+            beta=beta,
+            ignore_index=ignore_index,
+            temperature=temperature,
+            compiled=compiled,
+            chunk_size=chunk_size,
+            return_soft_hard_loss=return_soft_hard_loss,
+        )
+
+    _function: Callable[..., torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+    def forward(
+        self,
+        student_input: torch.Tensor,
+        student_weight: torch.Tensor,
+        teacher_input: torch.Tensor,
+        teacher_weight: torch.Tensor,
+        true_labels: torch.Tensor,
+        student_bias: torch.Tensor | None = None,
+        teacher_bias: torch.Tensor | None = None,
+        *,
+        valid_rows: ValidRows | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Hidden states and heads of both models, and labels, to the loss."""
+        return type(self)._function(
+            student_input,
+            student_weight,
+            teacher_input,
+            teacher_weight,
+            true_labels,
+            student_bias,
+            teacher_bias,
+            valid_rows=valid_rows,
+            **self._options,
+        )
+
+
+class LigerFusedLinearJSDLoss(_DistillationLoss):
+    """Generalised JSD of two heads' logits; see `liger_fused_linear_distillation_jsd`."""
+
+    _function = staticmethod(liger_fused_linear_distillation_jsd)
+
+
+class LigerFusedLinearCosineSimilarityLoss(_DistillationLoss):
+    """Cosine distance of two heads' logits; see `liger_fused_linear_cosine`."""
+
+    _function = staticmethod(liger_fused_linear_cosine)

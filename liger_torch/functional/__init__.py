@@ -21,6 +21,7 @@ from liger_torch.functional.losses import (
     liger_cross_entropy,
     liger_fused_linear_cross_entropy,
 )
+from liger_torch.functional.map_logits import map_logits
 from liger_torch.functional.norms import (
     liger_fused_add_layer_norm,
     liger_fused_add_rms_norm,
@@ -67,5 +68,6 @@ __all__ = [
     "liger_sparsemax",
     "liger_swiglu",
     "liger_tvd",
+    "map_logits",
     "token_logprobs",
 ]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from liger import losses
 from liger_torch import chunked_loss
+from liger_torch.functional import liger_jsd, map_logits
 
 needs_liger_kernel = pytest.mark.skipif(
     importlib.util.find_spec("liger_kernel") is None, reason="needs liger-kernel (the extra `peers`)"
@@ -253,6 +254,73 @@ def test_grpo_with_an_entropy_bonus_and_weights() -> None:
     entropy = torch.distributions.Categorical(logits=logits).entropy()
     expected = -(ratio * advantages[:, None] * weights + 0.2 * entropy)[mask].sum() / mask.sum()
     same(found, expected, trained(p))
+
+
+def distillation(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
+    """Arguments of the losses of distillation: students, teachers, labels, biases."""
+    p = problem(dtype)
+    flat = (t.detach().flatten(0, 1) for t in (p["_input"], p["ref_input"]))
+    x, teacher = next(flat).requires_grad_(), next(flat)
+    return x, p["lin_weight"], teacher, p["ref_weight"], p["target"].flatten(), p["bias"], p["ref_bias"]
+
+
+@needs_liger_kernel
+@pytest.mark.parametrize("name", ["JSD", "CosineSimilarity"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"beta": 0.0},
+        {"beta": 1.0, "temperature": 2.0},
+        {"beta": 0.2, "weight_hard_loss": 0.0, "weight_soft_loss": 1.0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("parts", [False, True])
+def test_distillation_is_liger_kernels(name: str, options: dict[str, Any], parts: bool) -> None:
+    if name == "CosineSimilarity" and options.get("beta") == 0.0:
+        options = {"beta": 0.7}
+    from liger_kernel.chunked_loss import cosine_similarity_loss, jsd_loss
+
+    module = {"JSD": jsd_loss, "CosineSimilarity": cosine_similarity_loss}[name]
+    arguments, kind = distillation(torch.float32), f"LigerFusedLinear{name}Loss"
+    expected = getattr(module, kind)(compiled=False, return_soft_hard_loss=parts, **options)(*arguments)
+    found = getattr(chunked_loss, kind)(compiled=False, return_soft_hard_loss=parts, **options)(*arguments)
+    if parts:
+        for a, b in zip(found[1:], expected[1:], strict=True):
+            torch.testing.assert_close(a, b.detach(), rtol=1e-5, atol=1e-6)
+        found, expected = found[0], expected[0]
+    same(found, expected, [arguments[0], arguments[1], arguments[5]], tolerance=2e-6)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 4 * VOCAB * 5, None])
+def test_map_logits(chunk_bytes: int | None) -> None:
+    """JSD against a teacher's logits, top-k divergence and cosine distance in chunks: as of all logits at once."""
+    x, weight, _, _, _, bias, _ = distillation()
+    teacher = draw(x.shape[0], VOCAB, seed=20)
+    factor = draw(x.shape[0], seed=21)
+    top = teacher.detach().log_softmax(-1).topk(4)
+
+    def jsd(logits: torch.Tensor, teacher: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        return factor * liger_jsd(logits, teacher, beta=0.3, from_logits=True, reduction="none")
+
+    def top_k(logits: torch.Tensor, ids: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
+        return losses.top_k_divergence(logits, ids, logp, beta=0.2)
+
+    for function, arrays in (
+        (jsd, (teacher, factor)),
+        (top_k, (top.indices, top.values)),
+        (losses.cosine_distance, (teacher.detach(),)),
+    ):
+        inputs = [x, weight, bias, *(a for a in arrays if a.requires_grad)]
+        found = map_logits(function, x, weight, *arrays, bias=bias, chunk_bytes=chunk_bytes)
+        assert found.shape == x.shape[:1]
+        same(found.sum(), function(F.linear(x, weight, bias), *arrays).sum(), inputs)
+    with pytest.raises(
+        ValueError, match=r"map_logits: arrays\[0\] has shape \(41, 23\); its leading axes must be \(42,\)"
+    ):
+        map_logits(losses.cosine_distance, x, weight, teacher[:-1])
+    assert map_logits(losses.cosine_distance, x[:0], weight, teacher[:0]).shape == (0,)
 
 
 @needs_liger_kernel
