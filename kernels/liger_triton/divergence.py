@@ -39,9 +39,16 @@ import triton.language as tl
 from liger import check
 from liger.backend import Array, Backend
 from liger.launch import Launch, Spec, next_power_of_2
+from liger.mesh import ONE_DEVICE, Mesh
 from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import divergence as reference
-from liger_triton.cross_entropy import _store_zeros, cotangent_rows, denominators_launch, totals_launch
+from liger_triton.cross_entropy import (
+    _store_zeros,
+    cotangent_rows,
+    denominators_launch,
+    inverses_launch,
+    totals_launch,
+)
 from liger_triton.scale import scaled
 
 LOGITS, LOG_PROBS, PROBS = "logits", "log_probs", "probs"
@@ -615,7 +622,8 @@ class Options:
         temperature: divides logits.
         eps: probabilities below it have its logarithm.
         reduction: "elements" (one number per token and word; not from logits), "tokens" (one per token), or one number:
-            "sum", "mean_elements", "mean_tokens", or "mean_batch", the sum over the length of the first axis.
+            "sum", "mean_elements", "mean_tokens", or "mean_batch", the sum over the length of the first axis; this last
+            one is torch's, and not for meshes.
         ignore_index: tokens with this label have no loss and no gradient, and do not count in a mean.
         recompute: compute gradients in the backward pass, where the forward pass could leave them.
         soft_weight: factor of the divergence in the loss.
@@ -960,23 +968,28 @@ def problem(
     n_batch: int,
     biases: tuple[Array | None, Array | None] = (None, None),
 ) -> Problem:
-    """The problem of `n_rows` tokens with these labels, already flat; `n_batch` is the length of the first axis."""
-    counted, divisor = None, 1
+    """The problem of `n_rows` tokens here with these labels, already flat; `n_batch`: the length of the first axis."""
+    counted, divisor, n_parts = None, 1, backend.size("rows")
     if counts_labels(options, labels):
-        launch = denominators_launch(n_rows, 1, backend.dtype(labels), None, options.ignore_index, True)
+        launch = denominators_launch(
+            n_rows, 1, backend.dtype(labels), None, options.ignore_index, True, n_parts > 1
+        )
         (counted,) = backend.launch(launch, labels, labels)
+        if n_parts > 1:
+            (counted,) = backend.launch(inverses_launch(True), *backend.psum(counted, over="rows"))
     elif options.reduction in ("mean_elements", "mean_tokens"):
-        divisor = max(n_rows, 1)
+        divisor = max(n_rows, 1) * n_parts
     elif options.reduction == "mean_batch":
+        assert n_parts == 1  # no device knows which axis is divided
         divisor = max(n_batch, 1)
     return Problem(backend, options, labels, counted, divisor, biases)
 
 
 def total(backend: Backend, rows: Array) -> Array:
-    """The sum of one number per row, in a fixed order, as an array of no axes."""
-    return backend.reshape(
-        backend.launch(totals_launch(rows.shape[0], False, False), rows, rows, rows, rows)[0], ()
-    )
+    """The sum of one number per row, on all devices of a mesh, in a fixed order, as an array of no axes."""
+    launch = totals_launch(rows.shape[0], False, False)
+    (whole,) = backend.psum(backend.launch(launch, rows, rows, rows, rows)[0], over="rows")
+    return backend.reshape(whole, ())
 
 
 def in_forward(options: Options, needs: Needs) -> bool:
@@ -1004,27 +1017,29 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
     )
     grad_t = whole.swapped.forward(t, s, want_gradient=True)[4] if now and needs[1] else None
     if options.reduction == "elements":
-        loss = backend.reshape(loss, student.shape)
+        outputs = None, backend.reshape(loss, student.shape)
     elif options.reduction == "tokens":
-        loss = backend.reshape(loss, student.shape[:-1])
+        outputs = backend.reshape(loss, student.shape[:-1]), None
     else:
-        loss = total(backend, loss)
-    return (loss,), (
+        outputs = total(backend, loss), None
+    return outputs, (
         None if grad_s is None else backend.reshape(grad_s, student.shape),
         None if grad_t is None else backend.reshape(grad_t, teacher.shape),
-        statistics,
+        None if statistics is None else backend.reshape(statistics, (*student.shape[:-1], STATISTICS)),
     )
 
 
 def _backward(
     backend: Backend, kept: Mapping[str, Array | None], cotangents: Arrays, options: Options, needs: Needs
 ) -> Arrays:
-    dloss = cotangent_rows(backend, cotangents[0])
+    dloss = cotangent_rows(backend, cotangents[options.reduction == "elements"])
     if in_forward(options, needs):
         saved = (kept["grad_student"], kept["grad_teacher"])
         return *(scaled(backend, g, dloss) if n else None for g, n in zip(saved, needs, strict=False)), None
     student, teacher, statistics = kept["student"], kept["teacher"], kept["statistics"]
     assert student is not None and teacher is not None
+    if statistics is not None:
+        statistics = backend.matrix(statistics)
     whole = _problem(backend, student, kept["labels"], options)
     s, t = backend.matrix(student), backend.matrix(teacher)
     grad_s = whole.backward(s, t, statistics, dloss) if needs[0] else None
@@ -1081,15 +1096,13 @@ def _infer(
 ) -> tuple[tuple[Spec | None, ...], tuple[Spec | None, ...]]:
     student, teacher, _ = operands
     assert student is not None and teacher is not None
-    shape = {"elements": student.shape, "tokens": student.shape[:-1]}.get(options.reduction, ())
+    elements = Spec(student.shape, "float32") if options.reduction == "elements" else None
+    loss = Spec(student.shape[:-1] if options.reduction == "tokens" else (), "float32")
     now = in_forward(options, needs)
     statistics = None
     if options.student_space == LOGITS and any(needs) and not now:
-        n_rows = 1
-        for n in student.shape[:-1]:
-            n_rows *= n
-        statistics = Spec((n_rows, STATISTICS), "float32")
-    return (Spec(shape, "float32"),), (
+        statistics = Spec((*student.shape[:-1], STATISTICS), "float32")
+    return (None if elements else loss, elements), (
         Spec(student.shape, student.dtype) if now and needs[0] else None,
         Spec(teacher.shape, teacher.dtype) if now and needs[1] else None,
         statistics,
@@ -1111,8 +1124,9 @@ def formula_options(options: Options) -> dict[str, object]:
     return {name: getattr(options, name) for name in names}
 
 
-def _reference(operands: Arrays, options: Options) -> Arrays:
-    return (reference.divergence(*operands, **formula_options(options)),)  # type: ignore[arg-type]
+def _reference(operands: Arrays, options: Options, mesh: Mesh = ONE_DEVICE) -> Arrays:
+    result = reference.divergence(*operands, **formula_options(options), mesh=mesh)  # type: ignore[arg-type]
+    return (None, result) if options.reduction == "elements" else (result, None)
 
 
 def _keeps(options: Options, needs: Needs) -> tuple[str, ...]:
@@ -1127,8 +1141,8 @@ def _op(name: str) -> Op:
             Operand("teacher", "rows"),
             Operand("labels", "rows", differentiable=False, optional=True, axes=0),
         ),
-        # One number per token and word, one per token, or one in all.
-        outputs=(Output("loss", "rows", axes=0),),
+        # One of the two: one number per token or one in all; or one per token and word.
+        outputs=(Output("loss", "rows", axes=0), Output("elements", "rows")),
         saved=(
             Output("grad_student", "rows", differentiable=False),
             Output("grad_teacher", "rows", differentiable=False),
@@ -1143,6 +1157,7 @@ def _op(name: str) -> Op:
         keeps=_keeps,
         gradient_like=(("student", "grad_student"), ("teacher", "grad_teacher")),
         backward_once=in_forward,
+        reference_on=_reference,
     )
 
 

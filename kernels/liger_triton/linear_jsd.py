@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from liger import check
 from liger.backend import Array, Backend
 from liger.launch import Spec
+from liger.mesh import ONE_DEVICE, Mesh
 from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import divergence as reference
 from liger_triton import divergence
@@ -140,6 +141,8 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
         outputs = tuple(None if r is None else backend.reshape(r, shape) for r in (loss, soft, hard))
     else:
         outputs = tuple(None if r is None else divergence.total(backend, r) for r in (loss, soft, hard))
+    if statistics is not None:
+        statistics = backend.reshape(statistics, (*student.x_shape[:-1], divergence.STATISTICS))
     gradients: Arrays = (None,) * 7 if sums is None else layers.finished(sums)
     return outputs, (gradients[0], gradients[1], gradients[5], statistics)
 
@@ -168,13 +171,13 @@ def _backward(
         return dx, dw, None, None, None, db, None
     layers = _Layers(backend, kept, options, needs)
     student = layers.student
-    sums = student.sums()
+    sums, statistics = student.sums(), backend.matrix(kept["statistics"])
     for start, stop in student.chunks():
         chunk, logits, teacher_logits = layers.chunk(start, stop)
         dlogits = chunk.backward(
             logits,
             teacher_logits,
-            backend.slice_rows(kept["statistics"], start, stop),
+            backend.slice_rows(statistics, start, stop),
             backend.slice_rows(dloss, start, stop) if options.reduction == "tokens" else dloss,
             in_place=True,
         )
@@ -239,14 +242,13 @@ def _infer(
         Spec(s.shape, s.dtype) if s is not None and now and needs[i] else None
         for s, i in ((x, 0), (weight, 1), (bias, 5))
     )
-    n_rows = 1
-    for n in x.shape[:-1]:
-        n_rows *= n
-    statistics = Spec((n_rows, divergence.STATISTICS), "float32") if any(needs) and not now else None
+    statistics = None
+    if any(needs) and not now:
+        statistics = Spec((*x.shape[:-1], divergence.STATISTICS), "float32")
     return (loss, part, part), (*gradients, statistics)
 
 
-def _reference(operands: Arrays, options: Options) -> Arrays:
+def _reference(operands: Arrays, options: Options, mesh: Mesh = ONE_DEVICE) -> Arrays:
     names = (
         "weight_layout",
         "beta",
@@ -257,7 +259,7 @@ def _reference(operands: Arrays, options: Options) -> Arrays:
         "ignore_index",
     )
     chosen = {name: getattr(options, name) for name in names}
-    loss, soft, hard = reference.linear_jsd(*operands, **chosen)
+    loss, soft, hard = reference.linear_jsd(*operands, **chosen, mesh=mesh)
     return loss, soft if options.return_parts else None, hard if options.return_parts else None
 
 
@@ -296,4 +298,5 @@ LINEAR_JSD = Op(
         ("student_bias", "grad_bias"),
     ),
     backward_once=divergence.in_forward,
+    reference_on=_reference,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from liger.mesh import ONE_DEVICE, Mesh
 from liger.reference.common import compute_dtype, namespace, stop_gradient
 from liger.reference.cross_entropy import cross_entropy, inverse, linear
 
@@ -21,6 +22,7 @@ def divergence(
     eps: float,
     reduction: str,
     ignore_index: int,
+    mesh: Mesh = ONE_DEVICE,
 ) -> Any:
     """Divergence of a student's distribution Q from a teacher's P, arrays (..., vocab), with labels (...) as a mask.
 
@@ -33,7 +35,7 @@ def divergence(
 
     0 * log 0 is 0. A space is "logits" (softmax at `temperature`), "log_probs", or "probs" (whose logarithm is
     log max(p, eps)); what is no logit is taken as it is, normalised or not. Tokens whose label is `ignore_index` have
-    no loss; means are over the others, and 0 over none.
+    no loss; means are over the others, and 0 over none. On a mesh sums and means are over the tokens of all devices.
 
     Generalised JSD with these ends: Agarwal et al., arXiv:2306.13649. KL: torch.nn.functional.kl_div.
     """
@@ -53,12 +55,14 @@ def divergence(
     rows = xp.sum(terms, axis=-1)
     if reduction == "tokens":
         return rows
-    total = xp.sum(rows)
+    (total,) = mesh.psum(xp.sum(rows), over="rows")
     if reduction == "sum":
         return total
     if reduction == "mean_batch":
+        assert mesh.size("rows") == 1
         return total / max(student.shape[0], 1)
-    count = xp.sum(xp.ones_like(rows) if valid is None else xp.astype(valid, compute))
+    counted = xp.ones_like(rows) if valid is None else xp.astype(valid, compute)
+    (count,) = mesh.psum(xp.sum(counted), over="rows")
     mean = total * inverse(count)
     return mean / student.shape[-1] if reduction == "mean_elements" else mean
 
@@ -113,6 +117,7 @@ def linear_jsd(
     hard_weight: float,
     reduction: str,
     ignore_index: int,
+    mesh: Mesh = ONE_DEVICE,
 ) -> tuple[Any, Any, Any]:
     """(loss, soft, hard) of two linear layers' logits.
 
@@ -135,6 +140,7 @@ def linear_jsd(
         eps=0.0,
         reduction=reduction,
         ignore_index=ignore_index,
+        mesh=mesh,
     )
     if labels is None or not hard_weight:
         return soft_weight * soft, soft, namespace(soft).zeros_like(soft)
@@ -149,5 +155,6 @@ def linear_jsd(
         scale=1.0,
         reduction={"tokens": "none", "sum": "sum", "mean_tokens": "mean"}[reduction],
         token_scaling=False,
+        mesh=mesh,
     )
     return soft_weight * soft + hard_weight * hard, soft, hard

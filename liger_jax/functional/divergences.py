@@ -313,7 +313,7 @@ def _apply(
         recompute=student.dtype == jnp.float16,
         **options,
     )
-    (loss,) = vjp.apply(op, chosen, student, teacher, labels, implementation=implementation, names=names)
+    loss, _ = vjp.apply(op, chosen, student, teacher, labels, implementation=implementation, names=names)
     return loss[0] if one and loss.ndim else loss
 
 

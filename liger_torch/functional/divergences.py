@@ -314,6 +314,4 @@ def _spaces(
 
 
 def _loss(outputs: tuple[torch.Tensor | None, ...]) -> torch.Tensor:
-    loss = outputs[0]
-    assert loss is not None
-    return loss
+    return next(output for output in outputs if output is not None)

@@ -1,9 +1,11 @@
-"""The kernels on a mesh, whose devices have to be asked for before JAX starts: a program of its own."""
+"""The kernels on a mesh, whose devices have to be asked for before JAX starts: programs of their own."""
 
 from __future__ import annotations
 
 import jax_meshes
+import pytest
 
 
-def test_a_divided_vocabulary() -> None:
-    jax_meshes.run_on_four_devices("vocabulary")
+@pytest.mark.parametrize("part", ["divergences", "vocabulary"])
+def test_on_four_devices(part: str) -> None:
+    jax_meshes.run_on_four_devices(part)

@@ -28,6 +28,7 @@ from liger import interpret
 from liger.op import Operand
 from liger_jax import implementations
 from liger_jax.vjp import apply
+from liger_triton import linear_jsd
 
 P = PartitionSpec
 KINDS = (AxisType.Auto, AxisType.Explicit)
@@ -37,6 +38,13 @@ def collectives(program: str) -> dict[str, int]:
     """How often each collective occurs in a compiled program."""
     names = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
     return {name: len(re.findall(rf" {name}(?:-start)?\(", program)) for name in names}
+
+
+def reduced(program: str) -> set[int]:
+    """How many elements the arrays have that a compiled program sums over devices."""
+    results = re.findall(r" = (.*?) all-reduce(?:-start)?\(", program)
+    shapes = re.findall(r"\w+\[([\d,]*)\]", " ".join(results))
+    return {math.prod(map(int, filter(None, shape.split(",")))) for shape in shapes}
 
 
 def gathered(program: str) -> int:
@@ -98,10 +106,6 @@ def divisible(case: Case) -> list[Any]:
     return arrays
 
 
-GATHERED = {"kl_div", "jsd", "tvd", "linear_jsd"}
-"""Ops that know nothing of meshes yet: their results are right, but XLA gathers the tokens."""
-
-
 def one_case_per_op() -> list[Case]:
     """For each op the case with most token axes, or reductions; what only torch has is left out."""
     chosen: dict[tuple[str, str], Case] = {}
@@ -111,6 +115,7 @@ def one_case_per_op() -> list[Case]:
             a is not None and o.name in ("rows", "weight_grad")
             for o, a in zip(case.op.operands, arrays, strict=True)
         )
+        torch_only |= getattr(case.options, "reduction", "") == "mean_batch"
         if torch_only or any(a is not None and a.size == 0 for a in arrays):
             continue
         key = case.op.name, getattr(case.options, "reduction", "")
@@ -168,8 +173,6 @@ def check_rows(case: Case, implementation: str) -> None:
         message = f"{case.name} {implementation} {kind}"
         ours, program = on_mesh(kind, function, values, specs_for(("data", "model")))
         close(ours, expected, message)
-        if case.op.name in GATHERED:
-            continue
         check_nothing_gathered(program, kind, implementation, math.prod(values[0].shape[:rank]), message)
         assert bool(collectives(program)["all-reduce"]) == summed, (message, collectives(program))
 
@@ -258,14 +261,33 @@ def around_shard_map(check: bool, function: Callable[..., Any], arguments: Any, 
     return jax.jit(jax.value_and_grad(mapped, (0, 1)))(*arguments)
 
 
+def distilled(
+    x: jax.Array, kernel: jax.Array, teacher_x: jax.Array, labels: jax.Array, reduction: str
+) -> jax.Array:
+    teacher = jnp.cos(jnp.arange(90.0)).reshape(3, 30)
+    options: dict[str, Any] = {"temperature": 2.0, "hard_weight": 0.5, "reduction": reduction}
+    loss = liger_jax.linear_jsd(x, kernel, teacher_x, teacher, labels, **options)
+    assert isinstance(loss, jax.Array)
+    return jnp.sum(loss)
+
+
 def manual() -> None:
     rng = np.random.default_rng(0)
     x, scale, kernel = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((4, 8), (8,), (8, 30)))
+    teacher_x = jnp.asarray(rng.standard_normal((4, 3)), jnp.float32)
     labels = jnp.array([1, 2, -100, 4])
     cases: tuple[Any, ...] = (
         (lambda x, scale: jnp.sum(liger_jax.rms_norm(x, scale) ** 2), (x, scale), (P("data"), P())),
         *(
             (functools.partial(loss_of, reduction=r), (x, kernel, labels), (P("data"), P(), P("data")))
+            for r in ("none", "sum")
+        ),
+        *(
+            (
+                functools.partial(distilled, reduction=r),
+                (x, kernel, teacher_x, labels),
+                (P("data"), P(), P("data"), P("data")),
+            )
             for r in ("none", "sum")
         ),
     )
@@ -275,6 +297,93 @@ def manual() -> None:
             for check in (False, True):
                 with mesh_of(AxisType.Auto):
                     close(run(check, function, arguments, specs), expected, f"{run} {check}")
+
+
+# -------------------------------------------------------------------------------------------------------- divergences
+
+
+def divergences() -> None:
+    """Losses of tokens, and means over all devices' tokens, of which one device has none that counts."""
+    rng = np.random.default_rng(3)
+
+    def draw(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    student, teacher = draw(4, 4, 20), draw(4, 4, 20)
+    log_q, p = jax.nn.log_softmax(student), jax.nn.softmax(teacher)
+    x, kernel, bias = draw(4, 4, 6), draw(6, 20), draw(20)
+    teacher_x, teacher_kernel = draw(4, 4, 10), draw(10, 20)
+    where = jnp.asarray(rng.random((4, 4)) < 0.5).at[:2, :2].set(False).at[2:, 2:].set(True)
+    labels = jnp.where(where, jnp.asarray(rng.integers(0, 20, (4, 4)), jnp.int32), -100)
+    tokens = P("data", "model")
+    distilled = {"temperature": 2.0, "soft_weight": 0.4, "hard_weight": 0.6}
+
+    def linear(x: Any, kernel: Any, bias: Any, *others: Any, **options: Any) -> Any:
+        return liger_jax.linear_jsd(x, kernel, *others, student_bias=bias, **distilled, **options)
+
+    def recomputed(x: Any, kernel: Any, bias: Any, *others: Any, reduction: str, **more: Any) -> Any:
+        chosen = {"none": "tokens", "mean": "mean_tokens"}[reduction]
+        options = linear_jsd.Options(
+            reduction=chosen, recompute=True, hard_weight=0.6, weight_layout="hv", chunk_bytes=400
+        )
+        return apply(linear_jsd.LINEAR_JSD, options, x, kernel, *others, bias, None, **more)[0]
+
+    def masked(function: Any, **chosen: Any) -> Any:
+        return lambda q, p, where, **options: function(q, p, where=where, **chosen, **options)
+
+    logits = {"from_logits": True, "temperature": 2.0}
+    of_two = (tokens, tokens, tokens)
+    of_models = (x, kernel, bias, teacher_x, teacher_kernel, labels)
+    of_layers = (tokens, P(), P(), tokens, P(), tokens)
+    for function, arguments, specs, argnums in (
+        (masked(liger_jax.kl_divergence), (log_q, p, where), of_two, (0, 1)),
+        (masked(liger_jax.jsd, beta=0.3, **logits), (student, teacher, where), of_two, (0, 1)),
+        (masked(liger_jax.jsd, beta=1.0), (log_q, jnp.log(p), where), of_two, (0,)),
+        (masked(liger_jax.total_variation), (jnp.exp(log_q), p, where), of_two, (0,)),
+        (linear, of_models, of_layers, (0, 1, 2)),
+        (recomputed, of_models, of_layers, (0, 1, 2)),
+    ):
+        for reduction, implementation in (("none", "triton"), ("mean", "triton"), ("mean", "xla")):
+            if interpret.enabled() and implementation == "xla":
+                continue
+            chosen = functools.partial(function, reduction=reduction, implementation=implementation)
+            check_divergence(chosen, arguments, specs, argnums, reduction, implementation)
+    # A batch axis in front of the divided ones.
+    gradients = jax.vmap(jax.grad(lambda s, t: jnp.sum(jnp.sin(liger_jax.jsd(s, t, **logits))), (0, 1)))
+    for kind in KINDS:
+        ours, program = on_mesh(kind, gradients, (student, teacher), [P(None, ("data", "model"))] * 2)
+        close(ours, gradients(student, teacher), f"jsd vmap {kind}")
+        check_nothing_gathered(program, kind, "triton", 0, f"jsd vmap {kind}")
+
+
+def check_divergence(
+    function: Any, arguments: Any, specs: Any, argnums: Any, reduction: str, implementation: str
+) -> None:
+    weighed = 1.0 + jnp.arange(16.0).reshape(4, 4)
+
+    def both(*arguments: Any) -> Any:
+        def total(*a: Any) -> Any:
+            loss = function(*a)
+            return jnp.sum(loss * weighed) if reduction == "none" else loss, loss
+
+        return jax.value_and_grad(total, argnums, has_aux=True)(*arguments)
+
+    expected = both(*arguments)
+    shared = {arguments[i].size for i in argnums if specs[i] == P()}
+    for kind in KINDS:
+        message = f"{function} {kind}"
+        ours, program = on_mesh(kind, both, arguments, specs)
+        close(ours, expected, message)
+        check_nothing_gathered(program, kind, implementation, 0, message)
+        if interpret.enabled() and kind == AxisType.Auto:
+            continue
+        # Losses and counts, and the gradients of what all devices have.
+        assert {n for n in reduced(program) if n > 3} == shared, (message, reduced(program))
+        (_, loss), gradients = ours
+        divided = [g for i, g in zip(argnums, gradients, strict=True) if specs[i] != P()]
+        for array in (loss, *divided) if reduction == "none" else divided:
+            whole = NamedSharding(array.sharding.mesh, P("data", "model"))
+            assert array.sharding.is_equivalent_to(whole, array.ndim), (message, array.sharding)
 
 
 # --------------------------------------------------------------------------------------------- a divided vocabulary
@@ -439,6 +548,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "norm": norm,
     "transforms": transforms,
     "manual": manual,
+    "divergences": divergences,
     "vocabulary": vocabulary,
 }
 
