@@ -339,7 +339,7 @@ def divergences() -> None:
         (masked(liger_jax.kl_divergence), (log_q, p, where), of_two, (0, 1)),
         (masked(liger_jax.jsd, beta=0.3, **logits), (student, teacher, where), of_two, (0, 1)),
         (masked(liger_jax.jsd, beta=1.0), (log_q, jnp.log(p), where), of_two, (0,)),
-        (masked(liger_jax.total_variation), (jnp.exp(log_q), p, where), of_two, (0,)),
+        (liger_jax.total_variation, (jnp.exp(log_q), p), of_two[:2], (0,)),
         (linear, of_models, of_layers, (0, 1, 2)),
         (recomputed, of_models, of_layers, (0, 1, 2)),
     ):
