@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+import sys
+from collections.abc import Iterable, Mapping
 
 from liger.launch import Spec
 
@@ -13,9 +15,38 @@ REFERENCE_FLOATS = (*KERNEL_FLOATS, "float64")
 LABEL_DTYPES = ("int64", "int32")
 
 
+def renamed(message: str, names: Mapping[str, str]) -> str:
+    """An error's message with a frontend's names of arguments in place of the op's.
+
+    A name that is a word of English too ("scale", "weight") is one where the message tells what it is or has, or whose
+    shape or axis it tells of.
+    """
+    if not names:
+        return message
+    return re.sub(
+        r"(?<![\w'])[^\W\d]\w*",
+        lambda word: names.get(word[0], word[0]) if _is_argument(message, word) else word[0],
+        message,
+    )
+
+
+def _is_argument(message: str, word: re.Match[str]) -> bool:
+    return (
+        "_" in word[0]
+        or message.startswith((" is ", " has "), word.end())
+        or message.endswith(("shape of ", "axis of ", "tokens of ", "pass "), 0, word.start())
+    )
+
+
+def number(op: str, argument: str, value: object) -> None:
+    """Raise TypeError for what is clearly no number."""
+    if value is None or isinstance(value, str):
+        raise TypeError(f"{op}: {argument} is {value!r}; it must be a number.")
+
+
 def one_of(op: str, argument: str, value: object, allowed: Iterable[object]) -> None:
     """Raise ValueError unless the option's value is one of those allowed."""
-    allowed = tuple(allowed)
+    allowed = tuple(dict.fromkeys(allowed))
     if value not in allowed:
         raise ValueError(f"{op}: {argument} is {value!r}; choose one of {', '.join(map(repr, allowed))}.")
 
@@ -61,11 +92,15 @@ def not_empty(op: str, argument: str, spec: Spec, axis: int, meaning: str) -> No
 
 def in_range(op: str, argument: str, value: float, low: float, high: float) -> None:
     """Raise ValueError unless low <= value <= high."""
+    number(op, argument, value)
     if not low <= value <= high:
+        if low >= 0 and high == sys.float_info.max:
+            raise ValueError(f"{op}: {argument} is {value}; it must be a finite number of at least {low}.")
         raise ValueError(f"{op}: {argument} is {value}; it must lie between {low} and {high}.")
 
 
 def positive(op: str, argument: str, value: float) -> None:
     """Raise ValueError unless value > 0."""
+    number(op, argument, value)
     if not value > 0:
         raise ValueError(f"{op}: {argument} is {value}; it must be positive.")

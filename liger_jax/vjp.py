@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
+from liger import check
 from liger.op import Arrays, Needs, Op
 from liger_jax import batching, implementations, meshes, primitives
 from liger_jax.meshes import WHOLE, Division, Split
@@ -47,6 +47,11 @@ def apply(
     Raises:
         TypeError, ValueError: an operand or option that the op does not take; nothing has been computed then.
     """
+    for operand, value in zip(op.operands, operands, strict=True):
+        if value is None and not operand.optional:
+            raise TypeError(
+                f"{op.name}: {names.get(operand.name, operand.name)} is None; it must be an array."
+            )
     arrays = tuple(None if operand is None else jnp.asarray(operand) for operand in operands)
     specs = tuple(None if array is None else spec_of(array) for array in arrays)
     split = given_split(op, options, vocab_axis)
@@ -54,7 +59,7 @@ def apply(
         op.check_part(specs, options, (split or WHOLE).size("columns"))
         kernels = implementations.use_kernels(op, specs, implementation)
     except (TypeError, ValueError) as error:
-        raise type(error)(_renamed(str(error), names)) from None
+        raise type(error)(check.renamed(str(error), names)) from None
     arguments = tuple(names.get(operand.name, operand.name) for operand in op.operands)
     outputs = _outputs(op, options, specs)
 
@@ -104,13 +109,6 @@ def _equally_varying(arrays: Arrays) -> Arrays:
         return jax.lax.pcast(array, missing, to="varying") if missing else array
 
     return tuple(None if array is None else cast(array) for array in arrays)
-
-
-def _renamed(message: str, names: Mapping[str, str]) -> str:
-    """An error's message with the caller's names where it tells what an argument is or has."""
-    for name, caller in names.items():
-        message = re.sub(rf"(?<!\w){re.escape(name)}(?= (is|has) )", caller, message)
-    return message
 
 
 @functools.lru_cache(4096)

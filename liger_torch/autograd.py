@@ -10,23 +10,32 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
+from liger import check
 from liger.launch import Spec
 from liger.op import Needs, Op, Operand
 from liger_torch.backend import INTERPRET, NAMES, Tensors, backend_for
 
 
-def call(op: Op, options: Any, *operands: torch.Tensor | None) -> Tensors:
+def call(
+    op: Op,
+    options: Any,
+    *operands: torch.Tensor | None,
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> Tensors:
     """Apply an op.
 
     Args:
         op: what to compute.
         options: the op's options.
         operands: its array arguments in the declared order, None for those that are absent.
+        names: what the caller's arguments are called where the op's operand or option has another name, for errors.
 
     Returns:
         The outputs in the declared order, None for those that the options do not ask for.
@@ -34,13 +43,14 @@ def call(op: Op, options: Any, *operands: torch.Tensor | None) -> Tensors:
     Raises:
         TypeError, ValueError: an operand or option that the op does not take; nothing has been computed then.
     """
+    _require_tensors(op, operands, names)
     first = operands[0]
     assert first is not None
     kind = first.device.type
     if autocasting(kind):
         operands = _promoted(op, operands)
-    needs = needed(op, operands)
-    check_operands(op, options, operands)
+    needs = needed(op, operands, names)
+    check_operands(op, options, operands, names)
     if uses_reference(first):
         return op.reference(operands, options)
     if any(t is not None and t.dtype == torch.float64 for t in operands):
@@ -75,16 +85,16 @@ def _run(op: Op, options: Any, needs: Needs, operands: Tensors) -> Tensors:
     return op.forward(backend_for(operands[0].device), operands, options, needs)[0]
 
 
-def needed(op: Op, operands: Tensors) -> Needs:
+def needed(op: Op, operands: Tensors, names: Mapping[str, str] = MappingProxyType({})) -> Needs:
     """Which gradients are asked for."""
     if not torch.is_grad_enabled():
         return (False,) * len(operands)
     needs = [t is not None and t.requires_grad for t in operands]
     for operand, need in zip(op.operands, needs, strict=True):
         if need and not operand.differentiable:
+            name = names.get(operand.name, operand.name)
             raise ValueError(
-                f"{op.name}: {operand.name} requires a gradient, but the op has none for it; "
-                f"pass {operand.name}.detach()."
+                f"{op.name}: {name} requires a gradient, but the op has none for it; pass {name}.detach()."
             )
     return tuple(needs)
 
@@ -92,12 +102,23 @@ def needed(op: Op, operands: Tensors) -> Needs:
 Described = tuple[tuple[torch.Size, torch.dtype] | None, ...]
 
 
-def check_operands(op: Op, options: Any, operands: Tensors) -> None:
+def _require_tensors(op: Op, operands: Tensors, names: Mapping[str, str]) -> None:
+    for operand, value in zip(op.operands, operands, strict=True):
+        if not isinstance(value, torch.Tensor) and not (value is None and operand.optional):
+            received = "None" if value is None else f"a {type(value).__name__}"
+            name = names.get(operand.name, operand.name)
+            raise TypeError(f"{op.name}: {name} is {received}; it must be a torch.Tensor.")
+
+
+def check_operands(op: Op, options: Any, operands: Tensors, names: Mapping[str, str]) -> None:
     """Raise for operands or options that the op does not take."""
     described = tuple([None if t is None else (t.shape, t.dtype) for t in operands])
-    # Symbolic shapes have no hash; and what is traced is traced once.
-    (_check if torch.compiler.is_compiling() else _checked)(op, options, described)
-    _check_devices(op, operands)
+    try:
+        # Symbolic shapes have no hash; and what is traced is traced once.
+        (_check if torch.compiler.is_compiling() else _checked)(op, options, described)
+        _check_devices(op, operands)
+    except (TypeError, ValueError) as error:
+        raise type(error)(check.renamed(str(error), names)) from None
 
 
 def _check(op: Op, options: Any, described: Described) -> None:

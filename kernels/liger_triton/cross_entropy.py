@@ -1218,13 +1218,20 @@ def check_options(name: str, options: Options) -> None:
     check.in_range(name, "scale", options.scale, -sys.float_info.max, sys.float_info.max)
 
 
-def check_labels(name: str, labels: Spec, leading: tuple[int, ...], weight: Spec | None, n_cols: int) -> None:
+def check_labels(
+    name: str,
+    labels: Spec,
+    leading: tuple[int, ...],
+    weight: Spec | None,
+    n_cols: int,
+    weight_name: str = "weight",
+) -> None:
     """Raise unless labels fit the rows and class weights the vocabulary."""
     check.dtype(name, "labels", labels, check.LABEL_DTYPES)
     check.shape(name, "labels", labels, leading, "one label per row")
     if weight is not None:
-        check.dtype(name, "weight", weight, check.REFERENCE_FLOATS)
-        check.shape(name, "weight", weight, (n_cols,), "one weight per class")
+        check.dtype(name, weight_name, weight, check.REFERENCE_FLOATS)
+        check.shape(name, weight_name, weight, (n_cols,), "one weight per class")
 
 
 def _check(operands: tuple[Spec | None, ...], options: Options) -> None:

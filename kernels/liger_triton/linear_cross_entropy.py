@@ -216,7 +216,7 @@ def _check(operands: tuple[Spec | None, ...], options: Options) -> None:
         check.positive(name, "chunk_bytes", options.chunk_bytes)
     vocab_size = check_linear(name, x, weight, bias, options.weight_layout)
     check.one_of(name, "accum_dtype", options.accum_dtype, (None, weight.dtype, "float32"))
-    loss_op.check_labels(name, labels, tuple(x.shape[:-1]), class_weight, vocab_size)
+    loss_op.check_labels(name, labels, tuple(x.shape[:-1]), class_weight, vocab_size, "class_weight")
     if rows is not None:
         check.dtype(name, "rows", rows, check.LABEL_DTYPES)
     if weight_grad is not None:

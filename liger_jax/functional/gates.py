@@ -100,7 +100,7 @@ def geglu(
 
     Raises:
         TypeError: dtypes that are not taken or do not match.
-        ValueError: shapes that do not fit, or an odd last axis without `up`.
+        ValueError: shapes that do not fit, an odd last axis without `up`, or an approximate that is no bool.
 
     Shazeer, arXiv:2002.05202; Hendrycks & Gimpel, arXiv:1606.08415.
 
@@ -109,6 +109,10 @@ def geglu(
     >>> geglu(jnp.array([0.0, 1.0]), jnp.array([1.0, 2.0])).round(3)
     Array([0.   , 1.682], dtype=float32)
     """
+    if not isinstance(approximate, bool):
+        raise ValueError(
+            f"geglu: approximate is {approximate!r}; choose True, for the form with the tanh, or False."
+        )
     options = glu.Options("gelu_tanh" if approximate else "gelu")
     (y,) = vjp.apply(glu.GEGLU, options, gate, up, implementation=implementation)
     return y

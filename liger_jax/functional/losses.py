@@ -8,14 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from liger import check
 from liger_jax import vjp
 from liger_jax.functional.labels import masked, one_row
-from liger_jax.primitives import spec_of
-from liger_triton import cross_entropy, linear_chunks, linear_cross_entropy
-
-# What the ops' arguments are called here, where the name is another one.
-_LOSS_NAMES = {"z_loss (lse_square_scale)": "z_loss"}
+from liger_triton import cross_entropy, linear_cross_entropy
 
 
 class CrossEntropy(NamedTuple):
@@ -118,7 +113,7 @@ def softmax_cross_entropy_with_integer_labels(
         class_weights,
         implementation=implementation,
         vocab_axis=vocab_axis,
-        names=_LOSS_NAMES | {"weight": "class_weights"},
+        names={"weight": "class_weights", "scale": "logit_scale"},
     )
     return _loss(outputs, one)
 
@@ -218,13 +213,6 @@ def linear_softmax_cross_entropy(
     one = x.ndim == 1
     if one:
         x, labels = one_row(op.name, "x", x, "labels", labels)
-    if class_weights is not None and kernel.ndim == 2 and kernel_layout in linear_chunks.LAYOUTS:
-        # The op calls both the kernel and these `weight` in its errors.
-        weights, vocab = spec_of(jnp.asarray(class_weights)), kernel.shape[kernel_layout.index("v")]
-        split = vjp.given_split(op, options, vocab_axis)
-        vocab *= 1 if split is None else split.size("columns")
-        check.dtype(op.name, "class_weights", weights, check.REFERENCE_FLOATS)
-        check.shape(op.name, "class_weights", weights, (vocab,), "one weight per class")
     given = {
         "x": x,
         "weight": kernel,
@@ -233,8 +221,9 @@ def linear_softmax_cross_entropy(
         "class_weight": class_weights,
     }
     operands: list[Any] = [given.get(operand.name) for operand in op.operands]
-    names = _LOSS_NAMES | {
+    names = {
         "weight": "kernel",
+        "scale": "logit_scale",
         "class_weight": "class_weights",
         "weight_layout": "kernel_layout",
     }

@@ -15,7 +15,7 @@ from liger_triton import layer_norm as layer_norm_op
 from liger_triton import rms_norm as rms_norm_op
 
 # What the ops' arguments are called here, where the name is another one.
-_NORM_NAMES = {"weight": "scale"}
+_NORM_NAMES = {"weight": "scale", "eps": "epsilon"}
 
 
 class AddLayerNorm(NamedTuple):

@@ -25,6 +25,16 @@ OF_ELEMENTS: Mapping[str, str] = {
 
 OF_TOKENS: Mapping[str, str] = {"none": "tokens", "sum": "sum", "mean": "mean_tokens"}
 
+# What the ops' arguments are called here, where the name is another one.
+_NAMES = {"student": "input", "teacher": "target", "labels": "shift_labels"}
+_LINEAR_NAMES = {
+    "student_x": "student_input",
+    "teacher_x": "teacher_input",
+    "labels": "shift_labels",
+    "beta": "jsd_beta",
+    "hard_weight": "weight_hard_loss",
+}
+
 
 @dataclasses.dataclass
 class DistillationOutput:
@@ -97,7 +107,7 @@ def liger_kl_div(
         recompute=input.dtype == torch.float16,
         **_spaces(from_logits, temperature, teacher=None if log_target else divergence.PROBS),
     )
-    return _loss(call(divergence.KL_DIV, options, input, target, None))
+    return _loss(call(divergence.KL_DIV, options, input, target, None, names=_NAMES))
 
 
 def liger_jsd(
@@ -144,7 +154,7 @@ def liger_jsd(
         recompute=input.dtype == torch.float16,
         **_spaces(from_logits, temperature),
     )
-    return _loss(call(divergence.JSD, options, input, target, shift_labels))
+    return _loss(call(divergence.JSD, options, input, target, shift_labels, names=_NAMES))
 
 
 def liger_tvd(
@@ -185,7 +195,7 @@ def liger_tvd(
         recompute=input.dtype == torch.float16,
         **_spaces(from_logits, temperature, student=divergence.PROBS, teacher=divergence.PROBS),
     )
-    return _loss(call(divergence.TVD, options, input, target, shift_labels))
+    return _loss(call(divergence.TVD, options, input, target, shift_labels, names=_NAMES))
 
 
 def liger_fused_linear_jsd(
@@ -255,7 +265,9 @@ def liger_fused_linear_jsd(
         RuntimeError: a second backward pass through a mean or sum.
     """
     if weight_hard_loss and shift_labels is not None:
-        check_labels("linear_jsd", "shift_labels", shift_labels, ignore_index, student_weight.shape[0])
+        check_labels(
+            "linear_jsd", "shift_labels", shift_labels, ignore_index, student_input, student_weight, 0
+        )
     teacher_weight = teacher_weight.detach()
     teacher_bias = None if teacher_bias is None else teacher_bias.detach()
     kind = student_input.device.type
@@ -288,6 +300,7 @@ def liger_fused_linear_jsd(
         shift_labels,
         student_bias,
         teacher_bias,
+        names=_LINEAR_NAMES,
     )
     if not return_soft_hard_loss:
         return _loss(outputs)

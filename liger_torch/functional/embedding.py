@@ -8,6 +8,9 @@ from liger_torch.autograd import call, check_operands, uses_reference
 from liger_torch.functional.buffers import IntoBuffer
 from liger_triton import embedding
 
+# What the op's arguments are called here, where the name is another one.
+_NAMES = {"ids": "indices", "weight": "embeddings"}
+
 
 def liger_embedding(
     embeddings: torch.Tensor,
@@ -56,9 +59,9 @@ def liger_embedding(
     options = embedding.Options(padding_idx)
     operands = (indices, embeddings, weight_grad)
     if weight_grad is not None and uses_reference(embeddings):
-        check_operands(embedding.EMBEDDING, options, operands)
+        check_operands(embedding.EMBEDDING, options, operands, _NAMES)
         operands = (indices, IntoBuffer.apply(embeddings, weight_grad), None)
-    (y,) = call(embedding.EMBEDDING, options, *operands)
+    (y,) = call(embedding.EMBEDDING, options, *operands, names=_NAMES)
     assert y is not None
     return y
 

@@ -74,7 +74,7 @@ def token_logprobs(
         ValueError: shapes that do not fit, an option out of range, and, on a CPU, an id out of range. On a GPU such
             an id cannot be found without stalling it: the token's logp and gradient are NaN.
     """
-    check_labels("logprobs", "ids", ids, ignore_index, logits.shape[-1])
+    check_labels("logprobs", "ids", ids, ignore_index, logits, logits, -1)
     options = logprobs.Options(
         ignore_index=ignore_index,
         temperature=temperature,
@@ -178,7 +178,7 @@ def fused_linear_logprobs(
         raise ValueError(
             f"{op.name}: differentiable is {differentiable!r}; give a tuple of names among {', '.join(RESULTS)}."
         )
-    check_labels(op.name, "ids", ids, ignore_index, weight.shape[0])
+    check_labels(op.name, "ids", ids, ignore_index, input, weight, 0)
     kind = input.device.type
     if autocasting(kind):
         dtype = torch.get_autocast_dtype(kind)
@@ -198,7 +198,8 @@ def fused_linear_logprobs(
         unit_gradient=set(differentiable) == {"logp"} and input.dtype != torch.float16,
     )
     rows = rows_to_compute(op.name, valid_rows, "ids", ids, ignore_index)
-    return _results(call(op, options, input, weight, ids, bias, rows), differentiable)
+    results = call(op, options, input, weight, ids, bias, rows, names={"x": "input"})
+    return _results(results, differentiable)
 
 
 def _keep_bytes(keep_logits: str | bool | int, weight: torch.Tensor) -> int | None:

@@ -13,6 +13,9 @@ from liger_torch.functional.labels import check_labels, rows_to_compute
 from liger_torch.valid_rows import ValidRows
 from liger_triton import cross_entropy, linear_cross_entropy
 
+# What the ops' arguments are called here, where the name is another one.
+_NAMES = {"labels": "target", "z_loss": "lse_square_scale"}
+
 
 @dataclasses.dataclass
 class CrossEntropyOutput:
@@ -78,7 +81,7 @@ def liger_cross_entropy(
             label cannot be found without stalling it: the row's loss and gradient are NaN.
     """
     _refuse_deprecated(size_average, reduce)
-    check_labels("cross_entropy", "target", target, ignore_index, input.shape[-1])
+    check_labels("cross_entropy", "target", target, ignore_index, input, input, -1)
     options = cross_entropy.Options(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
@@ -90,7 +93,8 @@ def liger_cross_entropy(
         return_accuracy=return_token_accuracy,
         return_predicted=return_predicted_tokens,
     )
-    return _output(call(cross_entropy.CROSS_ENTROPY, options, input, target, weight))
+    names = {**_NAMES, "logits": "input"}
+    return _output(call(cross_entropy.CROSS_ENTROPY, options, input, target, weight, names=names))
 
 
 def liger_fused_linear_cross_entropy(
@@ -165,7 +169,7 @@ def liger_fused_linear_cross_entropy(
             label cannot be found without stalling it: the row's loss and gradient are NaN.
         RuntimeError: a second backward pass through a reduced loss.
     """
-    check_labels("linear_cross_entropy", "target", target, ignore_index, weight.shape[0])
+    check_labels("linear_cross_entropy", "target", target, ignore_index, input, weight, 0)
     kind = input.device.type
     if autocasting(kind):
         dtype = torch.get_autocast_dtype(kind)
@@ -189,11 +193,12 @@ def liger_fused_linear_cross_entropy(
         recompute=weight_grad is not None or input.dtype == torch.float16,
         into_buffer=weight_grad is not None,
     )
+    names = {**_NAMES, "x": "input", "class_weight": "ce_weight"}
     operands = (input, weight, target, bias, ce_weight, rows, weight_grad)
     if weight_grad is not None and uses_reference(input):
-        check_operands(linear_cross_entropy.LINEAR_CROSS_ENTROPY, options, operands)
+        check_operands(linear_cross_entropy.LINEAR_CROSS_ENTROPY, options, operands, names)
         operands = (input, IntoBuffer.apply(weight, weight_grad), target, bias, ce_weight, rows, None)
-    return _output(call(linear_cross_entropy.LINEAR_CROSS_ENTROPY, options, *operands))
+    return _output(call(linear_cross_entropy.LINEAR_CROSS_ENTROPY, options, *operands, names=names))
 
 
 def _output(results: tuple[torch.Tensor | None, ...]) -> torch.Tensor | CrossEntropyOutput:

@@ -9,6 +9,10 @@ import torch
 from liger_torch.autograd import call
 from liger_triton import group_norm, layer_norm, rms_norm
 
+# What the ops' arguments are called here. Operands keep the ops' names, which say more than X, W, R and B, and which
+# those of the modules resemble.
+_NAMES = {"casting": "casting_mode"}
+
 
 def liger_rms_norm(
     X: torch.Tensor,
@@ -38,7 +42,7 @@ def liger_rms_norm(
         ValueError: W does not have X's last axis; an unknown casting_mode.
     """
     options = rms_norm.Options(eps=eps, offset=offset, casting=casting_mode, in_place=in_place)
-    (y,) = call(rms_norm.RMS_NORM, options, X, W)
+    (y,) = call(rms_norm.RMS_NORM, options, X, W, names=_NAMES)
     assert y is not None
     return y
 
@@ -71,7 +75,7 @@ def liger_fused_add_rms_norm(
         ValueError: shapes that differ; an unknown casting_mode.
     """
     options = rms_norm.Options(eps=eps, offset=offset, casting=casting_mode, in_place=in_place)
-    y, total = call(rms_norm.ADD_RMS_NORM, options, X, R, W)
+    y, total = call(rms_norm.ADD_RMS_NORM, options, X, R, W, names=_NAMES)
     assert y is not None and total is not None
     return y, total
 

@@ -155,7 +155,13 @@ def liger_llama4_vision_rotary_pos_emb(
 
     Raises:
         TypeError: freqs_ci is not complex, as after `model.to(torch.bfloat16)`, which drops its imaginary part.
+        ValueError: freqs_ci has not one entry for each position and pair.
     """
+    if freqs_ci.numel() != query.shape[1] * (query.shape[-1] // 2):
+        raise ValueError(
+            f"rope: freqs_ci has shape {tuple(freqs_ci.shape)}; expected (seq, head_dim / 2), that is "
+            f"{(query.shape[1], query.shape[-1] // 2)} for query of shape {tuple(query.shape)}."
+        )
     freqs_ci = freqs_ci.reshape(query.shape[1], query.shape[-1] // 2)
     return liger_llama4_text_rotary_pos_emb(query, key, freqs_ci)
 
@@ -213,7 +219,17 @@ def liger_qk_norm_rope(
     options = qk_norm_rope.Options(eps, offset, casting_mode, interleaved)
     tables = _by_token(cos, sin)
     return _heads_back(
-        call(qk_norm_rope.QK_NORM_ROPE, options, q, k, q_weight, k_weight, *tables), unsqueeze_dim
+        call(
+            qk_norm_rope.QK_NORM_ROPE,
+            options,
+            q,
+            k,
+            q_weight,
+            k_weight,
+            *tables,
+            names={"casting": "casting_mode"},
+        ),
+        unsqueeze_dim,
     )
 
 

@@ -27,7 +27,7 @@ def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         TypeError: a dtype other than these; quantise a, and pack b.
         ValueError: shapes that do not fit, or too large a k.
     """
-    (c,) = call(int2_matmul.INT2_MATMUL, int2_matmul.Options(), a, b)
+    (c,) = call(int2_matmul.INT2_MATMUL, int2_matmul.Options(), a, b, names={"packed": "b"})
     assert c is not None
     return c
 

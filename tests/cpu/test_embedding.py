@@ -61,10 +61,10 @@ def test_buffer() -> None:
 @pytest.mark.parametrize(
     ("error", "message", "act"),
     [
-        (ValueError, r"embedding: weight has shape \(5,\); expected \(vocab, features\)", lambda: f.liger_embedding(torch.ones(5), IDS)),
-        (ValueError, r"weight has shape \(0, 3\); its vocab axis", lambda: f.liger_embedding(torch.ones(0, 3), IDS[:0])),
-        (TypeError, "ids has dtype float32", lambda: f.liger_embedding(torch.ones(5, 3), IDS.float())),
-        (TypeError, "weight has dtype int64", lambda: f.liger_embedding(torch.ones(5, 3).long(), IDS)),
+        (ValueError, r"embedding: embeddings has shape \(5,\); expected \(vocab, features\)", lambda: f.liger_embedding(torch.ones(5), IDS)),
+        (ValueError, r"embeddings has shape \(0, 3\); its vocab axis", lambda: f.liger_embedding(torch.ones(0, 3), IDS[:0])),
+        (TypeError, "indices has dtype float32", lambda: f.liger_embedding(torch.ones(5, 3), IDS.float())),
+        (TypeError, "embeddings has dtype int64", lambda: f.liger_embedding(torch.ones(5, 3).long(), IDS)),
         (IndexError, r"indices holds 4; indices must lie in \[0, 4\)", lambda: f.liger_embedding(torch.ones(4, 3), IDS)),
         (ValueError, "padding_idx is 5; it must lie between 0 and 4", lambda: f.liger_embedding(torch.ones(5, 3), IDS, 5)),
         (ValueError, "padding_idx is -6", lambda: f.liger_embedding(torch.ones(5, 3), IDS, -6)),

@@ -197,6 +197,13 @@ def test_float64_is_left_to_xla() -> None:
         ),
         (lambda: liger_jax.rms_norm(jnp.ones((2, 8), jnp.int32)), TypeError, "x has dtype int32"),
         (lambda: liger_jax.rms_norm(jnp.ones((2, 8)), casting="bf16"), ValueError, "casting is 'bf16'"),
+        (lambda: liger_jax.rms_norm(jnp.ones((2, 8)), epsilon=-1.0), ValueError, "rms_norm: epsilon is -1.0"),
+        (lambda: liger_jax.rms_norm(None), TypeError, "rms_norm: x is None; it must be an array"),
+        (
+            lambda: liger_jax.geglu(jnp.ones((2, 8)), approximate="none"),
+            ValueError,
+            "geglu: approximate is 'none'; choose True",
+        ),
         (
             lambda: liger_jax.rms_norm(jnp.ones((2, 8)), implementation="cuda"),
             ValueError,

@@ -194,7 +194,7 @@ BAD: dict[str, tuple[type[Exception], str, Any]] = {
     "temperature": (ValueError, "temperature is 0.0; it must be positive", lambda: fused_linear_logprobs(X, HEAD, IDS, temperature=0.0)),
     "softcap": (ValueError, "logprobs: softcap is -1.0; it must be positive", lambda: token_logprobs(X, IDS % 4, softcap=-1.0)),
     "weight": (ValueError, r"weight has shape \(10, 3\)", lambda: fused_linear_logprobs(X, HEAD[:, :3], IDS)),
-    "weight's dtype": (TypeError, "weight has dtype bfloat16 but x has float32", lambda: fused_linear_logprobs(X, HEAD.bfloat16(), IDS)),
+    "weight's dtype": (TypeError, "weight has dtype bfloat16 but input has float32", lambda: fused_linear_logprobs(X, HEAD.bfloat16(), IDS)),
     "keep": (ValueError, "keep_logits is 'all'; give \"auto\"", lambda: fused_linear_logprobs(X, HEAD, IDS, keep_logits="all")),
     "keep bytes": (ValueError, "keep_logits is -1 bytes", lambda: fused_linear_logprobs(X, HEAD, IDS, keep_logits=-1)),
     "differentiable": (ValueError, "differentiable is 'logp'; give a tuple", lambda: fused_linear_logprobs(X, HEAD, IDS, differentiable="logp")),

@@ -67,9 +67,9 @@ def test_other_arguments_are_differentiated_past_it() -> None:
     [
         (TypeError, "int2_matmul: a has dtype float32; cast it to one of int8", lambda: experimental.matmul(A.float(), PACKED)),
         (ValueError, "a requires a gradient, but the op has none", lambda: experimental.matmul(A.float().requires_grad_(), PACKED)),
-        (TypeError, "packed has dtype int8; cast it to one of uint8", lambda: experimental.matmul(A, PACKED.to(torch.int8))),
-        (ValueError, r"packed has shape \(2, 5\); expected \(k / 4, n\) with k 12", lambda: experimental.matmul(A.new_zeros(3, 12), PACKED)),
-        (ValueError, r"packed has shape \(8, 5\).*Pack the weights", lambda: experimental.matmul(A, WEIGHTS.byte())),
+        (TypeError, "b has dtype int8; cast it to one of uint8", lambda: experimental.matmul(A, PACKED.to(torch.int8))),
+        (ValueError, r"b has shape \(2, 5\); expected \(k / 4, n\) with k 12", lambda: experimental.matmul(A.new_zeros(3, 12), PACKED)),
+        (ValueError, r"b has shape \(8, 5\).*Pack the weights", lambda: experimental.matmul(A, WEIGHTS.byte())),
         (ValueError, r"sums of 2\*\*23 products or more", lambda: experimental.matmul(A.new_zeros(1, 2**23), PACKED.new_zeros(2**21, 1))),
         (TypeError, "intweights has dtype torch.float32; round", lambda: experimental.pack_weights(WEIGHTS.float())),
         (ValueError, r"intweights has shape \(6, 5\); its first axis must be a multiple of 4", lambda: experimental.pack_weights(WEIGHTS[:6])),
