@@ -6,9 +6,11 @@ from liger_torch.nn.embedding import LigerEmbedding
 from liger_torch.nn.losses import LigerCrossEntropyLoss, LigerFusedLinearCrossEntropyLoss
 from liger_torch.nn.mlp import (
     LigerBlockSparseTop2MLP,
+    LigerExperts,
     LigerFalconH1SwiGLUMLP,
     LigerGEGLUMLP,
     LigerPhi3SwiGLUMLP,
+    LigerQwen3MoeSwiGLUMLP,
     LigerSwiGLUMLP,
 )
 from liger_torch.nn.norms import (
@@ -23,6 +25,7 @@ __all__ = [
     "LigerBlockSparseTop2MLP",
     "LigerCrossEntropyLoss",
     "LigerEmbedding",
+    "LigerExperts",
     "LigerFalconH1SwiGLUMLP",
     "LigerFusedAddLayerNorm",
     "LigerFusedAddRMSNorm",
@@ -34,6 +37,7 @@ __all__ = [
     "LigerKLDIVLoss",
     "LigerLayerNorm",
     "LigerPhi3SwiGLUMLP",
+    "LigerQwen3MoeSwiGLUMLP",
     "LigerRMSNorm",
     "LigerReLUSquared",
     "LigerSoftmax",

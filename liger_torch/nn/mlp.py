@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from liger_torch.autograd import autocasting
 from liger_torch.functional import liger_geglu, liger_swiglu
 
 
@@ -46,6 +47,10 @@ class LigerSwiGLUMLP(_GatedMLP):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., hidden) to (..., hidden)."""
         return self.down_proj(liger_swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+LigerQwen3MoeSwiGLUMLP = LigerSwiGLUMLP
+"""One expert of Qwen3-MoE where every expert is a module (transformers 4), and its shared expert."""
 
 
 class LigerGEGLUMLP(_GatedMLP):
@@ -124,3 +129,76 @@ class LigerBlockSparseTop2MLP(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., hidden) to (..., hidden)."""
         return self.w2(liger_swiglu(self.w1(hidden_states), self.w3(hidden_states)))
+
+
+class LigerExperts(nn.Module):
+    """All SwiGLU experts of a layer, with the parameters of transformers 5 (Mixtral, Qwen3-MoE, DeepSeek-V3).
+
+    With e the experts that the router has chosen for a token, and p the weights that it gives them:
+
+        y = sum over e of p_e * down_e(silu(gate_e(x)) * up_e(x))
+
+    A token's rows are added in the router's order, so the same inputs give the same bits. In 16 bits, with widths that
+    are multiples of 8, all experts run in one grouped product per projection and nothing waits for the device;
+    otherwise expert by expert, for which the host must know how many tokens each one has.
+
+    Args:
+        config: has hidden_size, hidden_act, the number of experts (num_experts, num_local_experts or n_routed_experts)
+            and the width of one (moe_intermediate_size, or intermediate_size where that is absent).
+
+    Raises:
+        ValueError: a configuration without a number of experts, or with another activation.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        _require_silu(self, config.hidden_act)
+        names = ("num_experts", "num_local_experts", "n_routed_experts")
+        counts = [getattr(config, name, None) for name in names]
+        self.num_experts = next((n for n in counts if n is not None), 0)
+        if not self.num_experts:
+            raise ValueError(
+                f"LigerExperts: the configuration has no number of experts; it needs {' or '.join(names)}."
+            )
+        width = getattr(config, "moe_intermediate_size", None)
+        self.intermediate_dim = config.intermediate_size if width is None else width
+        self.hidden_dim = config.hidden_size
+        self.gate_up_proj = nn.Parameter(
+            torch.empty(self.num_experts, 2 * self.intermediate_dim, self.hidden_dim)
+        )
+        self.down_proj = nn.Parameter(torch.empty(self.num_experts, self.hidden_dim, self.intermediate_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As those of `torch.nn.Linear`."""
+        for weight in (self.gate_up_proj, self.down_proj):
+            bound = weight.shape[-1] ** -0.5
+            nn.init.uniform_(weight, -bound, bound)
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Tokens (n, hidden), their experts (n, k) and the experts' weights (n, k), to (n, hidden)."""
+        n_tokens, k = top_k_index.shape
+        experts, order = torch.sort(top_k_index.flatten(), stable=True)
+        all_experts = torch.arange(self.num_experts, device=experts.device, dtype=experts.dtype)
+        ends = torch.searchsorted(experts, all_experts, right=True, out_int32=True)
+        hidden = liger_swiglu(_by_expert(hidden_states[order // k], self.gate_up_proj, ends))
+        result = _by_expert(hidden, self.down_proj, ends) * top_k_weights.flatten()[order, None]
+        place = torch.empty_like(order)
+        place[order] = torch.arange(order.numel(), device=order.device)
+        return result[place].view(n_tokens, k, self.hidden_dim).sum(1).to(hidden_states.dtype)
+
+
+def _by_expert(rows: torch.Tensor, weight: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """Each row times its expert's weight, transposed; those of expert e end before ends[e]."""
+    kind = rows.device.type
+    if autocasting(kind):  # torch would cast for single products, not for the grouped one
+        dtype = torch.get_autocast_dtype(kind)
+        rows, weight = rows.to(dtype), weight.to(dtype)
+    narrow = rows.dtype == weight.dtype and rows.dtype in (torch.bfloat16, torch.float16)
+    if narrow and all(width % 8 == 0 for width in weight.shape[1:]) and rows.shape[0]:
+        return nn.functional.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
+    starts = [0, *ends.tolist()]
+    parts = [rows[a:b] @ w.t() for a, b, w in zip(starts, starts[1:], weight, strict=False)]
+    return torch.cat(parts)

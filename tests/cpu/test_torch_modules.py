@@ -246,3 +246,65 @@ def test_weight_gradient_error_is_within_twice_that_of_one_product(tokens: int) 
     exact = d.double().t() @ x.double()
     one = (torch.mm(d.t().float(), x.float()).bfloat16() - exact).norm()
     assert (backend.cast(total, "bfloat16") - exact).norm() <= 2 * one
+
+
+def experts(dtype: torch.dtype, width: int) -> tuple[torch.nn.Module, torch.nn.Module, list[torch.Tensor]]:
+    """Ours, those of transformers with the same weights, and what both are called with: one expert has no token."""
+    modeling = pytest.importorskip("transformers.models.qwen3_moe.modeling_qwen3_moe")
+    config = modeling.Qwen3MoeConfig(hidden_size=16, moe_intermediate_size=width, num_experts=4)
+    config._experts_implementation = "eager"
+    torch.manual_seed(0)
+    ours = liger_torch.LigerExperts(config).to(dtype)
+    theirs = modeling.Qwen3MoeExperts(config).to(dtype)
+    theirs.load_state_dict(ours.state_dict())
+    index = torch.tensor([[0, 3], [3, 1], [1, 0], [3, 0], [0, 1]])
+    given = [torch.randn(5, 16).to(dtype), torch.rand(5, 2).to(dtype)]
+    return ours, theirs, [given[0].requires_grad_(), index, given[1].requires_grad_()]
+
+
+def results(module: torch.nn.Module, given: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The output and all gradients."""
+    y = module(*given)
+    wanted = [given[0], given[2], module.gate_up_proj, module.down_proj]
+    return [y, *torch.autograd.grad(y, wanted, torch.linspace(-1, 1, y.numel()).view(y.shape).to(y.dtype))]
+
+
+@pytest.mark.parametrize("width", [8, 6])
+def test_experts_are_those_of_transformers(width: int) -> None:
+    ours, theirs, given = experts(torch.float64, width)
+    exact = results(theirs, given)
+    for a, b in zip(results(ours, given), exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    # In bfloat16 by the grouped product (8) or expert by expert (6): no further from the truth than transformers'.
+    narrow = [t.detach().bfloat16().requires_grad_() if t.is_floating_point() else t for t in given]
+    with torch.no_grad():
+        given = [t.double() if t.is_floating_point() else t for t in narrow]
+    given = [t.requires_grad_() if t.is_floating_point() else t for t in given]
+    for module in (ours, theirs):
+        module.bfloat16()
+    found, plain = results(ours, narrow), results(theirs, narrow)
+    exact = results(theirs.double(), given)
+    for a, b, c in zip(found, plain, exact, strict=True):
+        assert (a - c).norm() <= 1.1 * (b - c).norm()
+
+
+def test_experts_under_autocast_are_those_in_its_dtype() -> None:
+    ours, _, given = experts(torch.float32, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = ours(*given)
+    assert y.dtype == torch.float32
+    with torch.no_grad():
+        narrow = ours.bfloat16()(given[0].bfloat16(), given[1], given[2].detach())
+    # The weights of the experts, and the sum over them, stay in float32 under autocast.
+    torch.testing.assert_close(y, narrow.float(), rtol=2e-2, atol=2e-2)
+
+
+def test_experts_with_no_token_and_of_other_configurations() -> None:
+    ours, _, (x, index, weights) = experts(torch.bfloat16, 8)
+    assert ours(x[:0], index[:0], weights[:0]).shape == (0, 16)
+    mixtral = SimpleNamespace(num_local_experts=2, hidden_size=4, intermediate_size=6, hidden_act="silu")
+    assert liger_torch.LigerExperts(mixtral).gate_up_proj.shape == (2, 12, 4)
+    with pytest.raises(ValueError, match="LigerExperts: the configuration has no number of experts"):
+        liger_torch.LigerExperts(SimpleNamespace(hidden_size=4, intermediate_size=6, hidden_act="silu"))
+    with pytest.raises(ValueError, match="LigerExperts: the activation is 'gelu'"):
+        liger_torch.LigerExperts(SimpleNamespace(num_experts=2, hidden_size=4, hidden_act="gelu"))
