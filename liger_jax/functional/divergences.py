@@ -12,6 +12,7 @@ from liger import check
 from liger.op import Op
 from liger_jax import vjp
 from liger_jax.functional.labels import masked
+from liger_jax.functional.options import number
 from liger_triton import divergence
 from liger_triton import linear_jsd as linear_jsd_kernels
 
@@ -78,7 +79,7 @@ def kl_divergence(
     # From logits two sweeps more are to be done, which are worth a kernel where the rest is not.
     op = divergence.JSD if from_logits else divergence.KL_DIV
     names = {"student": "log_predictions", "teacher": "targets"}
-    options = {"beta": 0.0, "temperature": float(temperature), **spaces}
+    options = {"beta": 0.0, "temperature": number("temperature", temperature), **spaces}
     return _apply(op, options, log_predictions, targets, where, reduction, implementation, names)
 
 
@@ -125,8 +126,8 @@ def jsd(
     Array([692.], dtype=float32)
     """
     options = {
-        "beta": float(beta),
-        "temperature": float(temperature),
+        "beta": number("beta", beta),
+        "temperature": number("temperature", temperature),
         **_spaces(from_logits, divergence.LOG_PROBS),
     }
     return _apply(divergence.JSD, options, student, teacher, where, reduction, implementation, {})
@@ -168,7 +169,7 @@ def total_variation(
     names = {"student": "predictions", "teacher": "targets"}
     options = {
         "kind": "tvd",
-        "temperature": float(temperature),
+        "temperature": number("temperature", temperature),
         **_spaces(from_logits, divergence.PROBS),
     }
     return _apply(divergence.TVD, options, predictions, targets, where, reduction, implementation, names)
@@ -254,14 +255,14 @@ def linear_jsd(
         student_x, teacher_x = student_x[None], teacher_x[None]
         labels = None if labels is None else jnp.asarray(labels)[None]
     options = linear_jsd_kernels.Options(
-        beta=float(beta),
-        temperature=float(temperature),
+        beta=number("beta", beta),
+        temperature=number("temperature", temperature),
         reduction=_REDUCTIONS[reduction],
         ignore_index=ignore_index,
         # In float16 gradients must be computed when the loss scale is known.
         recompute=student_x.dtype == jnp.float16,
-        soft_weight=float(soft_weight),
-        hard_weight=float(hard_weight),
+        soft_weight=number("soft_weight", soft_weight),
+        hard_weight=number("hard_weight", hard_weight),
         weight_layout=kernel_layout,
         accum_dtype=None if accum_dtype is None else jnp.dtype(accum_dtype).name,
         chunk_bytes=chunk_bytes,

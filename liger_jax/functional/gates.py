@@ -6,6 +6,7 @@ import jax
 from jax.typing import ArrayLike
 
 from liger_jax import vjp
+from liger_jax.functional.options import number
 from liger_triton import glu
 from liger_triton import relu_squared as relu_squared_op
 
@@ -61,10 +62,10 @@ def swiglu(
     """
     options = glu.Options(
         "silu",
-        gate_multiplier=float(gate_multiplier),
-        alpha=float(alpha),
-        limit=None if limit is None else float(limit),
-        up_offset=float(up_offset),
+        gate_multiplier=number("gate_multiplier", gate_multiplier),
+        alpha=number("alpha", alpha),
+        limit=None if limit is None else number("limit", limit),
+        up_offset=number("up_offset", up_offset),
         interleaved=interleaved,
     )
     (y,) = vjp.apply(glu.SWIGLU, options, gate, up, implementation=implementation)

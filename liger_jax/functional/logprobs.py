@@ -12,6 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from liger_jax import vjp
 from liger_jax.functional.labels import masked, one_row
+from liger_jax.functional.options import number
 from liger_triton import linear_logprobs as linear_op
 from liger_triton import logprobs as op_of_logits
 
@@ -97,9 +98,9 @@ def token_logprobs(
     op = op_of_logits.LOGPROBS
     options = op_of_logits.Options(
         ignore_index=ignore_index,
-        temperature=float(temperature),
-        softcap=None if softcap is None else float(softcap),
-        scale=float(logit_scale),
+        temperature=number("temperature", temperature),
+        softcap=None if softcap is None else number("softcap", softcap),
+        scale=number("logit_scale", logit_scale),
         return_predicted=return_predicted,
         return_rank=return_rank,
     )
@@ -202,9 +203,9 @@ def linear_logprobs(
         )
     options = linear_op.Options(
         ignore_index=ignore_index,
-        temperature=float(temperature),
-        softcap=None if softcap is None else float(softcap),
-        scale=float(logit_scale),
+        temperature=number("temperature", temperature),
+        softcap=None if softcap is None else number("softcap", softcap),
+        scale=number("logit_scale", logit_scale),
         return_predicted=return_predicted,
         return_rank=return_rank,
         weight_layout=kernel_layout,

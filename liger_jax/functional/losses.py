@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from liger_jax import vjp
 from liger_jax.functional.labels import masked, one_row
+from liger_jax.functional.options import number
 from liger_triton import cross_entropy, linear_cross_entropy
 
 
@@ -91,10 +92,10 @@ def softmax_cross_entropy_with_integer_labels(
     """
     options = cross_entropy.Options(
         ignore_index=ignore_index,
-        label_smoothing=float(label_smoothing),
-        z_loss=float(z_loss),
-        softcap=None if softcap is None else float(softcap),
-        scale=float(logit_scale),
+        label_smoothing=number("label_smoothing", label_smoothing),
+        z_loss=number("z_loss", z_loss),
+        softcap=None if softcap is None else number("softcap", softcap),
+        scale=number("logit_scale", logit_scale),
         reduction=reduction,
         return_z_loss=return_z_loss,
         return_accuracy=return_accuracy,
@@ -190,10 +191,10 @@ def linear_softmax_cross_entropy(
     """
     options = linear_cross_entropy.Options(
         ignore_index=ignore_index,
-        label_smoothing=float(label_smoothing),
-        z_loss=float(z_loss),
-        softcap=None if softcap is None else float(softcap),
-        scale=float(logit_scale),
+        label_smoothing=number("label_smoothing", label_smoothing),
+        z_loss=number("z_loss", z_loss),
+        softcap=None if softcap is None else number("softcap", softcap),
+        scale=number("logit_scale", logit_scale),
         reduction=reduction,
         return_z_loss=return_z_loss,
         return_accuracy=return_accuracy,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from liger_jax import vjp
+from liger_jax.functional.options import number
 from liger_triton import group_norm as group_norm_op
 from liger_triton import layer_norm as layer_norm_op
 from liger_triton import rms_norm as rms_norm_op
@@ -78,7 +79,9 @@ def rms_norm(
     >>> jnp.round(1000 * rms_norm(jnp.array([3.0, 4.0]), jnp.array([1.0, 2.0])))
     Array([ 849., 2263.], dtype=float32)
     """
-    options = rms_norm_op.Options(eps=float(epsilon), offset=float(scale_offset), casting=casting)
+    options = rms_norm_op.Options(
+        eps=number("epsilon", epsilon), offset=number("scale_offset", scale_offset), casting=casting
+    )
     operands = (x, scale)
     (y,) = vjp.apply(
         rms_norm_op.RMS_NORM, options, *operands, implementation=implementation, names=_NORM_NAMES
@@ -120,7 +123,9 @@ def add_rms_norm(
     >>> jnp.round(1000 * y), residual
     (Array([ 849., 1131.], dtype=float32), Array([3., 4.], dtype=float32))
     """
-    options = rms_norm_op.Options(eps=float(epsilon), offset=float(scale_offset), casting=casting)
+    options = rms_norm_op.Options(
+        eps=number("epsilon", epsilon), offset=number("scale_offset", scale_offset), casting=casting
+    )
     operands = (x, residual, scale)
     return AddRMSNorm(
         *vjp.apply(
@@ -166,7 +171,7 @@ def layer_norm(
     >>> jnp.round(1000 * layer_norm(jnp.array([1.0, 3.0]), bias=jnp.array([0.0, 0.5])))
     Array([-1000.,  1500.], dtype=float32)
     """
-    options = layer_norm_op.Options(eps=float(epsilon))
+    options = layer_norm_op.Options(eps=number("epsilon", epsilon))
     operands = (x, scale, bias)
     (y,) = vjp.apply(
         layer_norm_op.LAYER_NORM, options, *operands, implementation=implementation, names=_NORM_NAMES
@@ -206,7 +211,7 @@ def add_layer_norm(
     >>> jnp.round(1000 * y), residual
     (Array([-1000.,  1000.], dtype=float32), Array([3., 5.], dtype=float32))
     """
-    options = layer_norm_op.Options(eps=float(epsilon))
+    options = layer_norm_op.Options(eps=number("epsilon", epsilon))
     operands = (x, residual, scale, bias)
     return AddLayerNorm(
         *vjp.apply(
@@ -258,7 +263,9 @@ def group_norm(
     x = jnp.asarray(x)
     if x.ndim < 2:
         raise ValueError(f"group_norm: x has shape {x.shape}; expected (batch, *, channels).")
-    options = group_norm_op.Options(num_groups=int(num_groups), eps=float(epsilon), channels_last=True)
+    options = group_norm_op.Options(
+        num_groups=int(num_groups), eps=number("epsilon", epsilon), channels_last=True
+    )
     flat = x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
     (y,) = vjp.apply(
         group_norm_op.GROUP_NORM, options, flat, scale, bias, implementation=implementation, names=_NORM_NAMES

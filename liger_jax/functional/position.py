@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from liger_jax import vjp
+from liger_jax.functional.options import number
 from liger_triton import qk_norm_rope as qk_norm_rope_op
 from liger_triton import rope
 
@@ -160,7 +161,9 @@ def qk_norm_rope(
     q, k = _seq_before_heads(name, q, k, heads_axis)
     rotated = vjp.apply(
         qk_norm_rope_op.QK_NORM_ROPE,
-        qk_norm_rope_op.Options(float(epsilon), float(scale_offset), casting, interleaved),
+        qk_norm_rope_op.Options(
+            number("epsilon", epsilon), number("scale_offset", scale_offset), casting, interleaved
+        ),
         *(_one_batch_axis(array, 3) for array in (q, k)),
         q_scale,
         k_scale,

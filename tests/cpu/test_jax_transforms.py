@@ -200,6 +200,18 @@ def test_float64_is_left_to_xla() -> None:
         (lambda: liger_jax.rms_norm(jnp.ones((2, 8)), epsilon=-1.0), ValueError, "rms_norm: epsilon is -1.0"),
         (lambda: liger_jax.rms_norm(None), TypeError, "rms_norm: x is None; it must be an array"),
         (
+            lambda: liger_jax.rms_norm(jnp.ones(8), epsilon=None),
+            TypeError,
+            "epsilon is None; it must be a number",
+        ),
+        (
+            lambda: jax.jit(lambda t: liger_jax.token_logprobs(jnp.ones(8), jnp.int32(0), temperature=t))(
+                0.7
+            ),
+            TypeError,
+            "temperature is traced by JAX.*static_argnames",
+        ),
+        (
             lambda: liger_jax.geglu(jnp.ones((2, 8)), approximate="none"),
             ValueError,
             "geglu: approximate is 'none'; choose True",
