@@ -2,9 +2,11 @@
 
 Every function works under jit, grad, vmap, scan and checkpoint. What runs is decided when XLA lowers the program: on
 a GPU the Triton kernels, elsewhere the op's reference, which XLA compiles; with `TRITON_INTERPRET=1` the kernels on
-a CPU, in Triton's interpreter. On a mesh,
-inside `jax.shard_map` every device runs a kernel on its own part; outside it, with Auto or Explicit axes, XLA gathers
-the kernel's arrays, and its results are whole on every device. `liger_jax.nnx` has layers for Flax NNX.
+a CPU, in Triton's interpreter. On a mesh, inside `jax.shard_map` or outside of it with Auto or Explicit axes, every
+device computes on its own tokens and nothing divided is gathered; see `liger_jax.meshes`.
+
+`liger_jax.nnx` and `liger_jax.linen` have layers for Flax, `liger_jax.losses` the losses of post-training,
+`liger_jax.experimental` what upstream calls so. Each of them is imported by itself.
 """
 
 from liger_jax.functional import (

@@ -93,6 +93,12 @@ def liger_qwen2vl_mrope(
         sin: like cos.
         mrope_section: numbers of pairs for each of the three, not doubled.
         unsqueeze_dim: as in `liger_rope`.
+
+    Returns:
+        The rotated q and k, in the shapes and dtype given.
+
+    Raises:
+        TypeError, ValueError: as `liger_rope`.
     """
     return liger_rope(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim, mrope_section=mrope_section)
 
@@ -107,6 +113,12 @@ def liger_rotary_pos_emb_vision(
         k: like q.
         cos: (seq, head_dim), usually float32; the angles of rows and of columns side by side.
         sin: like cos.
+
+    Returns:
+        The rotated q and k, in the shapes and dtype given.
+
+    Raises:
+        TypeError, ValueError: as `liger_rope`.
     """
     rotated_q, rotated_k = liger_rope(q.unsqueeze(0), k.unsqueeze(0), cos, sin, unsqueeze_dim=2)
     return rotated_q.squeeze(0), rotated_k.squeeze(0)
@@ -122,6 +134,12 @@ def liger_rotary_pos_emb_gpt_oss(
         k: like q.
         cos: (batch or 1, seq, head_dim / 2).
         sin: like cos.
+
+    Returns:
+        The rotated q and k, in the shapes and dtype given.
+
+    Raises:
+        TypeError, ValueError: as `liger_rope`.
     """
     return liger_rope(q, k, cos, sin, rotary_dim=q.shape[-1])
 
@@ -135,6 +153,9 @@ def liger_llama4_text_rotary_pos_emb(
         xq: (batch, seq, heads, head_dim).
         xk: like xq.
         freqs_cis: (batch or 1, seq, head_dim / 2), or (seq, head_dim / 2), complex.
+
+    Returns:
+        The rotated xq and xk, in the shapes and dtype given.
 
     Raises:
         TypeError: freqs_cis is not complex.
@@ -152,6 +173,9 @@ def liger_llama4_vision_rotary_pos_emb(
         query: (batch, seq, heads, head_dim).
         key: like query.
         freqs_ci: (seq, head_dim / 2), complex, with axes of one entry anywhere between or before.
+
+    Returns:
+        The rotated query and key, in the shapes and dtype given.
 
     Raises:
         TypeError: freqs_ci is not complex, as after `model.to(torch.bfloat16)`, which drops its imaginary part.
