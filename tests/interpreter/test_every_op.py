@@ -16,6 +16,7 @@ from cases import REPRESENTATIVES, Case, with_tokens
 from layouts import LAYOUTS, laid_out
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
+from torch.utils.checkpoint import checkpoint
 from torch_runner import (
     bound,
     check_against_float64,
@@ -163,6 +164,27 @@ def test_second_backward_is_right_or_refused(case: Case) -> None:
     else:
         for a, b in zip(first, torch.autograd.grad(outputs, wanted, incoming), strict=True):
             assert torch.equal(a, b)
+
+
+@differentiable
+def test_activation_checkpointing_changes_nothing(case: Case) -> None:
+    """The forward pass runs a second time in the backward pass, on saved tensors that are packed and unpacked."""
+    expected = forward_and_backward(case, tensors(case, "float32"))
+    given = tensors(case, "float32")
+    outputs = checkpoint(
+        lambda *operands: call(case.op, case.options, *operands), *given, use_reentrant=False
+    )
+    assert_equal((list(outputs), differentiate(case, "float32", given, outputs)), expected)
+
+
+@each_op
+def test_inference_mode(case: Case) -> None:
+    expected = call(case.op, case.options, *tensors(case, "float32"))
+    with torch.inference_mode():
+        found = call(case.op, case.options, *tensors(case, "float32"))
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.equal(a, b)  # type: ignore[arg-type]
 
 
 @differentiable
