@@ -27,7 +27,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import triton
@@ -617,6 +617,18 @@ def check_ids(name: str, ids: Spec, leading: tuple[int, ...]) -> None:
     """Raise unless there is one id per row."""
     check.dtype(name, "ids", ids, check.LABEL_DTYPES)
     check.shape(name, "ids", ids, leading, "one token per row")
+
+
+RESULTS = ("logp", "lse", "entropy")
+"""The outputs that have a gradient."""
+
+
+def check_differentiable(name: str, differentiable: Sequence[str]) -> None:
+    """Raise unless these are names of results."""
+    if isinstance(differentiable, str) or not set(differentiable) <= set(RESULTS):
+        raise ValueError(
+            f"{name}: differentiable is {differentiable!r}; give a tuple of names among {', '.join(RESULTS)}."
+        )
 
 
 def check_options(name: str, options: Options) -> None:

@@ -373,6 +373,17 @@ def _backward(
 # -------------------------------------------------------------------------------------------------------- ops
 
 
+def has_half_tables(cos_shape: tuple[int, ...], rotary_dim: int | None) -> bool:
+    """Whether tables have one column per pair; raises if they have neither that nor one per entry."""
+    width = cos_shape[-1] if cos_shape else 0
+    if rotary_dim not in (None, width, 2 * width):
+        raise ValueError(
+            f"rope: rotary_dim is {rotary_dim}, but cos has {width} columns; it must be that number, or twice that for "
+            "tables with one column per pair."
+        )
+    return rotary_dim is not None and rotary_dim != width
+
+
 def _check(operands: tuple[Spec | None, ...], options: Options) -> None:
     q, k, cos, sin = operands
     assert q is not None and k is not None and cos is not None and sin is not None

@@ -41,9 +41,6 @@ class LogProbs:
         return iter((self.logp, self.lse, self.entropy))
 
 
-RESULTS = ("logp", "lse", "entropy")
-
-
 def token_logprobs(
     logits: ArrayLike,
     ids: ArrayLike,
@@ -117,7 +114,7 @@ def token_logprobs(
         vocab_axis=vocab_axis,
         names={"scale": "logit_scale"},
     )
-    return _results(outputs, RESULTS, one)
+    return _results(outputs, op_of_logits.RESULTS, one)
 
 
 def linear_logprobs(
@@ -133,7 +130,7 @@ def linear_logprobs(
     softcap: float | None = None,
     logit_scale: float = 1.0,
     keep_logits: bool = False,
-    differentiable: Sequence[str] = RESULTS,
+    differentiable: Sequence[str] = op_of_logits.RESULTS,
     return_predicted: bool = False,
     return_rank: bool = False,
     accum_dtype: DTypeLike | None = None,
@@ -196,11 +193,7 @@ def linear_logprobs(
            [ 26., -26.]], dtype=float32))
     """
     op = linear_op.LINEAR_LOGPROBS
-    unknown = [name for name in differentiable if name not in RESULTS]
-    if isinstance(differentiable, str) or unknown:
-        raise ValueError(
-            f"{op.name}: differentiable is {differentiable!r}; give a tuple of names among {', '.join(RESULTS)}."
-        )
+    op_of_logits.check_differentiable(op.name, differentiable)
     options = linear_op.Options(
         ignore_index=ignore_index,
         temperature=number("temperature", temperature),
@@ -237,8 +230,8 @@ def linear_logprobs(
 
 def _results(outputs: tuple[Any, ...], differentiable: Sequence[str], one: bool) -> LogProbs:
     """What the user gets; `one` takes off the axis of `labels.one_row`."""
-    results = dict(zip((*RESULTS, "predicted", "rank"), outputs, strict=True))
-    for name in RESULTS:
+    results = dict(zip((*op_of_logits.RESULTS, "predicted", "rank"), outputs, strict=True))
+    for name in op_of_logits.RESULTS:
         if name not in differentiable:
             results[name] = jax.lax.stop_gradient(results[name])
     return LogProbs(**{name: r[0] if one and r is not None else r for name, r in results.items()})

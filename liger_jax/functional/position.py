@@ -81,7 +81,7 @@ def apply_rope(
     q, k, cos, sin = jnp.asarray(q), jnp.asarray(k), jnp.asarray(cos), jnp.asarray(sin)
     q, k = _seq_before_heads("rope", q, k, heads_axis)
     lead, heads = q.shape[:-3], [_one_batch_axis(array, 3) for array in (q, k)]
-    options = rope.Options(interleaved, _has_half_tables(cos, rotary_dim))
+    options = rope.Options(interleaved, rope.has_half_tables(tuple(cos.shape), rotary_dim))
     if position_ids is not None:
         positions = jnp.asarray(position_ids)
         _check_positions(cos, positions, mrope_section)
@@ -225,16 +225,6 @@ def _broadcast(op: str, name: str, array: jax.Array, lead: tuple[int, ...], rest
             f"{op}: {name} has leading axes {own}; they do not broadcast to q's, {lead}."
         ) from None
     return _one_batch_axis(array, rest)
-
-
-def _has_half_tables(cos: jax.Array, rotary_dim: int | None) -> bool:
-    width = cos.shape[-1] if cos.ndim else 0
-    if rotary_dim not in (None, width, 2 * width):
-        raise ValueError(
-            f"rope: rotary_dim is {rotary_dim}, but cos has {width} columns; it must be that number, or twice that for "
-            "tables with one column per pair."
-        )
-    return rotary_dim is not None and rotary_dim != width
 
 
 def _check_positions(cos: jax.Array, position_ids: jax.Array, mrope_section: Sequence[int] | None) -> None:

@@ -37,9 +37,6 @@ class LogProbs:
         return iter((self.logp, self.lse, self.entropy))
 
 
-RESULTS = ("logp", "lse", "entropy")
-
-
 def token_logprobs(
     logits: torch.Tensor,
     ids: torch.Tensor,
@@ -83,7 +80,7 @@ def token_logprobs(
         return_predicted=return_predicted,
         return_rank=return_rank,
     )
-    return _results(call(logprobs.LOGPROBS, options, logits, ids), RESULTS)
+    return _results(call(logprobs.LOGPROBS, options, logits, ids), logprobs.RESULTS)
 
 
 def fused_linear_logprobs(
@@ -97,7 +94,7 @@ def fused_linear_logprobs(
     *,
     scale: float = 1.0,
     keep_logits: str | bool | int = "auto",
-    differentiable: Sequence[str] = RESULTS,
+    differentiable: Sequence[str] = logprobs.RESULTS,
     return_predicted: bool = False,
     return_rank: bool = False,
     valid_rows: ValidRows | None = None,
@@ -173,11 +170,7 @@ def fused_linear_logprobs(
             an id cannot be found without stalling it: the token's logp and gradient are NaN.
     """
     op = linear_logprobs.LINEAR_LOGPROBS
-    unknown = [name for name in differentiable if name not in RESULTS]
-    if isinstance(differentiable, str) or unknown:
-        raise ValueError(
-            f"{op.name}: differentiable is {differentiable!r}; give a tuple of names among {', '.join(RESULTS)}."
-        )
+    logprobs.check_differentiable(op.name, differentiable)
     check_labels(op.name, "ids", ids, ignore_index, input, weight, 0)
     kind = input.device.type
     if autocasting(kind):
@@ -219,7 +212,7 @@ def _keep_bytes(keep_logits: str | bool | int, weight: torch.Tensor) -> int | No
 def _results(results: Tensors, differentiable: Sequence[str]) -> LogProbs:
     logp, lse, entropy = (
         t if name in differentiable or t is None else t.detach()
-        for name, t in zip(RESULTS, results, strict=False)
+        for name, t in zip(logprobs.RESULTS, results, strict=False)
     )
     predicted, rank = (None if t is None else t.to(torch.int64) for t in results[3:])
     assert logp is not None and lse is not None and entropy is not None

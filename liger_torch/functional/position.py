@@ -63,7 +63,7 @@ def liger_rope(
     _check_heads_axis("rope", unsqueeze_dim)
     if unsqueeze_dim == 1:
         q, k = q.transpose(1, 2), k.transpose(1, 2)
-    options = rope.Options(interleaved, _has_half_tables(cos, rotary_dim))
+    options = rope.Options(interleaved, rope.has_half_tables(tuple(cos.shape), rotary_dim))
     if position_ids is not None:
         _check_positions(cos, position_ids, mrope_section)
         rotated = call(rope.ROPE_AT_POSITIONS, options, q, k, cos, sin, position_ids)
@@ -276,16 +276,6 @@ def _heads_back(
 def _by_token(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Tables (seq, rotary_dim) as those of one sequence."""
     return (cos.unsqueeze(0), sin.unsqueeze(0)) if cos.dim() == 2 else (cos, sin)
-
-
-def _has_half_tables(cos: torch.Tensor, rotary_dim: int | None) -> bool:
-    width = cos.shape[-1]
-    if rotary_dim not in (None, width, 2 * width):
-        raise ValueError(
-            f"rope: rotary_dim is {rotary_dim}, but cos has {width} columns; it must be that number, or twice that for "
-            "tables with one column per pair."
-        )
-    return rotary_dim is not None and rotary_dim != width
 
 
 def _check_positions(

@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_iter
 
 import liger_jax
 from liger_torch import LogProbs, functional, fused_linear_logprobs, token_logprobs
+from liger_triton.logprobs import RESULTS
 
 IDS = torch.tensor([[3, -100, 7], [0, 9, 9]])
-RESULTS = ("logp", "lse", "entropy")
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

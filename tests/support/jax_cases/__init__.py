@@ -13,19 +13,16 @@ from jax_cases import (
     position,
     quantised,
 )
-from jax_cases.activations import plain_sparsemax
 from jax_cases.case import IGNORED, Case, cotangents, gradients, labels, normal, root_mean_square, triton
 from jax_cases.losses import (
     LOSS_OPTIONS,
-    ce,
     check_one_token,
-    linear,
     loss_options,
     plain_cross_entropy,
     plain_linear,
     plain_loss,
 )
-from jax_cases.norms import plain_add_layer_norm, plain_add_rms_norm, plain_layer_norm, plain_rms_norm
+from jax_cases.norms import plain_add_rms_norm, plain_rms_norm
 from jax_cases.position import plain_rope
 
 CASES: tuple[Case, ...] = (
@@ -51,24 +48,19 @@ __all__ = [
     "IGNORED",
     "LOSS_OPTIONS",
     "Case",
-    "ce",
     "check_one_token",
     "cotangents",
     "gradients",
     "labels",
-    "linear",
     "loss_options",
     "named",
     "normal",
-    "plain_add_layer_norm",
     "plain_add_rms_norm",
     "plain_cross_entropy",
-    "plain_layer_norm",
     "plain_linear",
     "plain_loss",
     "plain_rms_norm",
     "plain_rope",
-    "plain_sparsemax",
     "root_mean_square",
     "triton",
 ]
