@@ -10,9 +10,16 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 REQUIREMENTS := pyproject.toml constraints.txt requirements-aot.txt
 
+# JAX's side alone, in its newest versions, which are for Python 3.12. pyenv's python3.12 runs only where it is chosen,
+# so it is looked for behind pyenv too.
+PYTHON312 ?= $(shell for p in python3.12 \
+  "$$(pyenv prefix "$$(pyenv versions --bare 2>/dev/null | grep '^3\.12' | tail -1)" 2>/dev/null)/bin/python3.12"; \
+  do "$$p" -c '' 2>/dev/null && echo "$$p" && break; done)
+NEWEST := .venv-jax-newest
+
 GPU := $(wildcard /dev/nvidia[0-9]*)
 comma := ,
-EXTRAS := torch,jax,hf,demo,dev$(if $(GPU),$(comma)cuda)
+EXTRAS := torch,jax,hf,demo,dev,peers$(if $(GPU),$(comma)cuda)
 
 # With its CUDA plugin installed but no GPU, JAX warns at every start unless it is told to stay on the CPU.
 ifeq ($(GPU),)
@@ -21,12 +28,14 @@ endif
 
 TYPED := $(wildcard liger kernels/liger_triton liger_torch liger_jax benchmarks examples) tests/run.py
 
-.PHONY: help env demo test test-gpu lint lint-style lint-types lint-imports format build clean distclean
+.PHONY: help env demo test test-gpu test-jax-newest lint lint-style lint-types lint-imports format build clean distclean
 
 help:
 	@echo 'make demo       train a small Llama four ways and compare (build/demo)'
 	@echo 'make test       every test that needs no GPU'
 	@echo 'make test-gpu   the tests that need one'
+	@echo 'make test-jax-newest'
+	@echo '                the tests of the JAX frontend with the newest JAX, on Python 3.12, without torch'
 	@echo 'make lint       style, types and import rules'
 	@echo 'make format     apply the style'
 	@echo 'make build      source archive and wheel in dist/'
@@ -53,6 +62,18 @@ test: $(READY)
 test-gpu: $(READY)
 	$(PY) tests/run.py --gpu
 
+test-jax-newest: $(NEWEST)/.ready
+	$(NEWEST)/bin/python tests/run.py cpu interpreter aot -- -k 'jax or nnx or linen or flax'
+
+$(NEWEST)/.ready: pyproject.toml constraints-jax-newest.txt
+	@test -n '$(PYTHON312)' || { echo 'No python3.12 that runs, on PATH or of pyenv; install one (pyenv install 3.12),' \
+	  'or say make test-jax-newest PYTHON312=...' >&2; exit 1; }
+	@$(NEWEST)/bin/python -m pip --version >/dev/null 2>&1 || '$(PYTHON312)' -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet -c constraints-jax-newest.txt -e '.[jax]' \
+	  hypothesis optax pytest pytest-timeout
+	$(NEWEST)/bin/python -m pip install --quiet --no-deps -c constraints-jax-newest.txt jax-cuda13-pjrt jax-cuda13-plugin
+	@touch $@
+
 lint: lint-style lint-types lint-imports
 
 lint-style: $(READY)
@@ -76,7 +97,7 @@ build: $(READY)
 
 clean:
 	rm -rf build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(NEWEST)

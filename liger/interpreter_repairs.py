@@ -4,6 +4,8 @@
   unsupported. Here bfloat16 operands are widened to float32 before an operation, and results are rounded to nearest,
   ties to even, as on a GPU.
 - Triton 3.6 turns a one-element array into an index by `int(array)`, which numpy 2.4 refuses.
+- The result of a comparison is marked with the dtype of what was compared. Spread from a scalar to a block it becomes
+  integers, which Triton 3.9 refuses as a mask.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ def apply() -> None:
     global _applied
     if not _applied:
         _repair_index()
+        _repair_comparisons()
         _repair_bfloat16()
         _applied = True
 
@@ -66,6 +69,20 @@ def _repair_index() -> None:
             tensor.__index__ = index
 
     interpreter._patch_lang_tensor = patched
+
+
+def _repair_comparisons() -> None:
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder as Builder
+    from triton.runtime.interpreter import TensorHandle as Handle
+
+    original = Builder.binary_op
+
+    def binary_op(self: Any, lhs: Any, rhs: Any, op: Any) -> Any:
+        result = original(self, lhs, rhs, op)
+        return Handle(result.data, tl.int1) if result.data.dtype == np.bool_ else result
+
+    Builder.binary_op = binary_op
 
 
 def _repair_bfloat16() -> None:

@@ -60,14 +60,20 @@ def _abstract_eval(*_: Any, launch: Launch, device: Device) -> list[jax.core.Sha
 
 def _launcher(launch: Launch) -> str:
     name = os.environ.get("LIGER_JAX_LAUNCHER")
-    if name is None:
-        from liger_jax import _jax_triton
-
-        # jax-triton 0.4 gives an aliased pair one pointer; our kernels take two.
-        return "direct" if launch.aliases and not _jax_triton.two_pointers() else "jax_triton"
-    if name not in LAUNCHERS:
+    if name == "direct":
+        return name
+    if name not in (None, *LAUNCHERS):
         raise ValueError(f"LIGER_JAX_LAUNCHER is {name!r}; set it to one of {', '.join(LAUNCHERS)}.")
-    return name
+    from liger_jax import _jax_triton
+
+    if not launch.aliases or _jax_triton.two_pointers():
+        return "jax_triton"
+    if name is None:
+        return "direct"
+    raise ValueError(
+        f"LIGER_JAX_LAUNCHER is 'jax_triton', but {launch.name} writes over an input: jax-triton 0.4 gives such a "
+        "pair one pointer, and the kernel takes two. Unset it, or set it to direct."
+    )
 
 
 def _lower_gpu(ctx: mlir.LoweringRuleContext, *args: Any, launch: Launch, device: Device) -> Any:

@@ -1,4 +1,4 @@
-"""Shared by all test groups: the `gpu` marker, and how hypothesis behaves.
+"""Shared by all test groups: the `gpu` marker, how hypothesis behaves, and what is left out where torch is missing.
 
 Torch, JAX and Triton are not imported here: several groups set variables that these read when they are imported.
 """
@@ -6,7 +6,10 @@ Torch, JAX and Triton are not imported here: several groups set variables that t
 from __future__ import annotations
 
 import glob
+import importlib.util
 import os
+import re
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -20,6 +23,19 @@ def has_gpu() -> bool:
     """Whether this process can see a GPU of NVIDIA or AMD."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     return not hidden and bool(glob.glob("/dev/nvidia[0-9]*") or glob.glob("/dev/kfd"))
+
+
+NEEDS_TORCH = re.compile(
+    r"^ *(import|from) (torch|transformers|liger_torch|examples|torch_runner|hf_models|layouts|upstream)\b",
+    re.MULTILINE,
+)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Where torch is not installed, leave out the files that import it: JAX is tested without it."""
+    if collection_path.suffix != ".py" or importlib.util.find_spec("torch"):
+        return None
+    return bool(NEEDS_TORCH.search(collection_path.read_text())) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,7 +13,8 @@ import h200_target
 import pytest
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("jax_plugins.xla_cuda13") is None
+    importlib.util.find_spec("jax_plugins") is None
+    or importlib.util.find_spec("jax_plugins.xla_cuda13") is None
     or not importlib.util.find_spec("jax_plugins.xla_cuda13").submodule_search_locations  # type: ignore[union-attr]
     or importlib.util.find_spec("jax_cuda13_plugin") is None,
     reason="needs jax-cuda13-plugin and jax-cuda13-pjrt (requirements-aot.txt)",

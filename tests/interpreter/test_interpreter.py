@@ -148,6 +148,21 @@ def test_product() -> None:
 
 
 @triton.jit
+def where_wanted(x_ptr, wanted_ptr, n, out_ptr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    wanted = tl.load(wanted_ptr) != 0
+    tl.store(out_ptr + i, tl.load(x_ptr + i, mask=(i < n) & wanted, other=-1.0))
+
+
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_mask_of_a_block_and_a_scalar(wanted: int) -> None:
+    specs = (Spec((4,), "float32"), Spec((1,), "int32"))
+    launch = Launch(where_wanted, (1,), specs, (Spec((4,), "float32"),), (3,), (("BLOCK", 4),))
+    (out,) = BACKEND.launch(launch, torch.ones(4), torch.tensor([wanted], dtype=torch.int32))
+    assert out.tolist() == ([1.0, 1.0, 1.0, -1.0] if wanted else [-1.0] * 4)
+
+
+@triton.jit
 def which_program(n, out_ptr, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(
