@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from strategies import activations, embedding, gates, losses, norms, position
+from strategies import activations, embedding, gates, logprobs, losses, norms, position, quantised
 from strategies.space import Drawn, Example, Space, examples
 
 SPACES: tuple[Space, ...] = (
@@ -11,7 +11,9 @@ SPACES: tuple[Space, ...] = (
     *gates.SPACES,
     *activations.SPACES,
     *embedding.SPACES,
+    *quantised.SPACES,
     *losses.SPACES,
+    *logprobs.SPACES,
 )
 
 __all__ = ["SPACES", "Drawn", "Example", "Space", "examples"]
