@@ -39,6 +39,8 @@ def divergences() -> Iterator[Call]:
     yield call(jsd, "128256-tokens-both", 4096, 128256, FP32, reduction="tokens", needs=both)
     yield call(jsd, "128257-bf16", 4096, 128257, beta=1.0)
     yield call(jsd, "128256-beyond-2**31", 16_800, 128256)
+    yield call(kl, "128256-tokens-beyond-2**31", 16_800, 128256, beta=0.0, reduction="tokens")
+    yield call(jsd, "logits-tokens-beyond-2**31", 16_800, 128256, reduction="tokens", **_OF_LOGITS)
     yield call(jsd, "logits-128256-bf16", 4096, 128256, labels=True, temperature=2.0, **_OF_LOGITS)
     yield call(jsd, "logits-128256-fp32", 4096, 128256, FP32, needs=both, **_OF_LOGITS)
     yield call(jsd, "logits-32000-tokens", 4096, 32000, teacher_dtype=FP32, reduction="tokens", **_OF_LOGITS)
