@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import math
 from typing import Any
 
 from array_api_compat import array_namespace, is_jax_array
@@ -48,4 +50,22 @@ def erf(array: Any) -> Any:
     """The error function, which the array API does not have."""
     if hasattr(array, "erf"):
         return array.erf()
-    return importlib.import_module("jax").lax.erf(array)
+    return _jax_erf()(array)
+
+
+@functools.cache
+def _jax_erf() -> Any:
+    """JAX's error function with the derivative 2 / sqrt(pi) * exp(-t^2).
+
+    Its own derivative in JAX 0.12.0 evaluates polynomials, whose constants shard_map refuses (check_vma): they do not
+    vary over the mesh as t does.
+    """
+    jax = importlib.import_module("jax")
+    function = jax.custom_jvp(jax.lax.erf)
+
+    @function.defjvp
+    def derivative(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+        (t,), (tangent,) = primals, tangents
+        return function(t), 2 / math.sqrt(math.pi) * jax.numpy.exp(-t * t) * tangent
+
+    return function
