@@ -103,6 +103,8 @@ Described = tuple[tuple[torch.Size, torch.dtype] | None, ...]
 
 
 def _require_tensors(op: Op, operands: Tensors, names: Mapping[str, str]) -> None:
+    if all([isinstance(value, torch.Tensor) for value in operands]):  # nearly always, and quickly known
+        return
     for operand, value in zip(op.operands, operands, strict=True):
         if not isinstance(value, torch.Tensor) and not (value is None and operand.optional):
             received = "None" if value is None else f"a {type(value).__name__}"
