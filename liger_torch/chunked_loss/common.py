@@ -15,17 +15,28 @@ Result = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
 """The loss, and what there is to log, without gradients."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Budget:
+    """Memory for logits; see `fused_linear_logprobs`."""
+
+    chunk_bytes: int | None = None
+    keep_logits: str | bool | int = "auto"
+
+
 class Answers:
     """The ids of a batch of answers (answers, tokens) that are to be predicted.
 
     Attributes:
         ids: with `ignore_index` at the tokens that do not count.
         ignore_index: that id.
+        budget: memory for logits.
         mask: the tokens that count, bool.
     """
 
-    def __init__(self, ids: torch.Tensor, ignore_index: int, rows: ValidRows | None = None) -> None:
-        self.ids, self.ignore_index = ids, ignore_index
+    def __init__(
+        self, ids: torch.Tensor, ignore_index: int, budget: Budget, rows: ValidRows | None = None
+    ) -> None:
+        self.ids, self.ignore_index, self.budget = ids, ignore_index, budget
         self.mask = ids != ignore_index
         self._rows = valid_rows(ids, ignore_index) if rows is None else rows
 
@@ -48,6 +59,8 @@ class Answers:
             ignore_index=self.ignore_index,
             differentiable=("logp", "entropy") if entropy else ("logp",),
             valid_rows=self._rows,
+            chunk_bytes=self.budget.chunk_bytes,
+            keep_logits=self.budget.keep_logits,
         )
 
 

@@ -9,6 +9,7 @@ from liger import losses
 from liger_torch.chunked_loss.common import check_unused
 from liger_torch.functional import (
     DistillationOutput,
+    liger_cross_entropy,
     liger_fused_linear_cross_entropy,
     liger_fused_linear_jsd,
     map_logits,
@@ -156,19 +157,21 @@ def liger_fused_linear_cosine(
         raise ValueError(f"cosine: temperature is {temperature}; it must be positive.")
     labels, x, teacher_x = _valid(true_labels, ignore_index, valid_rows, student_input, teacher_input)
     teacher_weight = teacher_weight.detach()
+    hard_wanted = bool(weight_hard_loss) or return_soft_hard_loss
 
-    def distance(logits: torch.Tensor, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        teacher = F.linear(hidden, teacher_weight, teacher_bias)
-        return torch.where(labels == ignore_index, 0.0, losses.cosine_distance(logits, teacher))
+    def of_logits(logits: torch.Tensor, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        distance = losses.cosine_distance(logits, F.linear(hidden, teacher_weight, teacher_bias))
+        parts = [torch.where(labels == ignore_index, 0.0, distance)]
+        if hard_wanted:
+            hard = liger_cross_entropy(logits, labels, ignore_index=ignore_index, reduction="none")
+            assert isinstance(hard, torch.Tensor)
+            parts.append(hard)
+        return torch.stack(parts, dim=-1)
 
-    n = (labels != ignore_index).sum().clamp(min=1)
-    distances = map_logits(
-        distance, x, student_weight, teacher_x.detach(), labels, bias=student_bias, chunk_bytes=chunk_bytes
+    found = map_logits(
+        of_logits, x, student_weight, teacher_x.detach(), labels, bias=student_bias, chunk_bytes=chunk_bytes
     )
-    soft = beta * distances.sum() / n
-    loss, hard = weight_soft_loss * soft, soft.new_zeros(())
-    if weight_hard_loss or return_soft_hard_loss:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and weight_hard_loss != 0):
-            hard = _cross_entropy(x, student_weight, labels, student_bias, ignore_index)
-        loss = loss + weight_hard_loss * hard
+    soft, *rest = (found.sum(0) / (labels != ignore_index).sum().clamp(min=1)).unbind()
+    soft, hard = beta * soft, rest[0] if rest else soft.new_zeros(())
+    loss = weight_soft_loss * soft + weight_hard_loss * hard
     return (loss, soft.detach(), hard.detach()) if return_soft_hard_loss else loss

@@ -62,6 +62,8 @@ class LigerFusedLinearDPOLoss(_Loss):
         *,
         f_divergence: str = "reverse_kl",
         f_alpha: float = 1.0,
+        chunk_bytes: int | None = None,
+        keep_logits: str | bool | int = "auto",
     ) -> None:
         losses.check_dpo(loss_type, beta, label_smoothing, f_divergence, discopop_tau)
         super().__init__(
@@ -78,6 +80,8 @@ class LigerFusedLinearDPOLoss(_Loss):
             discopop_tau=discopop_tau,
             f_divergence=f_divergence,
             f_alpha=f_alpha,
+            chunk_bytes=chunk_bytes,
+            keep_logits=keep_logits,
         )
 
     def forward(
@@ -124,6 +128,8 @@ class LigerFusedLinearCPOLoss(_Loss):
         *,
         loss_type: str = "sigmoid",
         reward_alpha: float = 0.0,
+        chunk_bytes: int | None = None,
+        keep_logits: str | bool | int = "auto",
     ) -> None:
         super().__init__(
             ignore_index=ignore_index,
@@ -136,6 +142,8 @@ class LigerFusedLinearCPOLoss(_Loss):
             chunk_size=chunk_size,
             loss_type=loss_type,
             reward_alpha=reward_alpha,
+            chunk_bytes=chunk_bytes,
+            keep_logits=keep_logits,
         )
 
     def forward(
@@ -166,6 +174,9 @@ class LigerFusedLinearSimPOLoss(_Loss):
         compiled: bool = True,
         gamma: float = 0.5,
         chunk_size: int = 1,
+        *,
+        chunk_bytes: int | None = None,
+        keep_logits: str | bool | int = "auto",
     ) -> None:
         super().__init__(
             ignore_index=ignore_index,
@@ -176,6 +187,8 @@ class LigerFusedLinearSimPOLoss(_Loss):
             compiled=compiled,
             gamma=gamma,
             chunk_size=chunk_size,
+            chunk_bytes=chunk_bytes,
+            keep_logits=keep_logits,
         )
 
     def forward(
@@ -203,6 +216,9 @@ class LigerFusedLinearORPOLoss(_Loss):
         compute_nll_loss: bool = True,
         compiled: bool = True,
         chunk_size: int = 1,
+        *,
+        chunk_bytes: int | None = None,
+        keep_logits: str | bool | int = "auto",
     ) -> None:
         super().__init__(
             ignore_index=ignore_index,
@@ -210,6 +226,8 @@ class LigerFusedLinearORPOLoss(_Loss):
             compute_nll_loss=compute_nll_loss,
             compiled=compiled,
             chunk_size=chunk_size,
+            chunk_bytes=chunk_bytes,
+            keep_logits=keep_logits,
         )
 
     def forward(
@@ -243,6 +261,8 @@ class LigerFusedLinearKTOLoss(_Loss):
         loss_type: str = "kto",
         desirable_weight: float = 1.0,
         undesirable_weight: float = 1.0,
+        chunk_bytes: int | None = None,
+        keep_logits: str | bool | int = "auto",
     ) -> None:
         super().__init__(
             ignore_index=ignore_index,
@@ -254,6 +274,8 @@ class LigerFusedLinearKTOLoss(_Loss):
             loss_type=loss_type,
             desirable_weight=desirable_weight,
             undesirable_weight=undesirable_weight,
+            chunk_bytes=chunk_bytes,
+            keep_logits=keep_logits,
         )
 
     def forward(
@@ -315,6 +337,8 @@ class LigerFusedLinearGRPOLoss(_Loss):
         vespo_lambda_neg: float = 2.0,
         *,
         entropy_coef: float = 0.0,
+        chunk_bytes: int | None = None,
+        keep_logits: str | bool | int = "auto",
     ) -> None:
         losses.check_grpo(
             loss_type,
@@ -344,6 +368,8 @@ class LigerFusedLinearGRPOLoss(_Loss):
             vespo_k_neg=vespo_k_neg,
             vespo_lambda_neg=vespo_lambda_neg,
             entropy_coef=entropy_coef,
+            chunk_bytes=chunk_bytes,
+            keep_logits=keep_logits,
         )
 
     def forward(

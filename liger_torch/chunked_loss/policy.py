@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from liger import losses
-from liger_torch.chunked_loss.common import Answers, check_unused
+from liger_torch.chunked_loss.common import Answers, Budget, check_unused
 from liger_torch.valid_rows import ValidRows
 
 IGNORED = -100
@@ -47,6 +47,8 @@ def liger_fused_linear_grpo(
     entropy_coef: float = 0.0,
     weights: torch.Tensor | None = None,
     valid_rows: ValidRows | None = None,
+    chunk_bytes: int | None = None,
+    keep_logits: str | bool | int = "auto",
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Policy optimisation of a language model's head, without its logits.
 
@@ -92,6 +94,8 @@ def liger_fused_linear_grpo(
         weights: factors of the policy term, (answers, 1) or (answers, tokens).
         valid_rows: `liger_torch.valid_rows(ids)`, with -100 at the tokens outside the mask, made before the model's
             forward pass: if it is made here, the host waits once for the device to learn how many tokens count.
+        chunk_bytes: memory for the logits of one chunk; see `fused_linear_logprobs`.
+        keep_logits: memory for logits that the backward pass need not compute again; see there.
 
     Returns:
         (loss, metrics): with beta the mean divergence, then the share of tokens whose ratio was clipped; all of shape
@@ -107,7 +111,8 @@ def liger_fused_linear_grpo(
             f"{tuple(attention_mask.shape)}; expected (answers, tokens) for both."
         )
     mask = attention_mask.bool()
-    answers = Answers(torch.where(mask, selected_token_ids, IGNORED), IGNORED, valid_rows)
+    ids = torch.where(mask, selected_token_ids, IGNORED)
+    answers = Answers(ids, IGNORED, Budget(chunk_bytes, keep_logits), valid_rows)
     found = answers.logprobs(input, weight, bias, temperature=temperature, entropy=bool(entropy_coef))
     if beta and ref_per_token_logps is None:
         if not use_ref_model:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from liger import losses
-from liger_torch.chunked_loss.common import Answers, Reference, Result, check_unused, mean_logits
+from liger_torch.chunked_loss.common import Answers, Budget, Reference, Result, check_unused, mean_logits
 from liger_torch.valid_rows import ValidRows
 
 
@@ -31,7 +31,7 @@ def _preference(
     if compute_nll_loss:
         likely, mask = losses.halves(logp)[0], losses.halves(answers.mask)[0]
         if nll_target is not None:
-            others = Answers(losses.halves(nll_target)[0], answers.ignore_index)
+            others = Answers(losses.halves(nll_target)[0], answers.ignore_index, answers.budget)
             likely, mask = others.logprobs(losses.halves(input)[0], weight, bias).logp, others.mask
         nll = losses.negative_log_likelihood(likely, mask)
         loss = loss + alpha * nll
@@ -39,9 +39,11 @@ def _preference(
     return loss, (chosen.detach(), rejected.detach(), *means, nll.detach(), *rest)
 
 
-def _pairs(loss: str, target: torch.Tensor, ignore_index: int, rows: ValidRows | None) -> Answers:
+def _pairs(
+    loss: str, target: torch.Tensor, ignore_index: int, rows: ValidRows | None, budget: Budget
+) -> Answers:
     losses.check_pairs(loss, "target", target.shape)
-    return Answers(target, ignore_index, rows)
+    return Answers(target, ignore_index, budget, rows)
 
 
 def liger_fused_linear_dpo(
@@ -68,6 +70,8 @@ def liger_fused_linear_dpo(
     f_divergence: str = "reverse_kl",
     f_alpha: float = 1.0,
     valid_rows: ValidRows | None = None,
+    chunk_bytes: int | None = None,
+    keep_logits: str | bool | int = "auto",
 ) -> Result:
     """Direct preference optimisation of a language model's head, without its logits.
 
@@ -103,6 +107,8 @@ def liger_fused_linear_dpo(
         f_alpha: of the alpha divergence.
         valid_rows: `liger_torch.valid_rows(target, ignore_index)`, made before the models' forward passes: if it is
             made here, the host waits once for the device to learn how many tokens count.
+        chunk_bytes: memory for the logits of one chunk; see `fused_linear_logprobs`.
+        keep_logits: memory for logits that the backward pass need not compute again; see there.
 
     Returns:
         (loss, (chosen_logps, rejected_logps, chosen_logits_mean, rejected_logits_mean, nll_loss, chosen_rewards,
@@ -114,7 +120,7 @@ def liger_fused_linear_dpo(
     """
     check_unused("dpo", chunk_size)
     losses.check_dpo(loss_type, beta, label_smoothing, f_divergence, discopop_tau)
-    answers = _pairs("dpo", target, ignore_index, valid_rows)
+    answers = _pairs("dpo", target, ignore_index, valid_rows, Budget(chunk_bytes, keep_logits))
     reference = Reference(ref_input, ref_weight, ref_bias, ref_logps)
     ref = reference.of("dpo", answers, wanted=use_ref_model, average=average_log_prob)
     ref_w, ref_l = (None, None) if ref is None else losses.halves(ref)
@@ -164,6 +170,8 @@ def liger_fused_linear_cpo(
     loss_type: str = "sigmoid",
     reward_alpha: float = 0.0,
     valid_rows: ValidRows | None = None,
+    chunk_bytes: int | None = None,
+    keep_logits: str | bool | int = "auto",
 ) -> Result:
     """Contrastive preference optimisation (arXiv:2401.08417) of a language model's head, without its logits.
 
@@ -185,10 +193,12 @@ def liger_fused_linear_cpo(
         chunk_size: 1.
         loss_type: "sigmoid", "hinge" or "ipo"; SimPO has a function of its own.
         reward_alpha: of AlphaPO (arXiv:2501.03884); 0 for log-probabilities.
-        valid_rows: see there.
+        valid_rows: see there, as the next ones.
+        chunk_bytes: likewise.
+        keep_logits: likewise.
     """
     check_unused("cpo", chunk_size)
-    answers = _pairs("cpo", target, ignore_index, valid_rows)
+    answers = _pairs("cpo", target, ignore_index, valid_rows, Budget(chunk_bytes, keep_logits))
 
     def of_pairs(chosen: torch.Tensor, rejected: torch.Tensor) -> losses.PreferenceLosses:
         return losses.cpo(
@@ -227,6 +237,8 @@ def liger_fused_linear_simpo(
     chunk_size: int = 1,
     *,
     valid_rows: ValidRows | None = None,
+    chunk_bytes: int | None = None,
+    keep_logits: str | bool | int = "auto",
 ) -> Result:
     """Simple preference optimisation (arXiv:2405.14734) of a language model's head, without its logits.
 
@@ -235,7 +247,7 @@ def liger_fused_linear_simpo(
     `liger_fused_linear_cpo`; `gamma` is the target margin of beta times the difference.
     """
     check_unused("simpo", chunk_size)
-    answers = _pairs("simpo", target, ignore_index, valid_rows)
+    answers = _pairs("simpo", target, ignore_index, valid_rows, Budget(chunk_bytes, keep_logits))
 
     def of_pairs(chosen: torch.Tensor, rejected: torch.Tensor) -> losses.PreferenceLosses:
         return losses.simpo(chosen, rejected, beta=beta, gamma=gamma, label_smoothing=label_smoothing)
@@ -265,6 +277,8 @@ def liger_fused_linear_orpo(
     chunk_size: int = 1,
     *,
     valid_rows: ValidRows | None = None,
+    chunk_bytes: int | None = None,
+    keep_logits: str | bool | int = "auto",
 ) -> Result:
     """Odds ratio preference optimisation (arXiv:2403.07691) of a language model's head, without its logits.
 
@@ -278,7 +292,7 @@ def liger_fused_linear_orpo(
         tuple.
     """
     check_unused("orpo", chunk_size)
-    answers = _pairs("orpo", target, ignore_index, valid_rows)
+    answers = _pairs("orpo", target, ignore_index, valid_rows, Budget(chunk_bytes, keep_logits))
 
     def of_pairs(chosen: torch.Tensor, rejected: torch.Tensor) -> tuple[torch.Tensor, ...]:
         found = losses.orpo(chosen, rejected, beta=beta)

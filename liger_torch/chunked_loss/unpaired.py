@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from liger import losses
-from liger_torch.chunked_loss.common import Answers, Reference, Result, check_unused, mean_logits
+from liger_torch.chunked_loss.common import Answers, Budget, Reference, Result, check_unused, mean_logits
 from liger_torch.valid_rows import ValidRows
 
 
@@ -31,6 +31,8 @@ def liger_fused_linear_kto(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
     valid_rows: ValidRows | None = None,
+    chunk_bytes: int | None = None,
+    keep_logits: str | bool | int = "auto",
 ) -> Result:
     """Kahneman-Tversky optimisation (arXiv:2402.01306) of a language model's head, without its logits.
 
@@ -60,6 +62,8 @@ def liger_fused_linear_kto(
         undesirable_weight: factor of the loss of bad ones.
         valid_rows: `liger_torch.valid_rows(target, ignore_index)`, made before the models' forward passes: if it is
             made here, the host waits once for the device to learn how many tokens count.
+        chunk_bytes: memory for the logits of one chunk; see `fused_linear_logprobs`.
+        keep_logits: memory for logits that the backward pass need not compute again; see there.
 
     Returns:
         (loss, (chosen_logps_sum, rejected_logps_sum, chosen_logits_sum, rejected_logits_sum, chosen_rewards_sum,
@@ -74,7 +78,8 @@ def liger_fused_linear_kto(
             f"kto: target has shape {tuple(target.shape)} and preference_labels {tuple(preference_labels.shape)}; "
             "expected (answers, tokens) and (answers,)."
         )
-    answers, good = Answers(target, ignore_index, valid_rows), preference_labels.bool()
+    answers = Answers(target, ignore_index, Budget(chunk_bytes, keep_logits), valid_rows)
+    good = preference_labels.bool()
     reference = Reference(ref_input, ref_weight, ref_bias, ref_logps)
     ref = reference.of("kto", answers, wanted=use_ref_model, average=average_log_prob)
     logp = answers.logprobs(input, weight, bias).logp

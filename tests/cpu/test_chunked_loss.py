@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from peak_memory import PeakMemory
 
 from liger import losses
 from liger_torch import chunked_loss
@@ -352,3 +353,79 @@ def test_chunk_size_is_not_ignored_silently() -> None:
         chunked_loss.LigerFusedLinearDPOLoss(chunk_size=4)(**p)
     with pytest.raises(ValueError, match=r"cpo: target has shape \(5, 7\); expected \(2 \* pairs, tokens\)"):
         chunked_loss.LigerFusedLinearCPOLoss()(p["lin_weight"], p["_input"][:5], p["target"][:5])
+
+
+def test_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`compiled=True`, the default, asks for speed, not for a compiler that runs in a step."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("torch.compile was called")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    p = problem()
+    before = dict(torch._dynamo.utils.counters["stats"])
+    for tokens in (TOKENS, TOKENS - 2):
+        p |= {n: p[n][:, :tokens] for n in ("_input", "target", "ref_input")}
+        chunked_loss.LigerFusedLinearDPOLoss()(**p)[0].backward()
+        mask, advantages = p["target"] != -100, torch.ones(2 * PAIRS)
+        chunked_loss.LigerFusedLinearGRPOLoss(beta=0.0)(
+            p["_input"], p["lin_weight"], p["target"], mask, advantages
+        )[0].backward()
+    assert dict(torch._dynamo.utils.counters["stats"]) == before
+
+
+# -------------------------------------------------------------------------------------------------- memory
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16, trained: bool = False) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta", requires_grad=trained)
+
+
+def peak_of_a_step(name: str, pairs: int, tokens: int, vocab: int, **options: Any) -> float:
+    """GB beyond inputs and gradients, forward and backward in bf16."""
+    answers, hidden = 2 * pairs, 4096
+    x, weight = meta(answers, tokens, hidden, trained=True), meta(vocab, hidden, trained=True)
+    ids = meta(answers, tokens, dtype=torch.int64)
+    teacher = (meta(answers, tokens, hidden), meta(vocab, hidden))
+    loss = getattr(chunked_loss, f"LigerFusedLinear{name}Loss")(**options)
+    with PeakMemory() as memory:
+        if name in ("JSD", "Cosine"):
+            found = loss(x, weight, *teacher, ids)
+        elif name == "GRPO":
+            mask = meta(answers, tokens, dtype=torch.bool)
+            found, _ = loss(x, weight, ids, mask, meta(answers), ref_input=teacher[0], ref_weight=teacher[1])
+        elif name == "KTO":
+            good = meta(answers, dtype=torch.bool)
+            found, _ = loss(
+                x, weight, ids, preference_labels=good, ref_input=teacher[0], ref_weight=teacher[1]
+            )
+        elif name == "DPO":
+            found, _ = loss(weight, x, ids, None, *teacher)
+        else:
+            found, _ = loss(weight, x, ids)
+        found.backward()
+    return (memory.peak - 2 * (x.numel() + weight.numel())) / 1e9
+
+
+BUDGET: dict[str, Any] = {"chunk_bytes": 256_000_000, "keep_logits": 256_000_000}
+
+
+@pytest.mark.parametrize("name", ["DPO", "CPO", "SimPO", "ORPO", "KTO", "GRPO", "JSD", "Cosine"])
+def test_memory_is_that_of_the_budget(name: str) -> None:
+    """2 or 64 pairs of 4096 tokens, 8 pairs of 32768: all but a few numbers per token is the budget's."""
+    options = {} if name in ("JSD", "Cosine") else BUDGET
+    if name == "KTO":
+        options = options | {"use_ref_model": True}
+    few = peak_of_a_step(name, 2, 4096, 128_256, **options)
+    # The weight's gradient in float32 (2.1 GB), where more than a few chunks add to it, and the budget.
+    assert few < 2.7
+    for pairs, tokens in ((64, 4096), (8, 32_768)):
+        assert peak_of_a_step(name, pairs, tokens, 128_256, **options) < few + 0.1
+    # One logits matrix of the 64 pairs would take 134 GB in bf16.
+
+
+def test_memory_by_default() -> None:
+    """Half the weight for a chunk, the weight's size for kept logits, and sums in float32 if there are many chunks."""
+    assert peak_of_a_step("DPO", 2, 4096, 128_256) < 1.9
+    assert peak_of_a_step("DPO", 64, 4096, 128_256) < 3.3
+    assert peak_of_a_step("DPO", 64, 4096, 32_000) < 2.2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +9,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from peak_memory import PeakMemory
 from transformers import FalconH1Config, GemmaConfig
 from transformers.models.falcon_h1.modeling_falcon_h1 import FalconH1MLP
 from transformers.models.gemma.modeling_gemma import GemmaMLP
@@ -154,32 +152,6 @@ def test_weight_gradient_buffer_on_a_cpu() -> None:
             f.liger_fused_linear_cross_entropy(x, head, labels, weight_grad=wrong)
     with pytest.raises(TypeError, match="weight_grad has dtype int32"):
         f.liger_fused_linear_cross_entropy(x, head, labels, weight_grad=buffer.int())
-
-
-class PeakMemory(TorchDispatchMode):
-    """Bytes of the storages that are alive, whoever made them, at most, inside the context."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = self.peak = 0
-        self.seen: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)}
-        out = func(*args, **(kwargs or {}))
-        for t in tree_iter(out):
-            if isinstance(t, torch.Tensor) and t.untyped_storage()._cdata not in given:
-                self._track(t.untyped_storage())
-        return out
-
-    def _track(self, storage: torch.UntypedStorage) -> None:
-        size = storage.nbytes()
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self._release, size)
-
-    def _release(self, size: int) -> None:
-        self.alive -= size
 
 
 def peak_of_a_step(tokens: int, hidden: int, vocab: int, **options: Any) -> float:
