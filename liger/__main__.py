@@ -2,7 +2,7 @@
 
 python -m liger info
 python -m liger ops [--filter rms_norm]
-python -m liger models [--filter llama]
+python -m liger models [--sample] [--family llama] [--write docs/models.md]
 python -m liger aot [--target sm_90] [--filter rms_norm]
 """
 

@@ -1,63 +1,51 @@
-"""`python -m liger models`: the model families that have a function of their own, and what is patched in each.
+"""`python -m liger models`: every family of the installed transformers, patched and compared with itself.
 
-Each family's own configuration is made small, its model built with random weights, and `explain` asked: what stands
-here is what patching would do with the installed transformers.
+What stands in docs/models.md is written by this command.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-from typing import Any
+from pathlib import Path
 
-HELP = "the Hugging Face families, and what is patched in each"
-PREFIX = "apply_liger_kernel_to_"
-
-SMALL: dict[str, Any] = {
-    "head_dim": 16,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "max_position_embeddings": 64,
-    "moe_intermediate_size": 96,
-    "num_attention_heads": 4,
-    "num_experts": 4,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 2,
-    "num_local_experts": 4,
-    "pad_token_id": None,
-    "vocab_size": 131,
-}
-"""Sizes of the model that is built, as far as a family's configuration has them."""
+HELP = "the Hugging Face families: what is patched in each, and whether it computes the same"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Which families."""
-    parser.add_argument("--filter", default="", metavar="TEXT", help="only families whose name contains this")
+    """Which families, and where to."""
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--family", default=[], nargs="+", metavar="NAME", help="only these (a model_type each)"
+    )
+    chosen.add_argument("--sample", action="store_true", help="only some that have all forms between them")
+    chosen.add_argument(
+        "--write", type=Path, metavar="PATH", help="also write the table of all families there"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the families; the exit status is 1 if there is none, or one cannot be built."""
+    """Print the families; the exit status is 1 if there is none, or if one does not compute the same."""
     try:
-        hf = importlib.import_module("liger_torch.hf")
+        survey = importlib.import_module("liger_torch.hf.survey")
     except ImportError as error:
         print(f"{error.name or error} is not installed; the families need torch and transformers")
         return 1
-    families = [name.removeprefix(PREFIX) for name in hf.__all__ if name.startswith(PREFIX)]
-    chosen = [family for family in families if options.filter in family]
-    failed = 0
-    for family in chosen:
-        try:
-            report = str(hf.explain(_small(family)))
-        except Exception as error:
-            report = f"cannot be built here: {error}"
-            failed += 1
-        print(f"{family}: {report}")
-    print(f"{len(chosen)} families; apply_liger_kernel(model) takes any model, by what its modules compute")
-    return 1 if failed or not chosen else 0
-
-
-def _small(family: str) -> Any:
-    transformers = importlib.import_module("transformers")
-    known = transformers.AutoConfig.for_model(family).to_dict()
-    sizes = {name: value for name, value in SMALL.items() if known.get(name) is not None}
-    return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(family, **sizes))
+    names = survey.SAMPLE if options.sample else options.family
+    chosen = [family for family in survey.families() if not names or family.name in names]
+    unknown = set(names) - {family.name for family in chosen}
+    setting = survey.Setting.here()
+    print(setting)
+    rows = []
+    for row in survey.rows(chosen):
+        rows.append(row)
+        print(survey.line(row), flush=True)
+    print(f"{len(rows)} families: {survey.counts(rows)}")
+    if unknown:
+        print(f"not in this transformers: {', '.join(sorted(unknown))}")
+    if options.write is not None:
+        before = options.write.read_text() if options.write.exists() else ""
+        rows.sort(key=lambda row: chosen.index(row.family))
+        options.write.write_text(survey.page(rows, setting, before))
+    failed = any(row.outcome in survey.BAD for row in rows)
+    return 1 if failed or unknown or not rows else 0
