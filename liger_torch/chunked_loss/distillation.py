@@ -145,12 +145,29 @@ def liger_fused_linear_cosine(
 
     means over the tokens that count, which alone take part in the matrix products. The logits are computed chunk by
     chunk, those of the student twice (`liger_torch.functional.map_logits`). A temperature changes no angle.
-    Arguments, results and errors are those of `liger_fused_linear_distillation_jsd`, and:
+    Results are those of `liger_fused_linear_distillation_jsd`.
 
     Args:
+        student_input: (..., hidden).
+        student_weight: (vocab, hidden).
+        teacher_input: (..., teacher hidden), a constant.
+        teacher_weight: (vocab, teacher hidden), a constant.
+        true_labels: (...), `ignore_index` at the tokens that do not count.
+        student_bias: (vocab,).
+        teacher_bias: (vocab,).
+        weight_hard_loss: see above.
+        weight_soft_loss: see above.
         beta: factor of the distance.
+        ignore_index: the label of tokens that do not count.
         temperature: without effect; it must be positive.
+        compiled: True or False, the same: there is nothing to compile.
+        chunk_size: 1024; rows go through in chunks of bytes.
+        return_soft_hard_loss: return (loss, soft loss, hard loss), of which the loss has a gradient.
+        valid_rows: see `liger_fused_linear_distillation_jsd`.
         chunk_bytes: memory for the float32 logits of one chunk of one model.
+
+    Raises:
+        ValueError: shapes that do not fit, an option out of range.
     """
     check_unused("cosine", chunk_size, UPSTREAM_CHUNK)
     if not temperature > 0:

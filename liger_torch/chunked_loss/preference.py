@@ -176,7 +176,7 @@ def liger_fused_linear_cpo(
     """Contrastive preference optimisation (arXiv:2401.08417) of a language model's head, without its logits.
 
     The mean over pairs of `liger.losses.cpo`, plus alpha times the mean negative log-likelihood of the chosen answers'
-    tokens. Arguments, results and errors are those of `liger_fused_linear_dpo`, and:
+    tokens. Results and errors are those of `liger_fused_linear_dpo`.
 
     Args:
         input: hidden states (2 * pairs, tokens, hidden), chosen answers first.
@@ -193,7 +193,7 @@ def liger_fused_linear_cpo(
         chunk_size: 1.
         loss_type: "sigmoid", "hinge" or "ipo"; SimPO has a function of its own.
         reward_alpha: of AlphaPO (arXiv:2501.03884); 0 for log-probabilities.
-        valid_rows: see there, as the next ones.
+        valid_rows: see `liger_fused_linear_dpo`, as the next ones.
         chunk_bytes: likewise.
         keep_logits: likewise.
     """
@@ -243,8 +243,25 @@ def liger_fused_linear_simpo(
     """Simple preference optimisation (arXiv:2405.14734) of a language model's head, without its logits.
 
     The mean over pairs of `liger.losses.simpo`, of mean log-probabilities, plus, with compute_nll_loss, alpha times the
-    mean negative log-likelihood of the chosen answers' tokens. Arguments, results and errors are those of
-    `liger_fused_linear_cpo`; `gamma` is the target margin of beta times the difference.
+    mean negative log-likelihood of the chosen answers' tokens. Results and errors are those of
+    `liger_fused_linear_cpo`.
+
+    Args:
+        input: hidden states (2 * pairs, tokens, hidden), chosen answers first.
+        weight: of the head (vocab, hidden), of input's dtype.
+        target: the ids to predict (2 * pairs, tokens), `ignore_index` at those that do not count.
+        bias: of the head (vocab,).
+        ignore_index: the id of prompt tokens and padding.
+        beta: scale of the rewards.
+        alpha: factor of the likelihood term.
+        label_smoothing: the share of preferences taken to be wrong.
+        compute_nll_loss: add the likelihood term.
+        compiled: True or False, the same: there is nothing to compile.
+        gamma: the target margin of beta times the difference.
+        chunk_size: 1; rows go through in chunks of bytes.
+        valid_rows: see `liger_fused_linear_dpo`, as the next ones.
+        chunk_bytes: likewise.
+        keep_logits: likewise.
     """
     check_unused("simpo", chunk_size)
     answers = _pairs("simpo", target, ignore_index, valid_rows, Budget(chunk_bytes, keep_logits))
@@ -285,7 +302,22 @@ def liger_fused_linear_orpo(
     The mean over pairs of `liger.losses.orpo`, of mean log-probabilities, plus, with compute_nll_loss, the mean
     negative log-likelihood of the chosen answers: of their tokens, or of the ids of `nll_target` (2 * pairs, tokens),
     whose first half is taken, such as those of prompt and answer; that takes the products of the chosen answers once
-    more. Other arguments and errors are those of `liger_fused_linear_cpo`.
+    more. Errors are those of `liger_fused_linear_cpo`.
+
+    Args:
+        input: hidden states (2 * pairs, tokens, hidden), chosen answers first.
+        weight: of the head (vocab, hidden), of input's dtype.
+        target: the ids to predict (2 * pairs, tokens), `ignore_index` at those that do not count.
+        bias: of the head (vocab,).
+        ignore_index: the id of prompt tokens and padding.
+        beta: lambda of the paper.
+        compute_nll_loss: add the likelihood term.
+        nll_target: the ids whose likelihood is added.
+        compiled: True or False, the same: there is nothing to compile.
+        chunk_size: 1; rows go through in chunks of bytes.
+        valid_rows: see `liger_fused_linear_dpo`, as the next ones.
+        chunk_bytes: likewise.
+        keep_logits: likewise.
 
     Returns:
         As `liger_fused_linear_dpo`, with log_odds_ratio and log_odds_chosen, means over pairs, at the end of the second
