@@ -314,9 +314,10 @@ def _loss(
     label_smoothing: float = 0.0,
 ) -> torch.Tensor | None:
     """As `torch.nn.functional.cross_entropy`."""
-    if size_average is not None or reduce is not None or lazy.ndim != 2:
+    if size_average is not None or reduce is not None:
         return None
-    if target.is_floating_point() or target.shape != lazy.shape[:1]:
+    # In rows: of probabilities, of classes in the middle and of a single row the shapes are others.
+    if target.shape != lazy.shape[:-1] or target.ndim != 1:
         return None
     return lazy._family.source.loss(
         lazy,

@@ -1,12 +1,15 @@
 """A model reduced to what lies between its backbone and its loss, so that its own forward can be run in no time.
 
 A stand-in is an instance of a subclass of a module's class, with the module's attributes. Modules on the way to the
-output layer keep their forward; every other one returns made-up hidden states. What they look up (a child, a weight, a
-property, a method) is there: children are stand-ins too, weights are zeros that take no memory.
+output layer keep their forward, and so do those without weights, such as a softcap; every other one returns made-up
+hidden states. What they look up (a child, a weight, a property, a method) is there: children are stand-ins too, weights
+are zeros that take no memory.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,7 +43,7 @@ def of_model(
 ) -> nn.Module:
     """A stand-in for the model whose output layer, at `path`, is `head`; `namespace` overrides what its class has."""
     first, _, rest = path.partition(".")
-    clone = _instance(model, _weights(model) | namespace)
+    clone = _instance(model, {"__getattr__": _weights(model), **namespace})
     for name, child in model.named_children():
         if name != first:
             clone.add_module(name, _returning(child, hidden))
@@ -61,22 +64,23 @@ def _instance(module: nn.Module, namespace: dict[str, Any]) -> nn.Module:
     return clone
 
 
-def _weights(module: nn.Module) -> dict[str, Any]:
-    own_getattr: Any = original_class(module).__getattr__
+def _weights(module: nn.Module) -> Callable[[nn.Module, str], Any]:
+    """The `__getattr__` of a stand-in: zeros for the module's parameters and buffers."""
+    own: Any = original_class(module).__getattr__
 
     def __getattr__(self: nn.Module, name: str) -> Any:
         for tensors in (module._parameters, module._buffers):
             if name in tensors:
                 return zeros(tensors[name])
-        return own_getattr(self, name)
+        return own(self, name)
 
-    return {"__getattr__": __getattr__}
+    return __getattr__
 
 
 def _returning(module: nn.Module, hidden: torch.Tensor) -> nn.Module:
     """A stand-in that returns hidden states whatever it is given, as a tensor where the module surely does."""
     is_leaf = not any(True for _ in module.children())
-    own = _weights(module)["__getattr__"]
+    weights = _weights(module)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         passed_on = bool(args) and isinstance(args[0], torch.Tensor) and args[0].is_floating_point()
@@ -85,11 +89,14 @@ def _returning(module: nn.Module, hidden: torch.Tensor) -> nn.Module:
     def __getattr__(self: nn.Module, name: str) -> Any:
         child = module._modules.get(name)
         if child is None:
-            return own(self, name)
+            return weights(self, name)
         self._modules[name] = _returning(child, hidden)
         return self._modules[name]
 
-    return _instance(module, {"forward": forward, "__getattr__": __getattr__})
+    namespace: dict[str, Any] = {"__getattr__": __getattr__}
+    if any(True for _ in itertools.chain(module.parameters(), module.buffers())):
+        namespace["forward"] = forward
+    return _instance(module, namespace)
 
 
 def zeros(tensor: torch.Tensor | None) -> torch.Tensor | None:

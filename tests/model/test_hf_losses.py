@@ -13,6 +13,7 @@ from hf_models import VOCAB, batch, counted_ops, step, tiny
 from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from liger_torch.hf import apply_liger_kernel, explain, remove_liger_kernel
 from liger_torch.hf.lazy import LazyLogits
@@ -40,6 +41,27 @@ class ChangesLabels(LlamaForCausalLM):
 
 class Masked(LlamaForCausalLM):
     """Whose loss function does not shift the labels."""
+
+
+class Softcap(nn.Module):
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return 4 * torch.tanh(logits / 4)
+
+
+class CappedByAModule(LlamaForCausalLM):
+    """As Inkling 2."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.softcap = Softcap()
+
+    def forward(self, input_ids: Any, labels: Any = None, logits_to_keep: int = 0, **kwargs: Any) -> Any:
+        return_dict = kwargs.pop("return_dict", True)
+        hidden = self.model(input_ids).last_hidden_state[:, -logits_to_keep:]
+        logits = self.softcap(self.lm_head(hidden).float())
+        loss = None if labels is None else self.loss_function(logits, labels, VOCAB, **kwargs)
+        output = CausalLMOutputWithPast(loss=loss, logits=logits)
+        return output if return_dict else output.to_tuple()
 
 
 class ScalesAfterwards(LlamaForCausalLM):
@@ -72,7 +94,7 @@ def build(name: str) -> Any:
     return model
 
 
-OWN = {"changed labels": ChangesLabels, "masked": Masked, "own": ScalesAfterwards}
+OWN = {"softcap": CappedByAModule, "changed labels": ChangesLabels, "masked": Masked, "own": ScalesAfterwards}
 STUB, LAZY = "stub", "lazy"
 FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
     "llama": ({}, STUB),
@@ -86,7 +108,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
     "bart": (BART, LAZY),  # nn.CrossEntropyLoss, of labels that are not shifted
 }
 MODELS = [*FAMILIES, *OWN]
-WAY = {name: FAMILIES[name][1] if name in FAMILIES else LAZY for name in MODELS}
+WAY = {name: FAMILIES[name][1] if name in FAMILIES else LAZY for name in MODELS} | {"softcap": STUB}
 OFF = {"rope": False, "rms_norm": False, "layer_norm": False, "glu": False}
 
 

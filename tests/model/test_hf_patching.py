@@ -50,6 +50,11 @@ def pair(family: str = "llama", **options: Any) -> tuple[Any, Any]:
     return plain, patched
 
 
+@pytest.fixture(autouse=True, scope="module")
+def what_other_files_have_left() -> None:
+    gc.collect()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Any:
     """After each test, with its models gone, the modeling file is as it was."""
