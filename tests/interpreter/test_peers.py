@@ -5,6 +5,7 @@ The extra `peers` installs liger-kernel and TRL, for these tests alone.
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -51,6 +52,8 @@ def assert_same(ours: Function, theirs: Function, *operands: torch.Tensor, toler
 X, Y, W = draw(6, 40, seed=0), draw(6, 40, seed=8), draw(50, 40, seed=1) * 0.3
 V, V2 = draw(40, seed=10), draw(40, seed=11)
 LABELS = torch.tensor([3, -100, 7, 0, 39, 2])
+LOG_Q, LOG_P = (draw(6, 40, seed=s).log_softmax(-1) for s in (12, 13))
+P = draw(6, 40, seed=14).softmax(-1)
 Q, K = draw(1, 4, 6, 16, seed=2), draw(1, 2, 6, 16, seed=3)
 COS, SIN = (draw(1, 6, 8, seed=s).repeat(1, 1, 2) for s in (4, 5))
 
@@ -82,6 +85,20 @@ UPSTREAM: dict[str, tuple[tuple[torch.Tensor, ...], Function]] = {
             softcap=3.0,
             reduction="sum",
         ),
+    ),
+    "kl_div": ((LOG_Q,), lambda g, q: g.liger_kl_div(q, P, reduction="batchmean")),
+    "kl_div, log_target": (
+        (LOG_Q,),
+        lambda g, q: g.liger_kl_div(q, LOG_P, reduction="mean", log_target=True),
+    ),
+    "jsd": ((LOG_Q,), lambda g, q: g.liger_jsd(q, LOG_P, beta=0.3)),
+    "jsd, labels": ((LOG_Q,), lambda g, q: g.liger_jsd(q, LOG_P, LABELS)),
+    "jsd, forward KL": ((LOG_Q,), lambda g, q: g.liger_jsd(q, LOG_P, beta=0.0)),
+    "jsd, reverse KL": ((LOG_Q,), lambda g, q: g.liger_jsd(q, LOG_P, beta=1.0)),
+    "tvd": ((P,), lambda g, p: g.liger_tvd(p, LOG_P.exp(), reduction="batchmean")),
+    "linear_jsd": (
+        (X, W),
+        lambda g, x, w: g.liger_fused_linear_jsd(x, w, Y, W.flip(0), LABELS, jsd_beta=0.3, temperature=2.0),
     ),
     "linear_cross_entropy": ((X, W), lambda g, x, w: g.liger_fused_linear_cross_entropy(x, w, LABELS)),
 }
@@ -129,10 +146,33 @@ def test_trls_entropy(trl: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_trls_generalized_jsd(trl: Any, beta: float, temperature: float) -> None:
+    theirs = importlib.import_module("trl.experimental.gkd").GKDTrainer.generalized_jsd_loss
+    mine, other = X[None], Y[None]  # (batch, seq, vocab)
+
+    def plain(x: torch.Tensor) -> torch.Tensor:
+        return theirs(x, other, LABELS[None], beta=beta, temperature=temperature)
+
+    def ours(x: torch.Tensor) -> torch.Tensor:
+        return f.liger_jsd(x, other, LABELS[None], beta, from_logits=True, temperature=temperature)
+
+    assert_same(ours, plain, mine)
+    assert_same(
+        lambda x: f.liger_fused_linear_jsd(
+            x, W, other, W.flip(0), LABELS[None], beta, temperature=temperature
+        ),
+        lambda x: theirs(x @ W.T, other @ W.flip(0).T, LABELS[None], beta=beta, temperature=temperature),
+        mine,
+    )
+
+
 # ----------------------------------------------------------------------------------- optax, Flax, jax.nn
 
 A = jnp.asarray(X.numpy())
 IDS = jnp.asarray(LABELS.clamp(min=0).numpy(), jnp.int32)
+TARGET = jnp.asarray(P.numpy())
 SCALE, BIAS = (jnp.asarray(draw(40, seed=s).numpy()) for s in (6, 7))
 
 
@@ -166,6 +206,10 @@ JAX: dict[str, tuple[Function, Function]] = {
             x, IDS, where=IDS > 2, implementation="triton"
         ),
         lambda x: jnp.where(IDS > 2, optax.softmax_cross_entropy_with_integer_labels(x, IDS), 0),
+    ),
+    "optax, kl_divergence": (
+        lambda x: liger_jax.kl_divergence(jax.nn.log_softmax(x), TARGET, implementation="triton"),
+        lambda x: optax.kl_divergence(jax.nn.log_softmax(x), TARGET),
     ),
     "flax, RMSNorm": (
         lambda x: liger_jax.rms_norm(x, SCALE, implementation="triton"),

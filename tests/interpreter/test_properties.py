@@ -22,6 +22,7 @@ from torch_runner import EPSILON, bound, run_reference
 
 from liger_torch.autograd import call
 from liger_torch.backend import DTYPES
+from liger_triton.ops import OPS
 
 
 def nudged(case: Case, dtype: str) -> Case:
@@ -64,6 +65,10 @@ def check(example: Example, found: tuple[list, list]) -> None:
             bound(case, dtype) * truth.norm() + 16 * (truth - other).norm() + floor * truth.numel() ** 0.5
         )
         assert (actual.double() - truth).norm() <= allowed, name
+
+
+def test_every_op_is_drawn() -> None:
+    assert sorted(space.op.name for space in SPACES) == sorted(op.name for op in OPS)
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: space.op.name)

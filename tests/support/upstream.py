@@ -85,6 +85,35 @@ def heads(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensors:
     return q, k, torch.arange(seq, device=device)
 
 
+def distributions(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensors:
+    """Log-probabilities of a student, with gradients, and indices that stand for a teacher."""
+    *tokens, vocab = shape
+    n = torch.Size(tokens).numel()
+    return normal(n, vocab, dtype=dtype, device=device).log_softmax(-1), torch.arange(n, device=device)
+
+
+def teacher(like: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities, the same at every call."""
+    drawn = torch.randn(like.shape, generator=torch.Generator().manual_seed(3))
+    return drawn.to(like.device, like.dtype).log_softmax(-1)
+
+
+def two_layers(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensors:
+    """(tokens..., hidden, vocab): the student's; the teacher's layer is the same one, read backwards."""
+    x, weight, _ = linear(shape, dtype, device)
+    return x, weight
+
+
+def plain_jsd(q: torch.Tensor, p: torch.Tensor, beta: float) -> torch.Tensor:
+    q, p = q.float(), p.float()
+    if beta in (0.0, 1.0):
+        a, b = (q, p) if beta == 0.0 else (p, q)
+        return F.kl_div(a, b, reduction="batchmean", log_target=True)
+    m = (beta * p.exp() + (1 - beta) * q.exp()).log()
+    sides = (F.kl_div(m, s, reduction="batchmean", log_target=True) for s in (p, q))
+    return sum(w * s for w, s in zip((beta, 1 - beta), sides, strict=True))  # type: ignore[return-value]
+
+
 def angles(positions: torch.Tensor, like: torch.Tensor) -> Tensors:
     frequencies = 10_000 ** -(torch.arange(0, like.shape[-1], 2, device=like.device) / like.shape[-1])
     table = torch.outer(positions.float(), frequencies).repeat(1, 2)[None]
@@ -208,6 +237,63 @@ def _linear_cross_entropies() -> list[Check]:
     return checks
 
 
+def _divergences() -> list[Check]:
+    shapes = ((1, 4096, 32000), (41, 401, 1271))
+    tolerances = {FP32: (1e-8, 1e-6), BF16: (1e-8, 5e-2), FP16: (1e-3, 1e-3)}
+    checks = []
+    for reduction in ("batchmean", "sum", "mean", "none"):
+        for log_target in (False, True):
+
+            def ours(q: torch.Tensor, _: torch.Tensor, r: str = reduction, log: bool = log_target) -> Any:
+                return f.liger_kl_div(q, teacher(q) if log else teacher(q).exp(), reduction=r, log_target=log)
+
+            def plain(q: torch.Tensor, _: torch.Tensor, r: str = reduction, log: bool = log_target) -> Any:
+                p = teacher(q)
+                return F.kl_div(q.float(), (p if log else p.exp()).float(), reduction=r, log_target=log)
+
+            name = f"kl_div-{reduction}{'-log_target' if log_target else ''}"
+            checks.append(Check(name, shapes, tolerances, distributions, ours, plain))
+    for beta in (0.0, 0.1, 0.5, 0.9, 1.0):
+
+        def ours_jsd(q: torch.Tensor, _: torch.Tensor, b: float = beta) -> Any:
+            return f.liger_jsd(q, teacher(q), beta=b)
+
+        def theirs_jsd(q: torch.Tensor, _: torch.Tensor, b: float = beta) -> Any:
+            return plain_jsd(q, teacher(q), b)
+
+        bounds = {FP32: (1e-7, 1e-6), BF16: (1e-7, 5e-2), FP16: (1e-3, 1e-3)}
+        checks.append(
+            Check(
+                f"jsd-{beta}", ((2, 1024, 3200), (41, 401, 1271)), bounds, distributions, ours_jsd, theirs_jsd
+            )
+        )
+    for temperature, beta in ((1.0, 0.5), (2.0, 0.1), (1.0, 0.0), (1.0, 1.0)):
+
+        def ours_linear(x: torch.Tensor, w: torch.Tensor, t: float = temperature, b: float = beta) -> Any:
+            return f.liger_fused_linear_jsd(
+                x, w, x.detach().flip(0), w.detach().flip(1), jsd_beta=b, temperature=t
+            )
+
+        def theirs_linear(x: torch.Tensor, w: torch.Tensor, t: float = temperature, b: float = beta) -> Any:
+            q, p = (
+                (F.linear(a, c).float() / t).log_softmax(-1)
+                for a, c in ((x, w), (x.detach().flip(0), w.detach().flip(1)))
+            )
+            return plain_jsd(q, p, b)
+
+        checks.append(
+            Check(
+                f"linear_jsd-{temperature}-{beta}",
+                ((8, 128, 1024, 4096), (4, 423, 167, 1423)),
+                {FP32: (1e-5, 5e-4), BF16: (5e-3, 5e-2)},
+                two_layers,
+                ours_linear,
+                theirs_linear,
+            )
+        )
+    return checks
+
+
 CHECKS: tuple[Check, ...] = (
     *_rms_norms(),
     Check(
@@ -264,6 +350,7 @@ CHECKS: tuple[Check, ...] = (
     Check("sparsemax", NORMS, {FP32: (1e-5, 1e-5)}, streams(1), f.liger_sparsemax, plain_sparsemax),
     *_cross_entropies(),
     *_linear_cross_entropies(),
+    *_divergences(),
 )
 
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from strategies import activations, embedding, gates, logprobs, losses, norms, position, quantised
+from strategies import (
+    activations,
+    divergences,
+    embedding,
+    gates,
+    logprobs,
+    losses,
+    norms,
+    position,
+    quantised,
+)
 from strategies.space import Drawn, Example, Space, examples
 
 SPACES: tuple[Space, ...] = (
@@ -14,6 +24,7 @@ SPACES: tuple[Space, ...] = (
     *quantised.SPACES,
     *losses.SPACES,
     *logprobs.SPACES,
+    *divergences.SPACES,
 )
 
 __all__ = ["SPACES", "Drawn", "Example", "Space", "examples"]

@@ -51,6 +51,7 @@ class Space:
         operands: the operands' makers by name; those that are optional and not in `present` are left out.
         sizes: strategies of the named axes.
         token_axes: fewest and most token axes.
+        needed: the optional operands without which an op refuses these options.
         keep_dtype: as in `Case`.
         roundings: as in `Case`, where the op's cases count fewer; 2 for an op that keeps its rounded result.
     """
@@ -60,6 +61,7 @@ class Space:
     operands: Callable[[Drawn], Mapping[str, Maker]]
     sizes: Mapping[str, st.SearchStrategy[int]] = dataclasses.field(default_factory=lambda: {"width": WIDTHS})
     token_axes: tuple[int, int] = (1, 3)
+    needed: Callable[[Any], tuple[str, ...]] = lambda _: ()
     keep_dtype: tuple[str, ...] = ()
     roundings: int = 1
 
@@ -99,11 +101,12 @@ def examples(draw: st.DrawFn, space: Space, layouts: tuple[str, ...]) -> Example
     """One example; its operands are drawn by a generator of their own, so that shrinking is left with the shapes."""
     op = space.op
     optional = [operand.name for operand in op.operands if operand.optional]
+    options = draw(space.options)
     drawn = Drawn(
         tokens=tuple(draw(st.lists(LENGTHS, min_size=space.token_axes[0], max_size=space.token_axes[1]))),
         sizes={name: draw(size) for name, size in space.sizes.items()},
-        options=draw(space.options),
-        present=frozenset(name for name in optional if draw(st.booleans())),
+        options=options,
+        present=frozenset(name for name in optional if draw(st.booleans()) or name in space.needed(options)),
         scale=draw(SCALES),
     )
     makers = space.operands(drawn)
