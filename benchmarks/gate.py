@@ -1,0 +1,69 @@
+"""Whether an implementation computes what it should, before it is timed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from benchmarks.entry import Entry, Function, Operands
+
+ROWS = 48
+"""Tokens of the problem that is checked: the operands' own weights, a few of their tokens."""
+
+FACTOR = 4.0
+"""How many times torch eager's error an implementation may make, or of one rounding where there is no eager one."""
+
+
+def outputs_of(result: Any) -> list[torch.Tensor]:
+    """What a gradient can start from."""
+    found = result if isinstance(result, (tuple, list)) else (result,)
+    return [t for t in found if isinstance(t, torch.Tensor) and t.requires_grad]
+
+
+def few_rows(entry: Entry, operands: Operands) -> Operands:
+    """The operands of the first few tokens."""
+    found = []
+    for declared, tensor in zip(entry.op.operands, operands, strict=True):
+        if tensor is not None and declared.role == "rows":
+            index = (slice(ROWS),) * (tensor.ndim - declared.axes)
+            tensor = tensor.detach()[index].clone().requires_grad_(tensor.requires_grad)
+        found.append(tensor)
+    return tuple(found)
+
+
+def _results(function: Function, operands: Operands) -> list[torch.Tensor]:
+    """Outputs and gradients, for cotangents that depend on the outputs' shapes alone."""
+    outputs = outputs_of(function(*operands))
+    wanted = [t for t in operands if t is not None and t.requires_grad]
+    generator = torch.Generator(outputs[0].device).manual_seed(0)
+    incoming = [torch.randn(o.shape, generator=generator, device=o.device).to(o.dtype) for o in outputs]
+    return [*outputs, *torch.autograd.grad(outputs, wanted, incoming)]
+
+
+def error(entry: Entry, function: Function, operands: Operands) -> float:
+    """The largest relative error (Euclidean norm) of outputs and gradients against the op's float64 reference."""
+    few = few_rows(entry, operands)
+    exact_operands = tuple(
+        t if t is None or not t.is_floating_point() else t.detach().double().requires_grad_(t.requires_grad)
+        for t in few
+    )
+
+    def reference(*arrays: Any) -> Any:
+        outputs = entry.op.reference(arrays, entry.options)
+        return tuple(
+            o for o, d in zip(outputs, entry.op.outputs, strict=True) if o is not None and d.differentiable
+        )
+
+    exact, found = _results(reference, exact_operands), _results(function, few)
+    worst = 0.0
+    for a, b in zip(found, exact, strict=True):
+        size = b.norm().item()
+        difference = (a.double() - b).norm().item()
+        worst = max(worst, difference / size if size else difference)
+    return worst if worst == worst else float("inf")  # NaN is no small error
+
+
+def limit(eager_error: float | None, dtype: torch.dtype) -> float:
+    """The largest error of an implementation that is timed."""
+    return FACTOR * max(eager_error or 0.0, torch.finfo(dtype).eps)
