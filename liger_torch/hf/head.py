@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from liger_torch.autograd import autocasting
 from liger_torch.functional import liger_cross_entropy, liger_fused_linear_cross_entropy
 from liger_torch.functional.losses import CrossEntropyOutput
+from liger_torch.hf.hooks import gathers, hook_name
 from liger_torch.hf.lazy import Family, LazyLogits
 from liger_torch.valid_rows import ValidRows, valid_rows
 
@@ -246,19 +247,8 @@ def head_of(model: Any) -> Any:
     return None if getter is None else getter()
 
 
-_GATHERING = ("torch.distributed.", "deepspeed.", "accelerate.")
-"""Whose hooks are there for every call of a module, whatever it computes."""
-
-
 def hooks_reason(head: Any) -> str:
     """Why the hooks on an output layer do not allow it to be called twice; empty where they do."""
     hooks = (*head._forward_pre_hooks.values(), *head._forward_hooks.values())
-    foreign = [name for name in map(_hook_name, hooks) if not name.startswith(_GATHERING)]
+    foreign = [hook_name(hook) for hook in hooks if not gathers(hook)]
     return f"its output layer has forward hooks ({', '.join(foreign)})" if foreign else ""
-
-
-def _hook_name(hook: Callable[..., Any]) -> str:
-    while isinstance(hook, functools.partial):
-        hook = hook.func
-    named: Any = hook if hasattr(hook, "__name__") else type(hook)
-    return f"{named.__module__}.{named.__name__}"

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
+from torch.utils.hooks import RemovableHandle
 
 from liger_torch.autograd import autocasting
+from liger_torch.hf.hooks import gathers
 
 
 class Source(Protocol):
@@ -222,7 +225,7 @@ def _named(*names: str) -> list[Any]:
 
 _METADATA = {
     getattr(torch.Tensor, name).__get__
-    for name in ("shape", "dtype", "device", "ndim", "is_cuda", "is_meta", "layout", "requires_grad")
+    for name in ("shape", "dtype", "device", "ndim", "is_cuda", "is_meta", "layout", "requires_grad", "_base")
 } | set(_named("size", "dim", "numel", "is_floating_point", "__len__", "get_device"))
 
 
@@ -299,6 +302,11 @@ def _index(lazy: LazyLogits, func: Any, args: Any, kwargs: Any) -> LazyLogits | 
     return lazy._then(func, args, {}, hidden=lazy.hidden[index])
 
 
+def _hook(lazy: LazyLogits, func: Any, args: Any, kwargs: Any) -> RemovableHandle | None:
+    """FSDP's, by which it has a module's weight in the backward pass; the call that computes the loss gets its own."""
+    return RemovableHandle(OrderedDict()) if gathers(args[1]) else None
+
+
 def _cross_entropy(lazy: LazyLogits, func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
     return _loss(lazy, *args[1:], **kwargs)
 
@@ -332,6 +340,7 @@ def _loss(
 _FOLLOWED: dict[Any, Callable[[LazyLogits, Any, Any, Any], Any]] = {
     F.cross_entropy: _cross_entropy,
     torch.Tensor.__getitem__: _index,
+    torch.Tensor.register_hook: _hook,
     **dict.fromkeys(_named("float", "to", "contiguous"), _cast),
     **dict.fromkeys(_named("mul", "multiply"), _times),
     **dict.fromkeys(_named("div", "true_divide"), _over),

@@ -36,7 +36,7 @@ from liger_torch.hf.head import (
 )
 from liger_torch.hf.probe import Verdict
 from liger_torch.hf.report import warn_once
-from liger_torch.hf.swap import original_class, recipe_of
+from liger_torch.hf.swap import original_class
 from liger_torch.hf.tail import Tail
 
 KIND = "loss"
@@ -150,7 +150,7 @@ def _finished(model: Any, call: Call, output: Any) -> Any:
             )
         output = outputs.without_logits(output)
     elif isinstance(call, StubCall):
-        _warn_of_logits(model, "its output layer is split over devices")
+        _warn_of_logits(model, "its output layer is split over devices, or runs without gradients")
     elif isinstance(call, LazyCall):
         if call.family.used_by and not call.keep_logits:
             _warn_of_logits(model, tail.needs(call.family))
@@ -211,7 +211,8 @@ def _causal_loss(
 def _head(model: Any) -> Any:
     """The output layer, looked up at every call: it may have been replaced, wrapped or given hooks since."""
     head = head_of(model)
-    if head is None or recipe_of(head) != HeadRecipe():
+    # Inherited: FSDP2 gives a module that it shards a class of its own.
+    if getattr(type(head), "_liger_recipe", None) != HeadRecipe():
         _warn_of_logits(
             model, "its output layer has been replaced since it was patched; call apply_liger_kernel again"
         )

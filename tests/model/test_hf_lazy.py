@@ -186,6 +186,23 @@ def test_what_is_known_without_logits() -> None:
     assert source.n_logits == 1
 
 
+def test_hooks_of_their_gradient() -> None:
+    """Those that gather a weight need no logits, others do."""
+    seen: list[torch.Tensor] = []
+
+    def gather(gradient: torch.Tensor) -> None:
+        seen.append(gradient)
+
+    def compute(z: torch.Tensor) -> torch.Tensor:
+        z.register_hook(gather)
+        return cross_entropy(z[0])
+
+    check(compute, followed=False)
+    assert len(seen) == 2
+    gather.__module__ = "torch.distributed.fsdp._some_file"
+    check(compute, followed=True)
+
+
 class Doubled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,9 @@ import pytest
 import torch
 from hf_models import VOCAB, batch, counted_ops, step, tiny
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -318,6 +321,29 @@ def test_token_accuracy_in_one_graph() -> None:
     torch.testing.assert_close(output.loss, expected.loss)
     torch.testing.assert_close(output.token_accuracy, expected.token_accuracy)
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def mesh() -> Any:
+    """Of one device."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["llama", "changed labels"])
+@pytest.mark.parametrize("options", [{}, {"return_token_accuracy": True}], ids=["loss", "accuracy"])
+def test_a_sharded_output_layer(name: str, options: dict[str, bool], mesh: Any) -> None:
+    """FSDP2 has a weight only while its module is called."""
+    plain, patched = pair(name)
+    fully_shard(patched.lm_head, mesh=mesh)
+    fully_shard(patched, mesh=mesh)
+    assert isinstance(patched.lm_head.weight, DTensor)
+    with counted_ops() as calls:
+        loss, gradients = step(patched, **batch(), **options)
+    assert calls == {"linear_cross_entropy": 1}
+    gradients = {key: g.full_tensor() for key, g in gradients.items() if isinstance(g, DTensor)}
+    assert_same_step((loss, gradients), step(plain, **batch()))
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "logits"])
