@@ -52,9 +52,15 @@ if TYPE_CHECKING:
         AutoLigerKernelForCausalLM,
         PatchReport,
         apply_liger_kernel,
+        apply_liger_kernel_to_gemma,
+        apply_liger_kernel_to_gemma2,
         apply_liger_kernel_to_llama,
         apply_liger_kernel_to_mistral,
+        apply_liger_kernel_to_mixtral,
+        apply_liger_kernel_to_mllama,
+        apply_liger_kernel_to_phi3,
         apply_liger_kernel_to_qwen2,
+        apply_liger_kernel_to_qwen2_vl,
         explain,
         remove_liger_kernel,
     )
@@ -63,9 +69,6 @@ _FROM_HF = (
     "AutoLigerKernelForCausalLM",
     "PatchReport",
     "apply_liger_kernel",
-    "apply_liger_kernel_to_llama",
-    "apply_liger_kernel_to_mistral",
-    "apply_liger_kernel_to_qwen2",
     "explain",
     "remove_liger_kernel",
 )
@@ -99,9 +102,15 @@ __all__ = [
     "PatchReport",
     "ValidRows",
     "apply_liger_kernel",
+    "apply_liger_kernel_to_gemma",
+    "apply_liger_kernel_to_gemma2",
     "apply_liger_kernel_to_llama",
     "apply_liger_kernel_to_mistral",
+    "apply_liger_kernel_to_mixtral",
+    "apply_liger_kernel_to_mllama",
+    "apply_liger_kernel_to_phi3",
     "apply_liger_kernel_to_qwen2",
+    "apply_liger_kernel_to_qwen2_vl",
     "explain",
     "functional",
     "fused_linear_logprobs",
@@ -118,6 +127,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FROM_HF:
+    if name in _FROM_HF or name.startswith("apply_liger_kernel_to_"):
         return getattr(importlib.import_module("liger_torch.hf"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

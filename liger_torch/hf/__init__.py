@@ -12,14 +12,14 @@ is a modeling file's rotation; see `rope`.
 
 from __future__ import annotations
 
+from typing import Any
+
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
 from liger_torch.hf.auto import AutoLigerKernelForCausalLM
-from liger_torch.hf.families import PendingPatch, family_function
+from liger_torch.hf.families import FAMILIES, PREFIX, PendingPatch, family_function
 from liger_torch.hf.patch import apply_liger_kernel, explain, remove_liger_kernel
 from liger_torch.hf.report import Entry, PatchReport, UnrecognisedModuleError
-
-apply_liger_kernel_to_llama = family_function("llama")
-apply_liger_kernel_to_mistral = family_function("mistral")
-apply_liger_kernel_to_qwen2 = family_function("qwen2")
 
 __all__ = [
     "AutoLigerKernelForCausalLM",
@@ -28,9 +28,15 @@ __all__ = [
     "PendingPatch",
     "UnrecognisedModuleError",
     "apply_liger_kernel",
-    "apply_liger_kernel_to_llama",
-    "apply_liger_kernel_to_mistral",
-    "apply_liger_kernel_to_qwen2",
     "explain",
     "remove_liger_kernel",
 ]
+__all__ += [PREFIX + family for family in FAMILIES]
+
+
+def __getattr__(name: str) -> Any:
+    """`apply_liger_kernel_to_<family>`, made when it is asked for."""
+    family = name.removeprefix(PREFIX)
+    if family != name and (family in FAMILIES or family in CONFIG_MAPPING):
+        return family_function(family)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
