@@ -1,1 +1,1 @@
-"""Measurements. `python -m benchmarks.glance` needs a GPU."""
+"""Measurements: `python -m benchmarks run` needs a GPU, `offline` does not."""

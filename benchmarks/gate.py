@@ -15,10 +15,15 @@ FACTOR = 4.0
 """How many times torch eager's error an implementation may make, or of one rounding where there is no eager one."""
 
 
+def tensors_of(result: Any) -> list[torch.Tensor]:
+    """The tensors of a function's result."""
+    found = result if isinstance(result, (tuple, list)) else (result,)
+    return [t for t in found if isinstance(t, torch.Tensor)]
+
+
 def outputs_of(result: Any) -> list[torch.Tensor]:
     """What a gradient can start from."""
-    found = result if isinstance(result, (tuple, list)) else (result,)
-    return [t for t in found if isinstance(t, torch.Tensor) and t.requires_grad]
+    return [t for t in tensors_of(result) if t.requires_grad]
 
 
 def few_rows(entry: Entry, operands: Operands) -> Operands:
@@ -34,8 +39,10 @@ def few_rows(entry: Entry, operands: Operands) -> Operands:
 
 def _results(function: Function, operands: Operands) -> list[torch.Tensor]:
     """Outputs and gradients, for cotangents that depend on the outputs' shapes alone."""
-    outputs = outputs_of(function(*operands))
     wanted = [t for t in operands if t is not None and t.requires_grad]
+    if not wanted:
+        return tensors_of(function(*operands))
+    outputs = outputs_of(function(*operands))
     generator = torch.Generator(outputs[0].device).manual_seed(0)
     incoming = [torch.randn(o.shape, generator=generator, device=o.device).to(o.dtype) for o in outputs]
     return [*outputs, *torch.autograd.grad(outputs, wanted, incoming)]
@@ -44,22 +51,28 @@ def _results(function: Function, operands: Operands) -> list[torch.Tensor]:
 def error(entry: Entry, function: Function, operands: Operands) -> float:
     """The largest relative error (Euclidean norm) of outputs and gradients against the op's float64 reference."""
     few = few_rows(entry, operands)
-    exact_operands = tuple(
-        t if t is None or not t.is_floating_point() else t.detach().double().requires_grad_(t.requires_grad)
-        for t in few
-    )
+    exact_operands: list[torch.Tensor | None] = []
+    for t in few:
+        if t is not None and t.is_floating_point():
+            t = t.detach().double().requires_grad_(t.requires_grad)
+        elif t is not None and t.dtype in (torch.int8, torch.uint8):  # torch multiplies those on a CPU only
+            t = t.cpu()
+        exact_operands.append(t)
 
     def reference(*arrays: Any) -> Any:
         outputs = entry.op.reference(arrays, entry.options)
+        differentiable = [d.differentiable for d in entry.op.outputs]
         return tuple(
-            o for o, d in zip(outputs, entry.op.outputs, strict=True) if o is not None and d.differentiable
+            o
+            for o, d in zip(outputs, differentiable, strict=True)
+            if o is not None and (d or not any(differentiable))
         )
 
-    exact, found = _results(reference, exact_operands), _results(function, few)
+    exact, found = _results(reference, tuple(exact_operands)), _results(function, few)
     worst = 0.0
     for a, b in zip(found, exact, strict=True):
-        size = b.norm().item()
-        difference = (a.double() - b).norm().item()
+        size = b.double().norm().item()
+        difference = (a.double().to(b.device) - b.double()).norm().item()
         worst = max(worst, difference / size if size else difference)
     return worst if worst == worst else float("inf")  # NaN is no small error
 

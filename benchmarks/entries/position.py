@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -14,13 +15,19 @@ SECTION = [16, 24, 24]
 
 
 def _heads(tokens: int, q_heads: int, k_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Laid out by token, transposed by the model."""
-    q, k = (draw(1, tokens, n, 128).transpose(1, 2) for n in (q_heads, k_heads))
-    return q, k
+    """Laid out by token, as a model's projections leave them."""
+    return draw(1, tokens, q_heads, 128), draw(1, tokens, k_heads, 128)
 
 
 def entries() -> Iterator[Entry]:
-    """RoPE of q and k as a Hugging Face model hands them over."""
+    """RoPE of q and k as a Hugging Face model hands them over: transposed."""
+
+    def by_head(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(q: torch.Tensor, k: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            q, k = function(q.transpose(1, 2), k.transpose(1, 2), *rest)
+            return q.transpose(1, 2), k.transpose(1, 2)
+
+        return call
 
     def by_token() -> Operands:
         cos = torch.randn(1, 8192, 128, device="cuda", dtype=torch.bfloat16)
@@ -35,14 +42,16 @@ def entries() -> Iterator[Entry]:
         cos = torch.randn(3, 1, 8192, 128, device="cuda", dtype=torch.bfloat16).movedim(0, 2)
         return *_heads(8192, 28, 4), cos, cos
 
-    yield Entry("rope 8192 tokens, 32+8 heads of 128", rope.ROPE, rope.Options(), by_token, f.liger_rope)
+    yield Entry(
+        "rope 8192 tokens, 32+8 heads of 128", rope.ROPE, rope.Options(), by_token, by_head(f.liger_rope)
+    )
     yield Entry(
         "rope_at_positions 8192 tokens, 32+8 heads of 128",
         rope.ROPE_AT_POSITIONS,
         rope.Options(),
         by_position,
-        f.liger_rope,
-        {"gathered before": lambda q, k, cos, sin, ids: f.liger_rope(q, k, cos[ids], sin[ids])},
+        by_head(f.liger_rope),
+        {"gathered before": by_head(lambda q, k, cos, sin, ids: f.liger_rope(q, k, cos[ids], sin[ids]))},
     )
     moved = 2 * 8192 * 128 * (2 * (28 + 4) + 2)  # a column of one of the three tables
     yield Entry(
@@ -50,7 +59,9 @@ def entries() -> Iterator[Entry]:
         rope.MROPE,
         rope.MultimodalOptions(tuple(SECTION)),
         by_plane,
-        lambda q, k, cos, sin: f.liger_qwen2vl_mrope(q, k, cos.movedim(2, 0), sin.movedim(2, 0), SECTION),
+        by_head(
+            lambda q, k, cos, sin: f.liger_qwen2vl_mrope(q, k, cos.movedim(2, 0), sin.movedim(2, 0), SECTION)
+        ),
         moved=(moved, moved, 2 * moved),
     )
 
