@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+import torch._functorch.config as functorch
 
 from benchmarks import gate
 from benchmarks.entries import entries
@@ -135,7 +136,7 @@ def run(options: argparse.Namespace) -> int:
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks run needs a GPU; `python -m benchmarks offline` does not.")
     torch.manual_seed(0)
-    torch._functorch.config.donated_buffer = False  # torch.compile's graphs are gone through more than once
+    functorch.donated_buffer = False  # torch.compile's graphs are gone through more than once
     before, rows = copy_rate(), []
     print(f"{torch.cuda.get_device_name()}: copy {before / 1e6:.2f} TB/s", flush=True)
     for entry in entries():
