@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from cases import REPRESENTATIVES, Case, with_tokens
+from cases import REPRESENTATIVES, SIGNATURES, Case, with_tokens
 from layouts import LAYOUTS, laid_out
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
@@ -39,6 +39,8 @@ from liger_torch.backend import TorchBackend
 from liger_triton.ops import OPS
 
 each_op = pytest.mark.parametrize("case", REPRESENTATIVES, ids=lambda c: c.name)
+each_signature = pytest.mark.parametrize("case", SIGNATURES, ids=lambda c: c.name)
+"""For what torch.compile and operators see: operands and outputs. Options are constants to them."""
 differentiable = pytest.mark.parametrize(
     "case", [case for case in REPRESENTATIVES if any(case.needs())], ids=lambda c: c.name
 )
@@ -246,7 +248,7 @@ def test_arguments_of_an_operator_have_names_of_their_own(op: Op) -> None:
         assert len(set(names)) == len(names)
 
 
-@each_op
+@each_signature
 def test_compiles_whole_and_once_for_all_token_counts(case: Case) -> None:
     torch._dynamo.reset()
 

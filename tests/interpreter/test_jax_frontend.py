@@ -25,8 +25,17 @@ def equal(ours: Any, expected: Any, tolerance: float = 0.0) -> None:
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max(initial=0))
 
 
-@cases
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+# The kernels are compared in every dtype with the reference from torch, and with torch from JAX. What JAX itself
+# computes, it may compute otherwise in another dtype: matrix products.
+RUNS = [
+    (case, dtype)
+    for case in CASES
+    for dtype in ("float32", "bfloat16", "float16")
+    if dtype == "bfloat16" or case.name.startswith("linear_")
+]
+
+
+@pytest.mark.parametrize(("case", "dtype"), RUNS, ids=[f"{case.name}-{dtype}" for case, dtype in RUNS])
 def test_error_is_no_larger_than_that_of_plain_jax(case: Case, dtype: str) -> None:
     rng = np.random.default_rng(0)
     arguments = case.make(rng, jnp.dtype(dtype))
@@ -99,11 +108,13 @@ def test_scan_checkpoint_and_grad() -> None:
 def test_empty_batch(case: Case) -> None:
     arguments = case.make(np.random.default_rng(5), jnp.float32)
     arguments = tuple(a[:0] if r else a for a, r in zip(arguments, case.rows, strict=True))
-    outputs = case.ours(*arguments)
-    cotangent = jax.tree.map(jnp.ones_like, outputs)
-    outputs, grads = jax_cases.gradients(case.ours, case, arguments, cotangent)
-    plain, plain_grads = jax_cases.gradients(case.plain, case, arguments, cotangent)
-    equal((outputs, grads), (plain, plain_grads))
+    outputs = jax.eval_shape(case.ours, *arguments)
+    cotangent = jax.tree.map(lambda output: jnp.ones(output.shape, output.dtype), outputs)
+    ours, plain = (
+        jax.jit(lambda *a, f=f: jax_cases.gradients(f, case, a, cotangent))(*arguments)
+        for f in (case.ours, case.plain)
+    )
+    equal(ours, plain)
 
 
 def test_no_input_is_modified() -> None:

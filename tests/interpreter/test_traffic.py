@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from cases import CASES, Case, normal, together
+from cases import CASES, REPRESENTATIVES, Case, normal, together
 from torch_runner import run
 
 from liger import traffic
@@ -96,8 +96,13 @@ def with_distinct_ids(case: Case, n_tokens: int) -> Case:
     )
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("case", [*CASES, WIDEST], ids=lambda c: c.name)
+RUNS = [
+    *((case, "bfloat16") for case in (*CASES, WIDEST)),
+    *((case, "float32") for case in (*REPRESENTATIVES, WIDEST)),
+]
+
+
+@pytest.mark.parametrize(("case", "dtype"), RUNS, ids=[f"{case.name}-{dtype}" for case, dtype in RUNS])
 def test_launches_move_what_they_say(case: Case, dtype: str) -> None:
     with traffic.count() as counted:
         run(with_many_rows(case), dtype)

@@ -50,10 +50,14 @@ def grad(
 
 
 def differentiate(
-    case: Case, dtype: str, operands: list[torch.Tensor | None], outputs: list[torch.Tensor | None]
+    case: Case,
+    dtype: str,
+    operands: list[torch.Tensor | None],
+    outputs: list[torch.Tensor | None],
+    incoming: list[torch.Tensor | None] | None = None,
 ) -> list[torch.Tensor | None]:
-    """The gradients of the operands that need one."""
-    incoming = cotangents(case, dtype, outputs)
+    """The gradients of the operands that need one, for the case's cotangents."""
+    incoming = incoming or cotangents(case, dtype, outputs)
     pairs = [
         (o, c)
         for o, c in zip(outputs, incoming, strict=True)

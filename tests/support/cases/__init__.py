@@ -28,12 +28,14 @@ CASES: tuple[Case, ...] = (
     *divergences.cases(),
 )
 REPRESENTATIVES: tuple[Case, ...] = representatives(CASES)
+SIGNATURES: tuple[Case, ...] = representatives(CASES, options=False)
 
 __all__ = [
     "CASES",
     "DTYPES",
     "IGNORED",
     "REPRESENTATIVES",
+    "SIGNATURES",
     "Case",
     "labels",
     "normal",

@@ -12,21 +12,21 @@ from cases.case import Case, Operands
 Feature = tuple[object, ...]
 
 
-def representatives(cases: Iterable[Case]) -> tuple[Case, ...]:
+def representatives(cases: Iterable[Case], *, options: bool = True) -> tuple[Case, ...]:
     """For each op the fewest small cases, found greedily, that have every form of it.
 
     A form is: an operand is present or absent, an output is returned or not and has an axis or none, the backward pass
-    can be run once only or again, an option has this name or is given or not.
+    can be run once only or again; with `options`, an option has this name or is given or not.
     """
     small: dict[str, list[Case]] = {}
     for case in cases:
         if all(value is None or 0 < value.size < 10_000 for value in case.operands()) and n_tokens(case) > 1:
             small.setdefault(case.op.name, []).append(case)
-    return tuple(chosen for family in small.values() for chosen in _cover(family))
+    return tuple(chosen for family in small.values() for chosen in _cover(family, options))
 
 
-def _cover(cases: list[Case]) -> Iterator[Case]:
-    forms = {case.name: set(_forms(case)) for case in cases}
+def _cover(cases: list[Case], options: bool) -> Iterator[Case]:
+    forms = {case.name: {form for form in _forms(case) if options or form[0] != "option"} for case in cases}
     missing = set().union(*forms.values())
     while missing:
         best = max(cases, key=lambda case: len(forms[case.name] & missing))
