@@ -14,7 +14,7 @@ from liger_torch.hf.lazy import LazyLogits
 
 def without_logits(output: Any) -> Any:
     """An output without the entry `logits`."""
-    return type(output)(**{name: value for name, value in output.items() if name != "logits"})
+    return type(output)(**{name: value for name, value in _fields(output).items() if name != "logits"})
 
 
 def settled(output: Any, *, keep_logits: bool) -> Any:
@@ -23,7 +23,7 @@ def settled(output: Any, *, keep_logits: bool) -> Any:
         return output.computed() if keep_logits or output.is_computed else None
     settle = functools.partial(settled, keep_logits=keep_logits)
     if isinstance(output, ModelOutput):
-        return type(output)(**{name: settle(value) for name, value in output.items()})
+        return type(output)(**{name: settle(value) for name, value in _fields(output).items()})
     if type(output) in (tuple, list):
         return type(output)(map(settle, output))
     return output
@@ -32,7 +32,12 @@ def settled(output: Any, *, keep_logits: bool) -> Any:
 def with_token_accuracy(output: Any, accuracy: torch.Tensor | None) -> Any:
     """An output of the same class with one more field, as tools expect that take outputs apart and build them anew."""
     cls: Any = type(output)
-    return _class_with_token_accuracy(cls)(**output, token_accuracy=accuracy)
+    return _class_with_token_accuracy(cls)(**_fields(output), token_accuracy=accuracy)
+
+
+def _fields(output: Any) -> dict[str, Any]:
+    """Not its items: up to transformers 4 a field that is set later is none of them."""
+    return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
 
 
 @torch.compiler.assume_constant_result

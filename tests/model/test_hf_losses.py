@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import logging
 from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import convert_to_fp32
 from hf_models import VOCAB, batch, counted_ops, step, tiny
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -154,6 +157,9 @@ OPTIONS = {
 @pytest.mark.parametrize("option", OPTIONS)
 def test_fused(name: str, option: str) -> None:
     plain, patched = pair(name)
+    taken = inspect.signature(type(plain).forward).parameters
+    if "kwargs" not in taken and option != "return_dict" and not OPTIONS[option].keys() <= taken.keys():
+        pytest.skip("the model itself does not take this")
     inputs = {**batch(), **OPTIONS[option]}
     expected, actual = plain(**inputs), patched(**inputs)
     if option == "return_dict":
@@ -225,9 +231,10 @@ def test_token_accuracy(name: str, fused: bool, keep: bool) -> None:
     assert output.token_accuracy.item() == pytest.approx(wanted, abs=1e-6)
     assert isinstance(output, type(plain(**batch())))
     assert (output.logits is None) == (fused and not keep)
-    # accelerate and DataParallel take outputs apart and build them anew.
-    again = type(output)(dict(output.items()))
-    assert again.token_accuracy is output.token_accuracy
+    # accelerate and DistributedDataParallel take outputs apart and build them anew.
+    for again in (convert_to_fp32(output), pytree.tree_map(lambda leaf: leaf, output)):
+        assert type(again) is type(output)
+        assert again.token_accuracy == output.token_accuracy
     as_tuple = patched(**batch(), **options, return_dict=False)
     torch.testing.assert_close(as_tuple[-1], output.token_accuracy)
     assert not hasattr(patched(**batch()), "token_accuracy")
@@ -261,6 +268,14 @@ def test_wishes_that_cannot_be_fulfilled(caplog: pytest.LogCaptureFixture) -> No
     assert caplog.text.count("no token accuracy") == 1
     with pytest.raises(RuntimeError, match="use_token_scaling=True"):
         patched(**batch(), use_token_scaling=True)
+
+
+def test_logits_that_cannot_be_skipped(caplog: pytest.LogCaptureFixture) -> None:
+    _, patched = pair("llama", fused=False)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert patched(**batch(), skip_logits=True).logits is not None
+    assert caplog.text.count("it is patched with cross_entropy=True") == 1
 
 
 def test_a_replaced_head_with_wishes() -> None:
