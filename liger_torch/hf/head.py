@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
@@ -217,7 +218,7 @@ class HeadRecipe:
             # In another gradient mode than the model, it is not asked for the logits of the loss.
             if (
                 call is None
-                or call.head is not self
+                or unwrapped(call.head) is not self
                 or call.gradients != torch.is_grad_enabled()
                 or isinstance(self.weight, DTensor)
             ):
@@ -245,6 +246,11 @@ def head_of(model: Any) -> Any:
     """The model's output layer, None without one."""
     getter = getattr(model, "get_output_embeddings", None)
     return None if getter is None else getter()
+
+
+def unwrapped(head: Any) -> Any:
+    """The layer inside of FSDP's first kind, which is to be called from outside of it."""
+    return head.module if isinstance(head, FullyShardedDataParallel) else head
 
 
 def hooks_reason(head: Any) -> str:

@@ -33,10 +33,11 @@ from liger_torch.hf.head import (
     innermost,
     inside,
     shifted,
+    unwrapped,
 )
 from liger_torch.hf.probe import Verdict
 from liger_torch.hf.report import warn_once
-from liger_torch.hf.swap import original_class
+from liger_torch.hf.swap import hides_forward, original_class, recipe_of
 from liger_torch.hf.tail import Tail
 
 KIND = "loss"
@@ -211,14 +212,14 @@ def _causal_loss(
 def _head(model: Any) -> Any:
     """The output layer, looked up at every call: it may have been replaced, wrapped or given hooks since."""
     head = head_of(model)
-    # Inherited: FSDP2 gives a module that it shards a class of its own.
-    if getattr(type(head), "_liger_recipe", None) != HeadRecipe():
+    layer = unwrapped(head)
+    if layer is None or recipe_of(layer) != HeadRecipe():
         _warn_of_logits(
             model, "its output layer has been replaced since it was patched; call apply_liger_kernel again"
         )
         return None
-    if head._forward_hooks or head._forward_pre_hooks:
-        reason = hooks_reason(head)
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        reason = hooks_reason(layer)
         if reason:
             _warn_of_logits(model, reason)
             return None
@@ -252,7 +253,8 @@ def recognise(model: Any, *, fused: bool) -> tuple[Verdict, nn.Module | None]:
     causal = has_own_loss(model) and _own_loss(model) is ForCausalLMLoss
     head: Any = head_of(model)
     path = next((name for name, module in model.named_modules() if module is head), None)
-    reason = _head_reason(model, head, path)
+    layer = unwrapped(head)
+    reason = _head_reason(model, layer, path)
     if causal and not fused and (reason or _asks_loss_function(model, path)):
         return Verdict(form, LossRecipe(fused, Tail())), None
     if reason:
@@ -262,14 +264,14 @@ def recognise(model: Any, *, fused: bool) -> tuple[Verdict, nn.Module | None]:
         with contextlib.suppress(tail.Unprobed):
             found = tail.find(model, path)
             if isinstance(found, Tail):
-                return Verdict(f"{form}{found}", LossRecipe(fused, found)), head
+                return Verdict(f"{form}{found}", LossRecipe(fused, found)), layer
     try:
         reason, details = tail.lazy_reason(model, path), "lazy logits"
     except tail.Unprobed as error:
         reason, details = "", f"lazy logits, {error}"
     if reason:
         return Verdict(form, None, reason), None
-    return Verdict(f"{form} ({details})", LossRecipe(fused, None)), head
+    return Verdict(f"{form} ({details})", LossRecipe(fused, None)), layer
 
 
 def _asks_loss_function(model: Any, path: str | None) -> bool:
@@ -291,7 +293,7 @@ def _head_reason(model: Any, head: Any, path: str | None) -> str:
         return "its output layer is not one of its modules"
     if original_class(head).forward is not nn.Linear.forward:
         return f"its output layer is a {type(head).__name__}, not a plain Linear"
-    if "forward" in head.__dict__ or "forward" in model.__dict__:
+    if hides_forward(head) or hides_forward(model):
         return "an instance attribute `forward` (a hook of another library) hides the class's"
     if not head.weight.is_floating_point():
         return "its output layer is quantised"

@@ -117,9 +117,10 @@ class _Probe:
     def __init__(self, module: nn.Module, weight: str | None, bias: str | None) -> None:
         self.clone = probe.small_copy(module, {}, {})
         self.names = {name: seed for seed, name in enumerate((weight, bias), 1) if name is not None}
+        # A sharded parameter may have any size here, or none; so may the rows of a probe.
         sizes = [parameter.shape[0] for parameter in module.parameters(recurse=False)]
         shape = getattr(module, "normalized_shape", None)
-        self.hidden_size = sizes[0] if sizes else shape[-1] if isinstance(shape, tuple) else 64
+        self.hidden_size = shape[-1] if isinstance(shape, tuple) else max(sizes, default=0) or 64
         self.weight, self.bias = weight, bias
 
     def agreement(self, form: Form, eps: float) -> float:

@@ -107,7 +107,7 @@ class _Plan:
 
     def _add(self, kind: str, module: nn.Module, verdict: Verdict, detail: str = "") -> bool:
         recipe, reason = verdict.recipe, verdict.reason
-        if recipe is not None and "forward" in module.__dict__:
+        if recipe is not None and swap.hides_forward(module):
             recipe, reason = (
                 None,
                 "an instance attribute `forward` (a hook of another library) hides the class's",
@@ -140,8 +140,9 @@ def apply_liger_kernel(
 ) -> PatchReport:
     """Let a Hugging Face model run on this package's kernels.
 
-    Its modules are recognised by what they compute, not by name. Only this instance changes, at any time in its life
-    before it is sharded; `remove_liger_kernel` undoes it. Applied again, the new arguments replace the old ones.
+    Its modules are recognised by what they compute, not by name. Only this instance changes, at any time in its life,
+    before adapters and sharding or after them; `remove_liger_kernel` undoes it. Applied again, the new arguments
+    replace the old ones.
 
     With a fused loss, `model(input_ids, labels=...)` returns `logits=None` in training and real logits in evaluation;
     `skip_logits=True` or `False` in the call decides otherwise; where the loss cannot be fused at a call (its output
