@@ -24,13 +24,11 @@ import numpy as np
 import torch
 
 from examples import corpus, messages, report, train_torch
+from examples.progress import Progress
 from examples.settings import PRESETS, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "build" / "demo"
-
-LINES_PER_RUN = 5
-"""Progress lines of a run where the output is not a terminal."""
 
 
 def prepare(settings: Settings, folder: Path) -> None:
@@ -88,7 +86,7 @@ def run(job: report.Run, settings: Settings, folder: Path) -> dict[str, Any]:
             if message is None:
                 errors.write(line)
             elif "step" in message:
-                progress.show(message["step"], message["loss"])
+                progress.show(message["step"], loss=message["loss"])
             else:
                 result = message["result"]
     progress.end()
@@ -97,30 +95,6 @@ def run(job: report.Run, settings: Settings, folder: Path) -> dict[str, Any]:
         raise SystemExit(f"{job.name}: ended with status {process.returncode}\n{tail}")
     print(f"{job.name}: {result['path']}; {time.monotonic() - start:.0f} s in all", flush=True)
     return {**result, "seconds": time.monotonic() - start}
-
-
-class Progress:
-    """A line that a terminal sees change, or a few lines where there is none."""
-
-    def __init__(self, name: str, steps: int) -> None:
-        self.name = name
-        self.steps = steps
-        self.terminal = sys.stdout.isatty()
-        if self.terminal:
-            print(f"{name}: starting", end="", flush=True)
-
-    def show(self, step: int, loss: float) -> None:
-        """Tell of a step."""
-        text = f"{self.name}: step {step} of {self.steps}, loss {loss:.4f}"
-        if self.terminal:
-            print(f"\r\033[K{text}", end="", flush=True)
-        elif step in (1, self.steps) or step % max(1, self.steps // LINES_PER_RUN) == 0:
-            print(text, flush=True)
-
-    def end(self) -> None:
-        """Leave the line."""
-        if self.terminal:
-            print("\r\033[K", end="", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

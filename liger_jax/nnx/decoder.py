@@ -276,8 +276,8 @@ class Decoder(nnx.Module):
         Raises:
             ValueError: tokens that are not (batch, seq).
         """
-        kernel, layout = self._head()
-        return _project(self._hidden(tokens, positions, segments), kernel, layout)
+        kernel, layout = self.head()
+        return _project(self.hidden(tokens, positions, segments), kernel, layout)
 
     def loss(
         self,
@@ -304,18 +304,22 @@ class Decoder(nnx.Module):
         _check_rank("labels", labels)
         # The labels move, not the hidden states: nothing large is copied, and the last token has no label.
         shifted = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=IGNORE_INDEX)
-        kernel, layout = self._head()
-        return self.functions.loss(self._hidden(tokens, positions, segments), kernel, layout, shifted)
+        kernel, layout = self.head()
+        return self.functions.loss(self.hidden(tokens, positions, segments), kernel, layout, shifted)
 
-    def _head(self) -> tuple[jax.Array, KernelLayout]:
+    def head(self) -> tuple[jax.Array, KernelLayout]:
+        """The head's kernel and its layout, as `liger_jax.linear_logprobs` and its kin take them."""
         if self.config.tie_word_embeddings:
             return self.embed_tokens.embedding[...], "vh"
         return self.lm_head.kernel[...], "hv"
 
-    def _hidden(
-        self, tokens: jax.Array, positions: jax.Array | None, segments: jax.Array | None
+    def hidden(
+        self, tokens: jax.Array, positions: jax.Array | None = None, segments: jax.Array | None = None
     ) -> jax.Array:
-        """The final, normalised hidden states (batch, seq, hidden)."""
+        """The final, normalised hidden states (batch, seq, hidden), which `head` makes logits of.
+
+        For losses other than `loss`. Arguments and errors are those of `__call__`.
+        """
         _check_rank("tokens", tokens)
         x = self.embed_tokens(tokens)
         if self.config.pad_token_id is not None:
