@@ -133,14 +133,14 @@ _MAPPINGS = (
 )
 
 
-def _model_types(family: str) -> tuple[str, ...]:
+def model_types(family: str) -> tuple[str, ...]:
     """The model types of a family: its own and that of its text model, which a checkpoint may have alone."""
     return tuple(t for t in (family, f"{family}_text", f"{family}_text_model") if t in CONFIG_MAPPING)
 
 
-def _model_classes(family: str) -> tuple[type[Any], ...]:
+def model_classes(family: str) -> tuple[type[Any], ...]:
     """The classes that transformers' auto classes build for a family, outermost ones only."""
-    configs = [type(AutoConfig.for_model(model_type)) for model_type in _model_types(family)]
+    configs = [type(AutoConfig.for_model(model_type)) for model_type in model_types(family)]
     found = _built_for(configs, _MAPPINGS) or _built_for(configs, ("MODEL_MAPPING",))
     return tuple(dict.fromkeys(found))
 
@@ -150,16 +150,21 @@ def _built_for(configs: Iterable[type[Any]], mappings: Iterable[str]) -> list[ty
     return [table[config] for config in configs for table in tables if config in table]
 
 
+def arguments_of(family: str) -> tuple[str, ...]:
+    """What the function of a family takes, beside the model; that of one that upstream has none for takes it all."""
+    return FAMILIES.get(family, (*_LLAMA, "layer_norm"))
+
+
 @functools.cache
 def family_function(family: str) -> FamilyFunction:
     """`apply_liger_kernel_to_<family>`, for a family of `FAMILIES` or any model type; the same one every time."""
-    return made_function(family, (*FAMILIES.get(family, (*_LLAMA, "layer_norm")), "model"))
+    return made_function(family, arguments_of(family), inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def made_function(family: str, order: Iterable[str]) -> FamilyFunction:
-    """The function of a family with its arguments in this order."""
+def made_function(family: str, arguments: Iterable[str], kind: Any) -> FamilyFunction:
+    """The function of a family, whose arguments are of this kind of `inspect.Parameter`."""
     name = PREFIX + family
-    signature = _signature(order)
+    signature = _signature((*arguments, "model"), kind)
 
     def apply(*args: Any, **kwargs: Any) -> PatchReport | PendingPatch:
         try:
@@ -169,12 +174,12 @@ def made_function(family: str, order: Iterable[str]) -> FamilyFunction:
         bound.apply_defaults()
         model = bound.arguments.pop("model")
         parts = asked_for(name, bound.arguments)
-        if not _model_types(family):
+        if not model_types(family):
             raise ValueError(f"{name}: transformers {transformers.__version__} has no model type {family!r}.")
         if model is None:
-            return PendingPatch(_model_classes(family), parts)
+            return PendingPatch(model_classes(family), parts)
         given = getattr(getattr(model, "config", None), "model_type", None)
-        if given not in _model_types(family):
+        if given not in model_types(family):
             raise ValueError(
                 f"{name}: model has model_type {given!r}, not {family!r}; apply_liger_kernel(model) takes any model."
             )
@@ -202,8 +207,7 @@ def made_function(family: str, order: Iterable[str]) -> FamilyFunction:
     return apply
 
 
-def _signature(order: Iterable[str]) -> inspect.Signature:
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+def _signature(order: Iterable[str], kind: Any) -> inspect.Signature:
     return inspect.Signature(
         [
             inspect.Parameter(name, kind, default=None, annotation=nn.Module | None)

@@ -107,7 +107,7 @@ def _parameters(function: Any) -> list[inspect.Parameter]:
 def recognise(function: RopeFunction) -> Verdict:
     """The verdict on a function: whether `liger_rope` computes what it does."""
     value = function.value
-    if isinstance(value, _Dispatcher):
+    if isinstance(value, Dispatcher):
         value = value.original
     known = rotations.recognise(_plain(value))
     if isinstance(known, str):
@@ -115,7 +115,7 @@ def recognise(function: RopeFunction) -> Verdict:
     return Verdict(known.rotation.name, RopeRecipe())
 
 
-class _Dispatcher:
+class Dispatcher:
     """Stands in the place of a rotation."""
 
     def __init__(self, original: Callable[..., Any]) -> None:
@@ -128,7 +128,12 @@ class _Dispatcher:
         self.leases = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if _swapped.depth and self.known is not None:
+        """What the original gives, by the kernel inside of swapped modules."""
+        return (self.rotate if _swapped.depth else self.original)(*args, **kwargs)
+
+    def rotate(self, *args: Any, **kwargs: Any) -> Any:
+        """What the original gives, by the kernel where it can be."""
+        if self.known is not None:
             given = {**dict(zip(self.signature.names, args, strict=False)), **kwargs}
             rotated = self._by_kernel(self.known, given)
             if rotated is not None:
@@ -164,8 +169,8 @@ class Lease:
         self.function = function
         with _lock:
             dispatcher = function.value
-            if not isinstance(dispatcher, _Dispatcher):
-                dispatcher = _Dispatcher(dispatcher)
+            if not isinstance(dispatcher, Dispatcher):
+                dispatcher = Dispatcher(dispatcher)
                 setattr(sys.modules[function.module], function.name, dispatcher)
             dispatcher.leases += 1
         self.release = weakref.finalize(self, _release, function, dispatcher)
@@ -175,7 +180,7 @@ class Lease:
         return Lease, (self.function,)
 
 
-def _release(function: RopeFunction, dispatcher: _Dispatcher) -> None:
+def _release(function: RopeFunction, dispatcher: Dispatcher) -> None:
     with _lock:
         dispatcher.leases -= 1
         # Whoever has put something else there since keeps it; the dispatcher below then calls the original.

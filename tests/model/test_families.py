@@ -101,7 +101,7 @@ def test_models_built_from_now_on_are_patched(name: str) -> None:
 
 @pytest.mark.parametrize("family", KNOWN)
 def test_hooks_leave_nothing_behind(family: str) -> None:
-    classes = families._model_classes(family)
+    classes = families.model_classes(family)
     assert classes
     before = [dict(vars(cls)) for cls in classes]
     pending = family_function(family)()
