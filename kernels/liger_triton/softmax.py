@@ -60,8 +60,8 @@ def _lower_bound(highest):
 
 @triton.jit
 def _above(x, tau):
-    """x - tau where that is positive."""
-    return tl.where(x > tau, x - tau, 0.0)
+    """x - tau where that is positive; a NaN stays one, and with the sum makes all of its row NaN."""
+    return tl.where(x <= tau, 0.0, x - tau)
 
 
 @triton.jit

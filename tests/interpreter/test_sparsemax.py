@@ -60,3 +60,14 @@ def test_a_row_without_a_number_is_nan(function: object, n: int) -> None:
     (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
     assert dx[0].isnan().all()
     assert (dx[1] == 0).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("n", [5, WIDE])
+@pytest.mark.parametrize("function", [f.liger_softmax, f.liger_sparsemax])
+def test_what_is_no_number_is_seen_in_all_of_its_row(function: object, n: int, value: float) -> None:
+    x = torch.zeros(2, n)
+    x[0, 3] = value
+    y = function(x)  # type: ignore[operator]
+    assert y[0].isnan().all()
+    assert y[1].isfinite().all()
