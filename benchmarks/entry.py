@@ -34,7 +34,9 @@ class Entry:
         products: the vendor's matrix products that the op cannot do without, as a function of the operands. The op is
             then compared with their time, and with a copy of the least bytes otherwise.
         step: measure forward and backward pass as one, as of a loss, and not one by one.
-        moved: least bytes (forward, backward, both as one) where `least_bytes` does not know (look-ups of rows).
+        outputs: names of the outputs that the functions return; None for all that are differentiable.
+        moved: least bytes (forward, backward, both as one) where `least_bytes` does not know (look-ups of rows, two
+            gradients that are one array).
     """
 
     name: str
@@ -46,6 +48,7 @@ class Entry:
     products: Function | None = None
     step: bool = False
     moved: tuple[int, int, int] | None = None
+    outputs: tuple[str, ...] | None = None
 
     def bytes(self, operands: Operands) -> tuple[int, int, int]:
         """Least bytes of the forward pass, the backward pass, and both as one."""

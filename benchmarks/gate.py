@@ -61,12 +61,10 @@ def error(entry: Entry, function: Function, operands: Operands) -> float:
 
     def reference(*arrays: Any) -> Any:
         outputs = entry.op.reference(arrays, entry.options)
-        differentiable = [d.differentiable for d in entry.op.outputs]
-        return tuple(
-            o
-            for o, d in zip(outputs, differentiable, strict=True)
-            if o is not None and (d or not any(differentiable))
-        )
+        wanted = entry.outputs or [o.name for o in entry.op.outputs if o.differentiable]
+        wanted = wanted or [o.name for o in entry.op.outputs]
+        named = zip((o.name for o in entry.op.outputs), outputs, strict=True)
+        return tuple(o for name, o in named if o is not None and name in wanted)
 
     exact, found = _results(reference, tuple(exact_operands)), _results(function, few)
     worst = 0.0

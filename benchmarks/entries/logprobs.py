@@ -12,18 +12,13 @@ from benchmarks.entry import Entry, Function, Operands, draw
 from liger_torch import functional as f
 from liger_triton import linear_logprobs, logprobs
 
-
-def _sum(results: f.LogProbs) -> torch.Tensor:
-    """A loss of all three, each with a gradient of its own."""
-    logp, lse, entropy = results
-    return logp.sum() + 0.1 * lse.sum() + 0.01 * entropy.sum()
+Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def _plain(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+def _plain(logits: torch.Tensor, ids: torch.Tensor) -> Three:
     log_p = logits.float().log_softmax(-1)
     own = log_p.gather(-1, ids[:, None])[:, 0]
-    lse, entropy = logits.float().logsumexp(-1), -(log_p.exp() * log_p).sum(-1)
-    return _sum(f.LogProbs(own, lse, entropy))
+    return own, logits.float().logsumexp(-1), -(log_p.exp() * log_p).sum(-1)
 
 
 def entries() -> Iterator[Entry]:
@@ -34,46 +29,52 @@ def entries() -> Iterator[Entry]:
         logprobs.LOGPROBS,
         logprobs.Options(),
         lambda: (draw(n, v), labels(n, v)),
-        lambda z, y: _sum(f.token_logprobs(z, y)),
+        lambda z, y: tuple(f.token_logprobs(z, y)),
         {"torch eager": _plain},
         step=True,
     )
     for frozen in (False, True):
-        yield _fused(n, h, v, frozen)
+        yield _fused(n, h, v, frozen, alone=False)
+        yield _fused(n, h, v, frozen, alone=True)
 
 
-def _fused(n: int, h: int, v: int, frozen: bool) -> Entry:
+def _fused(n: int, h: int, v: int, frozen: bool, alone: bool) -> Entry:
+    """All three results with a gradient each, or logp `alone`."""
+
     def operands() -> Operands:
         head = draw(v, h, scale=0.02)
         return draw(n, h), head.requires_grad_(not frozen), labels(n, v), None, None
 
-    def function(keep: str | bool, differentiable: tuple[str, ...]) -> Function:
-        def run(x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, *_: None) -> torch.Tensor:
-            results = f.fused_linear_logprobs(x, w, y, keep_logits=keep, differentiable=differentiable)
-            return results.logp.sum() if differentiable == ("logp",) else _sum(results)
+    def function(keep: str | bool) -> Function:
+        def run(x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, *_: None) -> tuple[torch.Tensor, ...]:
+            if alone:
+                return (f.fused_linear_logprobs(x, w, y, keep_logits=keep, differentiable=("logp",)).logp,)
+            return tuple(f.fused_linear_logprobs(x, w, y, keep_logits=keep))
 
         return run
+
+    def plain(x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, *_: None) -> tuple[torch.Tensor, ...]:
+        return _plain(F.linear(x, w), y)[: 1 if alone else 3]
 
     def products(x: torch.Tensor, w: torch.Tensor, *_: object) -> object:
         # Not zeros: a product of zeros runs faster than one of numbers.
         d = torch.empty(n, v, dtype=torch.bfloat16, device="cuda").normal_()
         return lambda: (x @ w.t(), d @ w) if frozen else (x @ w.t(), d @ w, d.t() @ x)
 
-    every, logp = ("logp", "lse", "entropy"), ("logp",)
     others: dict[str, Function] = {
-        "all logits kept": function(True, every),
-        "none kept (recomputes)": function(False, every),
-        "logp alone": function("auto", logp),
-        "torch eager": lambda x, w, y, *_: _plain(F.linear(x, w), y),
+        "all logits kept": function(True),
+        "none kept (recomputes)": function(False),
+        "torch eager": plain,
     }
-    head = "frozen head" if frozen else "head"
+    variant = f"{'frozen head' if frozen else 'head'}{', logp alone' if alone else ''}"
     return Entry(
-        f"linear_logprobs {n} tokens, hidden {h}, vocabulary {v}, {head}",
+        f"linear_logprobs {n} tokens, hidden {h}, vocabulary {v}, {variant}",
         linear_logprobs.LINEAR_LOGPROBS,
         linear_logprobs.Options(),
         operands,
-        function("auto", every),
+        function("auto"),
         others,
         products,
         step=True,
+        outputs=("logp",) if alone else None,
     )

@@ -31,6 +31,12 @@ def _with_residual_and_bias(n: int, h: int) -> Operands:
     return draw(n, h), draw(n, h), draw(h), draw(h)
 
 
+def _four(n: int, h: int) -> tuple[int, int, int]:
+    """Four matrices each way: the gradients of both summands are the same array."""
+    matrix = 2 * n * h
+    return 4 * matrix, 4 * matrix, 8 * matrix
+
+
 def _torch_layer_norm(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return F.layer_norm(x, w.shape, w, b, 1e-6)
 
@@ -71,6 +77,7 @@ def entries() -> Iterator[Entry]:
             rms_norm.Options(),
             functools.partial(_with_residual, n, h),
             f.liger_fused_add_rms_norm,
+            moved=_four(n, h),
         )
         yield Entry(
             f"layer_norm {n}x{h}",
@@ -86,6 +93,7 @@ def entries() -> Iterator[Entry]:
             layer_norm.Options(),
             functools.partial(_with_residual_and_bias, n, h),
             f.liger_fused_add_layer_norm,
+            moved=_four(n, h),
         )
     for n, c, side in ((16, 320, 64), (64, 1280, 8), (1, 128, 512)):
         yield Entry(
