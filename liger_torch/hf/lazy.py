@@ -280,6 +280,15 @@ def _view(lazy: LazyLogits, func: Any, args: Any, kwargs: Any) -> LazyLogits | N
     return lazy._then(func, args, {}, hidden=lazy.hidden.reshape(*lead, lazy.hidden.shape[-1]))
 
 
+def _flatten(lazy: LazyLogits, func: Any, args: Any, kwargs: Any) -> LazyLogits | None:
+    """Axes of the tokens made one."""
+    given = {**dict(zip(("start_dim", "end_dim"), args[1:], strict=False)), **kwargs}
+    start, end = given.pop("start_dim", 0), given.pop("end_dim", -1)
+    if given or type(start) is not int or type(end) is not int or end % lazy.ndim == lazy.ndim - 1:
+        return None
+    return lazy._then(func, args, kwargs, hidden=lazy.hidden.flatten(start, end))
+
+
 def _index(lazy: LazyLogits, func: Any, args: Any, kwargs: Any) -> LazyLogits | None:
     """Some of the tokens: slices, integers, or one mask or list of indices."""
     index = args[1] if isinstance(args[1], tuple) else (args[1],)
@@ -346,4 +355,5 @@ _FOLLOWED: dict[Any, Callable[[LazyLogits, Any, Any, Any], Any]] = {
     **dict.fromkeys(_named("div", "true_divide"), _over),
     **dict.fromkeys(_named("tanh"), _tanh),
     **dict.fromkeys(_named("view", "reshape"), _view),
+    **dict.fromkeys(_named("flatten"), _flatten),
 }

@@ -183,6 +183,8 @@ class Lease:
 def _release(function: RopeFunction, dispatcher: Dispatcher) -> None:
     with _lock:
         dispatcher.leases -= 1
-        # Whoever has put something else there since keeps it; the dispatcher below then calls the original.
-        if dispatcher.leases == 0 and function.value is dispatcher:
-            setattr(sys.modules[function.module], function.name, dispatcher.original)
+        # Whoever has put something else there since keeps it; the dispatcher below then calls the original. The file
+        # may be gone as well: that of remote code.
+        file = sys.modules.get(function.module)
+        if dispatcher.leases == 0 and getattr(file, function.name, None) is dispatcher:
+            setattr(file, function.name, dispatcher.original)

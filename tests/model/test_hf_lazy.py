@@ -68,6 +68,8 @@ def check(compute: Callable[[Any], torch.Tensor], *, followed: bool) -> None:
 FOLLOWED: dict[str, Callable[[Any], torch.Tensor]] = {
     "view": lambda z: z.view(-1, VOCAB),
     "view as": lambda z: z.view(8, -1),
+    "flatten": lambda z: z.flatten(0, 1),
+    "flatten by name": lambda z: torch.flatten(z, end_dim=-2),
     "reshape": lambda z: torch.reshape(z, (8, VOCAB)),
     "size": lambda z: z.view(-1, z.size(-1)),
     "shift": lambda z: z[..., :-1, :].contiguous().view(-1, z.shape[-1]),
