@@ -75,7 +75,8 @@ def main() -> None:
 
     report = Report("DPO of a Flax decoder", options)
     curve = report.curve("policy")
-    for pairs in preferences.batches(SETTINGS, options.steps):
+    _, batches = preferences.make(SETTINGS, options.steps)
+    for pairs in batches:
         loss, accuracy, parameters, state = step(parameters, state, *arrays_of(pairs))
         curve.add(float(loss), accuracy=float(accuracy))
     report.finish("dpo_flax.png")

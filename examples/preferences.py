@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from examples import corpus
 from examples.settings import Settings
@@ -25,8 +26,8 @@ class Pairs:
         return cls(prompts, chosen, np.random.default_rng(seed).permuted(chosen, axis=1))
 
 
-def batches(settings: Settings, steps: int) -> list[Pairs]:
-    """Pairs for as many steps."""
+def make(settings: Settings, steps: int) -> tuple[Tokenizer, list[Pairs]]:
+    """A tokenizer, and the pairs of as many steps."""
     texts = corpus.standard_library(settings.corpus_bytes)
     tokenizer = corpus.train_tokenizer(texts, settings.vocab_size)
     windows = corpus.batches(
@@ -37,4 +38,4 @@ def batches(settings: Settings, steps: int) -> list[Pairs]:
         sequence=settings.sequence,
         seed=settings.seed,
     )
-    return [Pairs.of(batch, settings.seed + step) for step, batch in enumerate(windows)]
+    return tokenizer, [Pairs.of(batch, settings.seed + step) for step, batch in enumerate(windows)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -17,11 +18,13 @@ from examples.curves import Options, Report  # noqa: E402
 
 sys.path.remove(str(ROOT))
 
-STEPS = {"distillation": 6, "dpo_flax": 6, "grpo": 8}
+STEPS = {"distillation": 6, "dpo_flax": 6, "dpo_trl": 6, "grpo": 8, "sft_trl": 6}
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_example(name: str, tmp_path: Path) -> None:
+    if name.endswith("_trl") and importlib.util.find_spec("trl") is None:
+        pytest.skip("needs trl (extra `peers`)")
     command = [sys.executable, "-m", f"examples.{name}", f"--steps={STEPS[name]}", f"--output={tmp_path}"]
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
