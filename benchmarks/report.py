@@ -33,6 +33,11 @@ def lines_of(row: Row) -> str:
     )
 
 
+def is_peer(provider: str) -> bool:
+    """Whether it is another's: variants of ours have names of several words."""
+    return provider == "torch eager" or (provider != "ours" and " " not in provider)
+
+
 def lost(rows: Iterable[Row]) -> list[str]:
     """Where a peer was faster on the device."""
     rows = [r for r in rows if r.device_us is not None]
@@ -40,8 +45,8 @@ def lost(rows: Iterable[Row]) -> list[str]:
     found = []
     for row in rows:
         mine = ours.get((row.entry, row.which))
-        if row.provider == "ours" or mine is None or (" " in row.provider and row.provider != "torch eager"):
-            continue  # variants of ours have names of several words
+        if mine is None or not is_peer(row.provider):
+            continue
         assert mine.device_us is not None and row.device_us is not None
         if row.device_us.median < mine.device_us.median:
             times = mine.device_us.median, row.device_us.median
@@ -96,17 +101,19 @@ def plot(run: Run, target: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [r for r in run.rows if r.device_share is not None]
+    rows = [
+        r for r in run.rows if r.device_share is not None and (r.provider == "ours" or is_peer(r.provider))
+    ]
     labels = list(dict.fromkeys(f"{r.entry}, {r.which}" for r in rows))
     providers = list(dict.fromkeys(r.provider for r in rows))
-    figure, axes = pyplot.subplots(figsize=(9, 0.5 + 0.16 * len(labels) * max(len(providers), 2) ** 0.7))
+    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.24 * len(labels)))
     height = 0.8 / len(providers)
     for i, provider in enumerate(providers):
         shares = {f"{r.entry}, {r.which}": r.device_share or 0.0 for r in rows if r.provider == provider}
         places = [labels.index(name) + i * height for name in shares]
         axes.barh(places, list(shares.values()), height, label=provider)
     axes.set_yticks([i + 0.4 for i in range(len(labels))], labels, fontsize=6)
-    axes.invert_yaxis()
+    axes.set_ylim(len(labels), 0)
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xlabel("share of the ceiling, on the device")
     axes.legend(fontsize=6)

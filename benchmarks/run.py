@@ -137,8 +137,16 @@ def run(options: argparse.Namespace) -> int:
         raise SystemExit("benchmarks run needs a GPU; `python -m benchmarks offline` does not.")
     torch.manual_seed(0)
     functorch.donated_buffer = False  # torch.compile's graphs are gone through more than once
-    before, rows = copy_rate(), []
+    before = copy_rate()
+    rows: list[Row] = []
     print(f"{torch.cuda.get_device_name()}: copy {before / 1e6:.2f} TB/s", flush=True)
+    device = torch.cuda.get_device_name().lower().replace(" ", "-")
+    path = options.output or RESULTS / device / f"{'-'.join(options.words) or 'all'}.json"
+    after = before
+
+    def save() -> None:
+        Run.now((round(before / 1e6, 3), round(after / 1e6, 3)), rows).save(path)
+
     for entry in entries():
         if options.words and not any(word in entry.name for word in options.words):
             continue
@@ -146,12 +154,10 @@ def run(options: argparse.Namespace) -> int:
             print(show(row), flush=True)
             rows.append(row)
         torch.cuda.empty_cache()
+        save()  # a lease of a GPU may end in between
     after = copy_rate()
-    print(f"copy again {after / 1e6:.2f} TB/s")
-    device = torch.cuda.get_device_name().lower().replace(" ", "-")
-    path = options.output or RESULTS / device / f"{'-'.join(options.words) or 'all'}.json"
-    Run.now((round(before / 1e6, 3), round(after / 1e6, 3)), rows).save(path)
-    print(f"{len(rows)} rows in {path}")
+    save()
+    print(f"copy again {after / 1e6:.2f} TB/s\n{len(rows)} rows in {path}")
     drifted = abs(after / before - 1) > 0.02
     if drifted:
         print("The copy drifted by more than 2 %: the figures do not compare.")
