@@ -5,6 +5,7 @@ With pairs (x1, x2) of a head's first rotary_dim entries (its halves, or neighbo
     y1 = x1 * cos1 - x2 * sin1        dx1 = dy1 * cos1 + dy2 * sin2
     y2 = x2 * cos2 + x1 * sin2        dx2 = dy2 * cos2 - dy1 * sin1
 
+Neighbours may be written as halves, deinterleaved; the cotangents are then read as halves and written as neighbours.
 The entries beyond rotary_dim pass unchanged. Su et al., arXiv:2104.09864. Inputs may be strided (a transposed view, a
 slice of a packed projection): they are read as they lie, and the results are dense (batch, seq, heads, head_dim).
 
@@ -82,6 +83,7 @@ def _rotate_heads(
     rotary_dim: tl.constexpr,
     UNIT: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    OUT_INTERLEAVED: tl.constexpr,
     BACKWARD: tl.constexpr,
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
@@ -95,7 +97,7 @@ def _rotate_heads(
         y_row = y_ptr + head * head_dim
         x1, x2 = _load_pairs(x_row, mask, 0.0, half, half, HALF, INTERLEAVED)
         y1, y2 = _turn(x1, x2, cos1, sin1, cos2, sin2, BACKWARD)
-        _store_pairs(y_row, y1, y2, mask, half, half, HALF, INTERLEAVED)
+        _store_pairs(y_row, y1, y2, mask, half, half, HALF, OUT_INTERLEAVED)
         if REST > 0:
             rest = rotary_dim + tl.arange(0, REST)[None, None, :]
             rest_mask = mask & (rest < head_dim)
@@ -137,6 +139,8 @@ def rope_rotate(
     HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    OUT_INTERLEAVED: tl.constexpr,
+    TABLE_INTERLEAVED: tl.constexpr,
     BACKWARD: tl.constexpr,
     TOKENS: tl.constexpr,
     Q_TILE: tl.constexpr,
@@ -160,10 +164,28 @@ def rope_rotate(
     table = (batch * table_batch_stride + row * table_row_stride) * TABLE_UNIT
     plane_stride = table_plane_stride * TABLE_UNIT
     cos1, cos2 = _load_table(
-        cos_ptr + table, known, plane_stride, half, INTERLEAVED, HALF_TABLES, COL_STRIDE, HEIGHT, WIDTH, HALF
+        cos_ptr + table,
+        known,
+        plane_stride,
+        half,
+        TABLE_INTERLEAVED,
+        HALF_TABLES,
+        COL_STRIDE,
+        HEIGHT,
+        WIDTH,
+        HALF,
     )
     sin1, sin2 = _load_table(
-        sin_ptr + table, known, plane_stride, half, INTERLEAVED, HALF_TABLES, COL_STRIDE, HEIGHT, WIDTH, HALF
+        sin_ptr + table,
+        known,
+        plane_stride,
+        half,
+        TABLE_INTERLEAVED,
+        HALF_TABLES,
+        COL_STRIDE,
+        HEIGHT,
+        WIDTH,
+        HALF,
     )
     if HAS_POSITIONS:  # a position outside of the tables cannot be reported from here
         cos1 = tl.where(known, cos1, float("nan"))
@@ -171,12 +193,12 @@ def rope_rotate(
     _rotate_heads(
         q_ptr + (batch * q_batch_stride + place * q_seq_stride) * Q_UNIT, q_head_stride,
         q_out_ptr + token * (q_heads * head_dim), here, cos1, sin1, cos2, sin2,
-        q_heads, head_dim, rotary_dim, Q_UNIT, INTERLEAVED, BACKWARD, Q_TILE, HALF, REST,
+        q_heads, head_dim, rotary_dim, Q_UNIT, INTERLEAVED, OUT_INTERLEAVED, BACKWARD, Q_TILE, HALF, REST,
     )  # fmt: skip
     _rotate_heads(
         k_ptr + (batch * k_batch_stride + place * k_seq_stride) * K_UNIT, k_head_stride,
         k_out_ptr + token * (k_heads * head_dim), here, cos1, sin1, cos2, sin2,
-        k_heads, head_dim, rotary_dim, K_UNIT, INTERLEAVED, BACKWARD, K_TILE, HALF, REST,
+        k_heads, head_dim, rotary_dim, K_UNIT, INTERLEAVED, OUT_INTERLEAVED, BACKWARD, K_TILE, HALF, REST,
     )  # fmt: skip
 
 
@@ -191,12 +213,21 @@ class Options:
         interleaved: neighbours (GPT-J, Cohere, GLM) instead of the two halves (GPT-NeoX, Llama).
         half_tables: the tables have one column per pair, for both of its members, so that rotary_dim is twice their
             width (GPT-OSS; the real and imaginary parts of Llama 4's complex numbers).
+        deinterleave: q and k are interleaved, their results are halves, and so are the tables (DeepSeek).
     """
 
     interleaved: bool = False
     half_tables: bool = False
+    deinterleave: bool = False
 
     sections: ClassVar[tuple[int, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if self.deinterleave and not self.interleaved:
+            raise ValueError(
+                "rope: deinterleave is True, but interleaved is not, and only neighbours can be parted; pass "
+                "interleaved=True, or leave deinterleave out."
+            )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -211,6 +242,7 @@ class MultimodalOptions:
 
     interleaved: ClassVar[bool] = False
     half_tables: ClassVar[bool] = False
+    deinterleave: ClassVar[bool] = False
 
 
 AnyOptions = Options | MultimodalOptions
@@ -255,6 +287,7 @@ def rotate_launch(
     outputs = tuple(Spec(x.shape, x.dtype) for x in inputs)
     table = Spec(tables.shape, tables.dtype, resident=True)
     sections = tables.options.sections
+    before, after = tables.options.interleaved, tables.options.interleaved and not tables.options.deinterleave
     if positions is not None:
         table = dataclasses.replace(table, lookups=positions.size * tables.shape[-1])
     elif sections:  # a column of one of the three
@@ -293,7 +326,9 @@ def rotate_launch(
             ("COL_STRIDE", tables.col_stride),
             ("HEIGHT", sections[0] if sections else 0),
             ("WIDTH", sections[0] + sections[1] if sections else 0),
-            ("INTERLEAVED", tables.options.interleaved),
+            ("INTERLEAVED", after if backward else before),
+            ("OUT_INTERLEAVED", before if backward else after),
+            ("TABLE_INTERLEAVED", after),
             ("BACKWARD", backward),
             ("TOKENS", tokens),
             ("Q_TILE", pairs.heads_per_tile(q.n_heads, tokens, half, TILE)),
@@ -455,9 +490,7 @@ ROPE = Op(
     infer=_infer,
     forward=_forward,
     backward=_backward,
-    reference=lambda operands, options: reference.rope(
-        *operands, interleaved=options.interleaved, half_tables=options.half_tables
-    ),
+    reference=lambda operands, options: reference.rope(*operands, **dataclasses.asdict(options)),
     keeps=lambda options, needs: ("cos", "sin"),
     gradient_like=_GRADIENT_LIKE,
 )
@@ -477,9 +510,7 @@ ROPE_AT_POSITIONS = Op(
     infer=_infer,
     forward=_forward,
     backward=_backward,
-    reference=lambda operands, options: reference.rope_at_positions(
-        *operands, interleaved=options.interleaved, half_tables=options.half_tables
-    ),
+    reference=lambda operands, options: reference.rope_at_positions(*operands, **dataclasses.asdict(options)),
     keeps=lambda options, needs: ("cos", "sin", "position_ids"),
     gradient_like=_GRADIENT_LIKE,
 )

@@ -9,7 +9,14 @@ from liger.reference.rms_norm import rms_norm
 
 
 def rope(
-    q: Any, k: Any, cos: Any, sin: Any, *, interleaved: bool, half_tables: bool = False
+    q: Any,
+    k: Any,
+    cos: Any,
+    sin: Any,
+    *,
+    interleaved: bool,
+    half_tables: bool = False,
+    deinterleave: bool = False,
 ) -> tuple[Any, Any]:
     """Rotate q and k of shape (batch, seq, heads, head_dim) by the tables (batch or 1, seq, rotary_dim).
 
@@ -20,19 +27,29 @@ def rope(
 
     where pairs are the two halves of the rotated part, or, `interleaved`, neighbours (Su et al., arXiv:2104.09864;
     the half-split order is GPT-NeoX's and Hugging Face's). `half_tables` have one column per pair, for both members.
+    To `deinterleave` is to write neighbours as halves, as which the tables are then laid out too (DeepSeek-V3's code).
     """
-    return _rotate(q, cos, sin, interleaved, half_tables), _rotate(k, cos, sin, interleaved, half_tables)
+    options = (cos, sin, interleaved, half_tables, deinterleave)
+    return _rotate(q, *options), _rotate(k, *options)
 
 
 def rope_at_positions(
-    q: Any, k: Any, cos: Any, sin: Any, position_ids: Any, *, interleaved: bool, half_tables: bool
+    q: Any,
+    k: Any,
+    cos: Any,
+    sin: Any,
+    position_ids: Any,
+    *,
+    interleaved: bool,
+    half_tables: bool,
+    deinterleave: bool = False,
 ) -> tuple[Any, Any]:
     """`rope` by the rows of the tables (positions, rotary_dim) that position_ids (batch or 1, seq) name.
 
     A position outside of the tables gives NaN.
     """
     tables = (_rows(table, position_ids) for table in (cos, sin))
-    return rope(q, k, *tables, interleaved=interleaved, half_tables=half_tables)
+    return rope(q, k, *tables, interleaved=interleaved, half_tables=half_tables, deinterleave=deinterleave)
 
 
 def mrope(q: Any, k: Any, cos: Any, sin: Any, *, sections: tuple[int, ...]) -> tuple[Any, Any]:
@@ -71,21 +88,22 @@ def qk_norm_rope(
     return rope(q, k, cos, sin, interleaved=interleaved)
 
 
-def _rotate(x: Any, cos: Any, sin: Any, interleaved: bool, half_tables: bool) -> Any:
+def _rotate(x: Any, cos: Any, sin: Any, interleaved: bool, half_tables: bool, deinterleave: bool) -> Any:
     xp = namespace(x)
     compute = compute_dtype(x)
     n = cos.shape[-1] * (2 if half_tables else 1)
     half = n // 2
-    first, second = (slice(0, n, 2), slice(1, n, 2)) if interleaved else (slice(0, half), slice(half, n))
+    neighbours, halves = (slice(0, n, 2), slice(1, n, 2)), (slice(0, half), slice(half, n))
+    first, second = neighbours if interleaved and not deinterleave else halves
     c, s = (xp.astype(table, compute)[:, :, None, :] for table in (cos, sin))
     c1, c2, s1, s2 = (
         (c, c, s, s) if half_tables else (c[..., first], c[..., second], s[..., first], s[..., second])
     )
     wide = xp.astype(x, compute)
-    x1, x2 = wide[..., first], wide[..., second]
+    x1, x2 = (wide[..., part] for part in (neighbours if interleaved else halves))
     y1 = x1 * c1 - x2 * s1
     y2 = x2 * c2 + x1 * s2
-    if interleaved:
+    if interleaved and not deinterleave:
         rotated = xp.reshape(xp.stack([y1, y2], axis=-1), (*x.shape[:-1], n))
     else:
         rotated = xp.concat([y1, y2], axis=-1)

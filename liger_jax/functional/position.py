@@ -28,6 +28,7 @@ def apply_rope(
     mrope_section: Sequence[int] | None = None,
     rotary_dim: int | None = None,
     interleaved: bool = False,
+    deinterleave: bool = False,
     heads_axis: int = -2,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -58,6 +59,8 @@ def apply_rope(
         mrope_section: numbers of pairs that are rotated by each of the three tables (Qwen2-VL, arXiv:2409.12191).
         rotary_dim: by default the width of cos; twice that for tables with one column per pair.
         interleaved: pair neighbours (GPT-J) instead of the two halves (GPT-NeoX, Llama).
+        deinterleave: with interleaved=True, results are the two halves all the same, and so are the tables
+            (DeepSeek-V3).
         heads_axis: -2, or -3 for q and k of shape (..., heads, seq, head_dim).
         implementation: None, "triton" or "xla"; see the module.
 
@@ -81,7 +84,7 @@ def apply_rope(
     q, k, cos, sin = jnp.asarray(q), jnp.asarray(k), jnp.asarray(cos), jnp.asarray(sin)
     q, k = _seq_before_heads("rope", q, k, heads_axis)
     lead, heads = q.shape[:-3], [_one_batch_axis(array, 3) for array in (q, k)]
-    options = rope.Options(interleaved, rope.has_half_tables(tuple(cos.shape), rotary_dim))
+    options = rope.Options(interleaved, rope.has_half_tables(tuple(cos.shape), rotary_dim), deinterleave)
     if position_ids is not None:
         positions = jnp.asarray(position_ids)
         _check_positions(cos, positions, mrope_section)

@@ -21,6 +21,7 @@ def liger_rope(
     *,
     mrope_section: Sequence[int] | None = None,
     interleaved: bool = False,
+    deinterleave: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rotary position embedding of q and k in one launch (Su et al., arXiv:2104.09864).
 
@@ -50,6 +51,8 @@ def liger_rope(
             (arXiv:2409.12191). Not where the model has merged the tables already, as Hugging Face's Qwen-VL models do
             since transformers 5 (Qwen3-VL's interleaved sections included).
         interleaved: pairs are neighbours (GPT-J, Cohere, GLM) instead of the two halves (Llama).
+        deinterleave: with interleaved=True, results are the two halves all the same, and so are the tables
+            (DeepSeek-V3, whose checkpoints have neighbours). It spares the copy of putting q and k in order before.
 
     Returns:
         The rotated q and k, in the shapes and dtype given.
@@ -63,7 +66,7 @@ def liger_rope(
     _check_heads_axis("rope", unsqueeze_dim)
     if unsqueeze_dim == 1:
         q, k = q.transpose(1, 2), k.transpose(1, 2)
-    options = rope.Options(interleaved, rope.has_half_tables(tuple(cos.shape), rotary_dim))
+    options = rope.Options(interleaved, rope.has_half_tables(tuple(cos.shape), rotary_dim), deinterleave)
     if position_ids is not None:
         _check_positions(cos, position_ids, mrope_section)
         rotated = call(rope.ROPE_AT_POSITIONS, options, q, k, cos, sin, position_ids)

@@ -92,16 +92,12 @@ def _functions_called(forward: Any) -> tuple[RopeFunction, ...]:
 def _is_rotation(name: str, value: Any) -> bool:
     if not callable(value) or isinstance(value, type):
         return False
-    return "rotary" in name or [p.name for p in _parameters(value)][2:4] == ["cos", "sin"]
+    return "rotary" in name or rotations.Signature(_plain(value)).is_rotation
 
 
 def _plain(function: Any) -> Any:
     """transformers' kernel decorator makes a module of a function."""
     return function.forward if isinstance(function, nn.Module) else function
-
-
-def _parameters(function: Any) -> list[inspect.Parameter]:
-    return probe.parameters_of(_plain(function))
 
 
 def recognise(function: RopeFunction) -> Verdict:
@@ -142,18 +138,15 @@ class Dispatcher:
 
     def _by_kernel(self, known: rotations.Known, given: dict[str, Any]) -> Any:
         """The rotation, or None where the original must compute it."""
-        names = self.signature.names
-        q, k = given.pop(names[0], None), given.pop(names[1], None)
+        xs = tuple(given.pop(name, None) for name in self.signature.rotated)
         tables = tuple(given.pop(name, None) for name in self.signature.tables)
         axis = given.pop("unsqueeze_dim", self.signature.default_axis)
         sections = given.pop("mrope_section", None)
         given.pop("position_ids", None)  # where there is one, it is not looked at: the probe passes none
-        if given or not all(isinstance(x, torch.Tensor) for x in (q, k, *tables)):
+        if given or not all(isinstance(x, torch.Tensor) for x in (*xs, *tables)):
             return None
-        axis = known.rotation.axis if axis is None else axis
-        if not rotations.fits(known, q, k, tables, axis, sections):
-            return None
-        return known.rotation(q, k, tables, axis, sections)
+        rotated = rotations.rotate(known, xs, tables, axis, sections)
+        return rotated if rotated is None or len(xs) == 2 else rotated[0]
 
 
 _lock = threading.RLock()

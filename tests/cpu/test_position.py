@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch_runner import error
+from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek_v3
 from transformers.models.gemma3 import modeling_gemma3 as gemma3
 from transformers.models.glm4_moe import modeling_glm4_moe as glm4_moe
 from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
@@ -150,6 +151,22 @@ def test_packed_sequences_are_rotated_like_separate_ones() -> None:
     same(partial, expected, q, k)
 
 
+def test_deinterleaved_is_deepseek() -> None:
+    """Bit for bit: their code as it is since transformers 5.17, and as it was before, by transposing q and k."""
+    q, k = heads("bhsd", torch.float32)
+    angle = angles(BATCH, SEQ).repeat(1, 1, 2).float()
+    tables = angle.cos(), angle.sin()
+    options = {"interleaved": True, "deinterleave": True}
+    same(
+        f.liger_rope(q, k, *tables, **options),
+        deepseek_v3.apply_rotary_pos_emb_interleave(q, k, *tables),
+        q,
+        k,
+    )
+    halves = (x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2) for x in (q, k))
+    same(f.liger_rope(q, k, *tables, **options), qwen2_vl.apply_rotary_pos_emb(*halves, *tables), q, k)
+
+
 def test_position_out_of_range_is_named_on_a_cpu_and_nan_elsewhere() -> None:
     q, k = heads("bhsd", torch.float32)
     table = torch.ones(5, HEAD_DIM)
@@ -192,6 +209,12 @@ def test_forms_of_jax() -> None:
     close(
         liger_jax.apply_rope(x, y, *tables, mrope_section=[4, 7, 5]),
         f.liger_rope(q, k, planes.cos(), planes.sin(), unsqueeze_dim=2, mrope_section=[4, 7, 5]),
+    )
+    close(
+        liger_jax.apply_rope(x, y, *(t[0] for t in tables), interleaved=True, deinterleave=True),
+        f.liger_rope(
+            q, k, planes[0].cos(), planes[0].sin(), unsqueeze_dim=2, interleaved=True, deinterleave=True
+        ),
     )
     positions = jnp.arange(SEQ)[::-1]
     close(
@@ -335,6 +358,7 @@ IDS = torch.zeros(1, 3, dtype=torch.int64)
         (r"mrope_section was given, but cos has shape \(3, 8\); leave", (TABLE,), {"mrope_section": [1, 1, 2]}),
         (r"mrope_section is \[1, 2, 2\]; expected three positive", (PLANES,), {"mrope_section": [1, 2, 2]}),
         (r"interleaved is True beside mrope_section", (PLANES,), {"mrope_section": [1, 1, 2], "interleaved": True}),
+        (r"deinterleave is True, but interleaved is not", (TABLE,), {"deinterleave": True}),
         (r"position_ids has shape \(1, 2\); expected \(batch or 1, seq\)", (TABLE,), {"position_ids": IDS[:, :2]}),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from typing import Any
 
 import pytest
@@ -150,26 +151,72 @@ def test_mixture_of_experts(implementation: str) -> None:
     assert explain(patched, experts=False).counts.get("experts", 0) == 0
 
 
-ROTATIONS = [
-    ("llama", "apply_rotary_pos_emb", "rope[half]"),
-    ("cohere", "apply_rotary_pos_emb", "rope[interleaved]"),
-    ("glm", "apply_rotary_pos_emb", "rope[interleaved, tables first half]"),
-    ("gpt_oss", "apply_rotary_pos_emb", "rope[half, tables per pair]"),
-    ("nanochat", "apply_rotary_pos_emb", "rope[half, reverse]"),
-    ("llama4", "apply_rotary_emb", "rope[interleaved, complex]"),
-    ("deepseek_v2", "apply_rotary_emb", "rope[interleaved, complex]"),
-    ("qwen2_vl", "apply_rotary_pos_emb_vision", "rope[half]"),
+ROTATIONS: list[tuple[str, str, str, str | None]] = [
+    ("llama", "apply_rotary_pos_emb", "rope[half]", None),
+    ("cohere", "apply_rotary_pos_emb", "rope[interleaved]", None),
+    ("deepseek_v2", "apply_rotary_emb", "rope[interleaved, complex]", None),
+    ("deepseek_v3", "apply_rotary_pos_emb_interleave", "rope[deinterleaved, tables first half]", None),
+    ("deepseek_v4", "apply_rotary_pos_emb", "rope[interleaved, tables per pair]", rotations.LAST),
+    ("gemma3n", "apply_rotary_pos_emb", "rope[half]", None),
+    ("glm", "apply_rotary_pos_emb", "rope[interleaved, tables first half]", rotations.FIRST),
+    ("gpt_oss", "apply_rotary_pos_emb", "rope[half, tables per pair]", None),
+    ("gptj", "apply_rotary_pos_emb", "rope[interleaved, tables per pair]", None),
+    ("llama4", "apply_rotary_emb", "rope[interleaved, complex]", None),
+    ("llama4", "vision_apply_rotary_emb", "rope[interleaved, complex]", None),
+    ("minimax_m3_vl", "apply_rotary_pos_emb_vision", "rope[half]", rotations.FIRST),
+    ("nanochat", "apply_rotary_pos_emb", "rope[half, reverse]", None),
+    ("qwen2_vl", "apply_rotary_pos_emb_vision", "rope[half]", None),
 ]
 
 
-@pytest.mark.parametrize(("name", "function", "form"), ROTATIONS)
-def test_rotations(name: str, function: str, form: str) -> None:
+@pytest.mark.parametrize(("name", "function", "form", "partial"), ROTATIONS)
+def test_rotations(name: str, function: str, form: str, partial: str | None) -> None:
+    """What is recognised is computed alike, of heads in any place and tables of any width and shape that it is given."""
+    function = getattr(family(name), function)
     with probe.probing():
-        known = rotations.recognise(getattr(family(name), function))
+        known = rotations.recognise(function)
     assert isinstance(known, rotations.Known)
     assert known.rotation.name == form
-    assert known.flat == ("vision" in function)
-    assert known.partial == (name == "glm")
+    assert known.partial == partial
+    assert known.flat == (name == "qwen2_vl")
+    signature = rotations.Signature(function)
+    axes = (1, 2) if signature.has_axis else (known.rotation.axis,)
+    lead = (2,) if known.batched else ()
+    for axis, width in itertools.product(axes, (24, 16) if partial else (24,)):
+        xs = tuple(probe.random(2, 7, heads, 24, seed=heads) for heads in (4, 1)[: len(signature.rotated)])
+        xs = tuple(x.transpose(1, 2) if axis == 1 else x for x in xs)
+        cos, sin = (probe.random(*lead, 7, width // known.rotation.width(1), seed=seed) for seed in (5, 6))
+        tables = (torch.complex(cos, sin),) if known.rotation.complex else (cos, sin)
+        at = {"unsqueeze_dim": axis} if signature.has_axis else {}
+        expected = function(*xs, **dict(zip(signature.tables, tables, strict=True)), **at)
+        actual = rotations.rotate(known, xs, tables, at.get("unsqueeze_dim"), None)
+        assert actual is not None
+        for one, other in zip(actual, expected if len(xs) == 2 else (expected,), strict=True):
+            torch.testing.assert_close(one, other.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_rotation_by_tables_without_a_batch_axis() -> None:
+    """As Pixtral calls it: the heads' axis is then counted from another start."""
+    function = family("pixtral").apply_rotary_pos_emb
+    with probe.probing():
+        known = rotations.recognise(function)
+    assert isinstance(known, rotations.Known)
+    q, k = probe.random(2, 4, 7, 16), probe.random(2, 1, 7, 16)
+    tables = probe.random(7, 16), probe.random(7, 16)
+    actual = rotations.rotate(known, (q, k), tables, 0, None)
+    assert actual is not None
+    for one, other in zip(actual, function(q, k, *tables, unsqueeze_dim=0), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_unknown_rotation_is_told_with_the_closest_form() -> None:
+    def forgetful(q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
+        rotated = family("llama").apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+        return tuple(torch.cat((y[..., :12], 0 * y[..., 12:]), -1) for y in rotated)
+
+    with probe.probing():
+        known = rotations.recognise(forgetful)
+    assert known == "closest to rope[half], with 75% of the values equal"
 
 
 def test_multimodal_rotation() -> None:

@@ -31,6 +31,7 @@ def ropes() -> Iterator[Call]:
     yield call("128-partial-64", 128, 64)
     yield call("128-partial-64-interleaved", 128, 64, interleaved=True)
     yield call("80-partial-32", 80, 32)
+    yield from _deepseek()
     yield call("128-beyond-2**31", 128, 128, batch=3, seq=2**19 // 3 + 9)
     packed = 48 * 128  # q, k and v side by side, as one projection gives them
     strides = (4096 * packed, packed, 128, 1)
@@ -52,6 +53,15 @@ def ropes() -> Iterator[Call]:
     yield Call(
         "rope-128-complex", rope.ROPE, rope.Options(interleaved=True, half_tables=True), (q, k, table, table)
     )
+
+
+def _deepseek() -> Iterator[Call]:
+    """64 rotated entries of each query, behind 128 that are not, and one key for all heads."""
+    q = Planned((4, 4096, 128, 64), BF16, (4096 * 128 * 192, 192, 4096 * 192, 1))
+    k = Planned((4, 4096, 1, 64), BF16, (4096 * 576, 576, 576, 1))
+    table = Planned((1, 4096, 32), FP32, (4096 * 64, 64, 1))
+    options = rope.Options(interleaved=True, half_tables=True, deinterleave=True)
+    yield Call("rope-64-deepseek", rope.ROPE, options, (q, k, table, table))
 
 
 def ropes_at_positions() -> Iterator[Call]:
@@ -111,6 +121,7 @@ def qk_norm_ropes() -> Iterator[Call]:
     yield call("64-interleaved", 64, 64, interleaved=True)
     yield call("34-partial-10", 34, 10, (6, 3))
     yield call("80-partial-32", 80, 32)
+    yield from _deepseek()
     # Dense, forward alone: to the last of so many tiles the backward pass takes long in the interpreter.
     yield call("beyond-2**31", 128, 128, batch=3, seq=2**19 // 3 + 9, needs=(False,) * 6)
     stride = 2**17  # q and k as parts of very wide rows

@@ -55,6 +55,17 @@ def cases() -> list[Case]:
             )
             for interleaved in (False, True)
         ),
+        *(
+            Case(
+                f"rope-deinterleave{'-half-tables' if half_tables else ''}",
+                rope.ROPE,
+                rope.Options(interleaved=True, half_tables=half_tables, deinterleave=True),
+                together(
+                    normal(2, 5, 6, 33), normal(2, 5, 3, 33), *(normal(2, 5, columns) for _ in range(2))
+                ),
+            )
+            for half_tables, columns in ((False, 20), (True, 10))
+        ),
         Case(  # two documents packed into each row
             "rope_at_positions-packed",
             rope.ROPE_AT_POSITIONS,

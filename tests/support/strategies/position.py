@@ -17,7 +17,11 @@ _SIZES = {
     "own tables": st.booleans().map(int),
     "positions": st.integers(1, 9),
 }
-_OPTIONS = st.builds(rope.Options, interleaved=st.booleans(), half_tables=st.booleans())
+_OPTIONS = st.builds(
+    lambda pairs, half_tables: rope.Options(**pairs, half_tables=half_tables),
+    st.sampled_from(({}, {"interleaved": True}, {"interleaved": True, "deinterleave": True})),
+    st.booleans(),
+)
 
 
 def _heads(drawn: Drawn) -> dict[str, Maker]:
