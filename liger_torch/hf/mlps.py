@@ -73,7 +73,7 @@ def recognise(module: nn.Module) -> Verdict | None:
         len(linear) not in (2, 3)
         or any(True for _ in module.parameters(recurse=False))
         or any(True for child in others for _ in child.parameters())
-        or not probe.takes_one_argument(original_class(module))
+        or probe.n_arguments(original_class(module)) != 1
     ):
         return None
     sizes = _small_sizes({size for child in linear.values() for size in _sizes(child)})

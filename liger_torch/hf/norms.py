@@ -12,11 +12,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from liger_torch.autograd import autocasting
-from liger_torch.functional import liger_layer_norm, liger_rms_norm
+from liger_torch.functional import liger_layer_norm, liger_rms_norm, liger_swiglu
 from liger_torch.hf import probe
 from liger_torch.hf.probe import Verdict
 from liger_torch.hf.swap import original_class
-from liger_triton import layer_norm, rms_norm
+from liger_triton import glu, layer_norm, rms_norm
 
 KIND = "norm"
 RMS_NORM, LAYER_NORM = "rms_norm", "layer_norm"
@@ -32,6 +32,7 @@ class Form:
         offset: added to the weight; by LayerNorm in the weight's own dtype, as models do.
         casting: where RMSNorm is rounded, as in `liger_torch.functional.liger_rms_norm`.
         weighted: whether there is a weight.
+        gated: takes a second tensor, by whose SiLU the result is multiplied in float32.
     """
 
     op: str
@@ -39,6 +40,7 @@ class Form:
     offset: float = 0.0
     casting: str = "none"
     weighted: bool = True
+    gated: bool = False
 
 
 FORMS = (
@@ -46,6 +48,8 @@ FORMS = (
     Form(RMS_NORM, "rms_norm[gemma]", 1.0, "gemma"),
     Form(RMS_NORM, "rms_norm[fp32 weight]", casting="gemma"),
     Form(RMS_NORM, "rms_norm[no weight]", weighted=False),
+    Form(RMS_NORM, "rms_norm[llama, gated]", casting="llama", gated=True),
+    Form(RMS_NORM, "rms_norm[fp32 weight, gated]", casting="gemma", gated=True),
     Form(LAYER_NORM, "layer_norm"),
     Form(LAYER_NORM, "layer_norm[1 + weight]", 1.0),
     Form(LAYER_NORM, "layer_norm[no weight]", weighted=False),
@@ -84,14 +88,18 @@ class NormRecipe:
         """See `liger_torch.hf.swap.Recipe`."""
         form, weight_name, bias_name, eps_name = self.form, self.weight, self.bias, self.eps
         wide = self.wide
+        names = [p.name for p in probe.parameters_of(base.forward)]
 
         @functools.wraps(base.forward)
         def forward(self: nn.Module, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
-            (x,) = args or kwargs.values()
+            x, *gates = (*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs))
             weight = None if weight_name is None else getattr(self, weight_name)
             eps = getattr(self, eps_name) if isinstance(eps_name, str) else eps_name
+            if form.gated and (not gates or gates[0] is None):
+                return base.forward(self, x)
             if form.op == RMS_NORM:
-                return liger_rms_norm(x, weight, eps, form.offset, form.casting)
+                y = liger_rms_norm(x, weight, eps, form.offset, form.casting)
+                return _times_silu(y, gates[0], liger_swiglu).to(x.dtype) if form.gated else y
             if wide and x.device.type != "cpu" and autocasting(x.device.type):
                 x = x.float()
             if form.offset and weight is not None:
@@ -99,6 +107,12 @@ class NormRecipe:
             return liger_layer_norm(x, weight, None if bias_name is None else getattr(self, bias_name), eps)
 
         return {"forward": forward}
+
+
+def _times_silu(y: torch.Tensor, gate: torch.Tensor, product: Any) -> torch.Tensor:
+    """The product in the wider of the two dtypes."""
+    dtype = torch.promote_types(y.dtype, gate.dtype)
+    return product(gate.to(dtype), y.to(dtype))
 
 
 class _Probe:
@@ -123,28 +137,31 @@ class _Probe:
         self.hidden_size = shape[-1] if isinstance(shape, tuple) else max(sizes, default=0) or 64
         self.weight, self.bias = weight, bias
 
-    def agreement(self, form: Form, eps: float) -> float:
-        """The smallest share of equal values over dtypes and modes; 0 where a dtype differs."""
+    def agreement(self, form: Form, eps: float) -> list[float]:
+        """The share of equal values for all dtypes, bfloat16 first; 0 where another dtype is returned."""
         n_rows = max(1, 2048 // self.hidden_size)
         large = probe.random(n_rows, 2, self.hidden_size)
         x64 = torch.cat((large * 2, large * eps**0.5 + eps**0.5))
-        return min(self._share(form, eps, x64, *dtypes) for dtypes in self.DTYPES)
+        return [self._share(form, eps, x64, *dtypes) for dtypes in self.DTYPES]
 
     def _share(
         self, form: Form, eps: float, x64: torch.Tensor, x_dtype: torch.dtype, dtype: torch.dtype
     ) -> float:
         x = x64.to(x_dtype)
+        gates = [probe.random(*x.shape, seed=9).to(x_dtype)] if form.gated else []
         given = {
             name: (probe.random(self.hidden_size, seed=seed) * 0.7 + 0.3).to(dtype)
             for name, seed in self.names.items()
         }
         expected = _reference(form, eps, x, *(given.get(name or "") for name in (self.weight, self.bias)))
+        if form.gated:
+            expected = _times_silu(expected, gates[0], _swiglu).to(x_dtype)
         for name, values in given.items():
             probe.give(self.clone, name, values)
         share = 1.0
         for training in (True, False):
             try:
-                actual = self.clone.train(training)(x.clone())
+                actual = self.clone.train(training)(x.clone(), *gates)
             except RuntimeError:
                 # torch's own LayerNorm takes no mixed dtypes on a GPU, nor all of them here: nothing to compare with.
                 if x_dtype == dtype:
@@ -163,7 +180,7 @@ class _Probe:
         return share
 
     def widens(self) -> bool:
-        """See `NormRecipe`."""
+        """See `NormRecipe`; of one that takes a single tensor."""
         x = probe.random(1, 2, self.hidden_size).bfloat16()
         for name in self.names:
             probe.give(self.clone, name, probe.random(self.hidden_size).bfloat16())
@@ -180,6 +197,12 @@ class _AutocastOfGPU(TorchFunctionMode):
             args = [a.float() if isinstance(a, torch.Tensor) else a for a in args]
             kwargs = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in (kwargs or {}).items()}
         return func(*args, **(kwargs or {}))
+
+
+def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    (y,) = glu.SWIGLU.reference((gate, up), glu.Options("silu"))
+    assert y is not None
+    return y
 
 
 def _slack(form: Form, expected: torch.Tensor) -> float:
@@ -214,8 +237,10 @@ def recognise(module: nn.Module) -> Verdict | None:
     parameters = dict(module.named_parameters(recurse=False))
     if any(p.dim() != 1 for p in parameters.values()):
         return Verdict(op, None, "has a weight of more than one axis")
-    if not probe.takes_one_argument(cls):
-        return Verdict(op, None, "takes more than one tensor")
+    n_arguments = probe.n_arguments(cls)
+    if n_arguments not in (1, 2):
+        return Verdict(op, None, "takes more than a tensor and a gate")
+    gated = n_arguments == 2
     weight, bias = _weight_and_bias(parameters)
     if len(parameters) > (weight is not None) + (bias is not None):
         return Verdict(op, None, "has parameters beside a weight and a bias")
@@ -223,17 +248,19 @@ def recognise(module: nn.Module) -> Verdict | None:
     try:
         probed = _Probe(module, weight, bias)
         for form in FORMS:
-            if form.weighted != (weight is not None) or (form.op == RMS_NORM and bias is not None):
+            if (form.weighted, form.gated) != (weight is not None, gated):
+                continue
+            if form.op == RMS_NORM and bias is not None:
                 continue
             for eps_name, eps in _eps_candidates(module):
-                share = probed.agreement(form, eps)
-                if share >= EQUAL:
-                    recipe = NormRecipe(form, weight, bias, eps_name or eps, probed.widens())
+                shares = probed.agreement(form, eps)
+                if min(shares) >= EQUAL:
+                    recipe = NormRecipe(form, weight, bias, eps_name or eps, not gated and probed.widens())
                     return Verdict(form.name, recipe)
-                closest = max(closest, (form.name, share), key=lambda found: found[1])
+                closest = max(closest, (form.name, shares[0]), key=lambda found: found[1])
     except Exception as error:  # the module's own code, fed with what it may not expect
         return Verdict(op, None, f"could not be probed: {type(error).__name__}: {error}")
-    if closest[1] < 0.5:
+    if closest[1] == 0:
         return Verdict(closest[0], None, "not a normalisation in any form that is known")
     return Verdict(closest[0], None, f"closest to {closest[0]}, with {closest[1]:.0%} of the values equal")
 

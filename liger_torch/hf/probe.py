@@ -113,13 +113,11 @@ def parameters_of(function: Any) -> list[inspect.Parameter]:
     return [p for p in found if p.name != "self"]
 
 
-def takes_one_argument(cls: type[nn.Module]) -> bool:
-    """Whether `forward` takes one tensor and nothing else."""
-    kinds = [p.kind for p in parameters_of(cls.forward)]
-    return kinds in (
-        [inspect.Parameter.POSITIONAL_OR_KEYWORD],
-        [inspect.Parameter.POSITIONAL_ONLY],
-    )
+def n_arguments(cls: type[nn.Module]) -> int | None:
+    """How many arguments `forward` takes; None if any number, or some by keyword only."""
+    kinds = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY}
+    parameters = parameters_of(cls.forward)
+    return len(parameters) if all(p.kind in kinds for p in parameters) else None
 
 
 def distance(actual: Any, expected: torch.Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -55,6 +56,48 @@ def test_norms(name: str, build: Any, form: str) -> None:
     with counted_ops() as calls:
         assert (module(x) == expected).double().mean() >= 0.99
     assert sum(calls.values()) == 1
+
+
+@pytest.mark.parametrize("dtypes", list(itertools.product((torch.bfloat16, torch.float32), repeat=3)))
+def test_gated_norm(dtypes: tuple[torch.dtype, ...]) -> None:
+    """Whatever dtypes the input, the gate and the weight have."""
+    x, gate = (torch.randn(4, 7, 32, dtype=dtype, requires_grad=True) for dtype in dtypes[:2])
+    module = family("qwen3_next").Qwen3NextRMSNormGated(32).to(dtypes[2])
+    module.weight.data.add_(0.3 * torch.randn_like(module.weight))
+    with probe.probing():
+        verdict = norms.recognise(module)
+    assert verdict is not None and verdict.recipe is not None
+    assert verdict.form == "rms_norm[llama, gated]"
+    expected = module(x, gate)
+    gradients = torch.autograd.grad(expected.float().square().sum(), (x, gate, module.weight))
+    swap.swap(module, verdict.recipe)
+    with counted_ops() as calls:
+        actual = module(x, gate=gate)
+    assert calls == {"rms_norm": 1, "swiglu": 1}
+    assert actual.dtype == expected.dtype
+    assert (actual == expected).double().mean() >= (0.99 if dtypes[0] == torch.bfloat16 else 0.5)
+    for one, other in zip(
+        torch.autograd.grad(actual.float().square().sum(), (x, gate, module.weight)), gradients, strict=True
+    ):
+        assert one.dtype == other.dtype
+        assert (one - other).norm() <= (1e-5 if torch.bfloat16 not in dtypes else 1e-2) * other.norm()
+
+
+def test_other_gated_norms_are_told_with_the_closest_form() -> None:
+    """Mamba 2 multiplies before the norm."""
+    with probe.probing():
+        verdict = norms.recognise(family("mamba2").MambaRMSNormGated(32))
+    assert verdict is not None and verdict.recipe is None
+    assert re.fullmatch(r"closest to rms_norm\[.+, gated\], with \d% of the values equal", verdict.reason)
+
+
+def test_other_norms_are_told_with_the_closest_form() -> None:
+    """DeepSeek-V4 rounds the root of the mean square, and then the product."""
+    with probe.probing():
+        verdict = norms.recognise(family("deepseek_v4").DeepseekV4UnweightedRMSNorm())
+    assert verdict is not None and verdict.recipe is None
+    assert verdict.form == "rms_norm[no weight]"
+    assert re.fullmatch(r"closest to rms_norm\[no weight\], with 7\d% of the values equal", verdict.reason)
 
 
 @pytest.mark.parametrize(
