@@ -282,7 +282,7 @@ def rotate_launch(
     """q and k rotated, or, `backward`, their cotangents rotated back; what has no heads is left out."""
     head_dim, rotary_dim, positions = q.head_dim, tables.rotary_dim, tables.positions
     half = next_power_of_2(rotary_dim // 2)
-    tokens = pairs.tokens_per_tile(min(x.n_heads for x in (q, k) if x.n_heads), half, dtype)
+    tokens = pairs.tokens_per_tile(min((x.n_heads for x in (q, k) if x.n_heads), default=1), half, dtype)
     inputs = tuple(x.spec(batch, seq_len, dtype) for x in (q, k))
     outputs = tuple(Spec(x.shape, x.dtype) for x in inputs)
     table = Spec(tables.shape, tables.dtype, resident=True)

@@ -243,7 +243,7 @@ def test_a_layer_norm_starts_as_the_identity() -> None:
     assert torch.equal(module.bias, torch.zeros(8))
 
 
-@pytest.mark.parametrize("heads", [(1, 1), (3, 1), (1, 3)])
+@pytest.mark.parametrize("heads", [(0, 0), (1, 1), (3, 1), (1, 3)])
 def test_461_one_head(heads: tuple[int, int]) -> None:
     """#342, #461, #464: RoPE is wrong with a single head."""
     q, k = (draw(2, n, 5, 16, seed=6 + n) for n in heads)
