@@ -36,6 +36,7 @@ from liger.device import Device
 from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv, next_power_of_2, previous_power_of_2
 from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import group_norm as reference
+from liger_triton.norm import Gradients
 from liger_triton.reduce import summed
 
 MAX_TILE = 8192
@@ -597,14 +598,6 @@ def forward_launch(
 
 def _held(tile: Tile) -> _Constants:
     return (("GROUPS", tile.groups), ("BLOCK_C", tile.channels), ("BLOCK_S", tile.positions))
-
-
-class Gradients(NamedTuple):
-    """Which gradients are computed."""
-
-    x: bool
-    weight: bool
-    bias: bool
 
 
 @functools.lru_cache(4096)

@@ -18,6 +18,7 @@ chunks those of `liger_triton.linear_chunks`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 from liger import check
@@ -92,7 +93,7 @@ class _Problem(LinearChunks):
     ) -> None:
         x, weight, ids, rows = (arrays[name] for name in ("x", "weight", "ids", "rows"))
         assert x is not None and weight is not None and ids is not None
-        n_rows = _n_rows(ids.shape if rows is None else rows.shape)
+        n_rows = math.prod(ids.shape if rows is None else rows.shape)
         vocab_size = weight.shape[0 if options.weight_layout == "vh" else 1]
         super().__init__(
             backend,
@@ -107,13 +108,6 @@ class _Problem(LinearChunks):
             tail_rows=_kept_rows(n_rows, vocab_size, backend.dtype(weight), options, needs),
         )
         self.ids = self.per_row(ids)
-
-
-def _n_rows(shape: tuple[int, ...]) -> int:
-    n = 1
-    for length in shape:
-        n *= length
-    return n
 
 
 def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs) -> tuple[Arrays, Arrays]:
@@ -225,7 +219,7 @@ def _infer(
         return outputs, (None,) * 5
     shape = tuple(ids.shape if rows is None else rows.shape)
     vocab_size = weight.shape[0 if options.weight_layout == "vh" else 1]
-    n_kept = _kept_rows(_n_rows(shape), vocab_size, weight.dtype, options, needs)
+    n_kept = _kept_rows(math.prod(shape), vocab_size, weight.dtype, options, needs)
     kept_shape = shape if options.keep_bytes is None else (n_kept,)
     return outputs, (
         Spec((*shape, x.shape[-1]), x.dtype) if _prepares(options, needs) else None,

@@ -39,6 +39,7 @@ from liger.launch import Launch, Spec, cdiv, next_power_of_2
 from liger.mesh import ONE_DEVICE, Mesh
 from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import logprobs as reference
+from liger_triton.cross_entropy import cotangent_rows
 from liger_triton.math import capped
 
 # ---------------------------------------------------------------------------------------------------- kernels
@@ -570,13 +571,6 @@ def backward_rows(
         *(unread if c is None else c for c in cotangents),
         unread if parts == 1 else backend.first_column(logits.shape[1]),
     )[0]
-
-
-def cotangent_rows(backend: Backend, cotangent: Array | None) -> Array | None:
-    """A cotangent as the dense fp32 vector that the kernel reads."""
-    if cotangent is None:
-        return None
-    return backend.cast(backend.reshape(backend.dense(cotangent), (-1,)), "float32")
 
 
 def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs) -> tuple[Arrays, Arrays]:

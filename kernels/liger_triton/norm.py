@@ -470,7 +470,7 @@ def _backward_geometry(n_cols: int, itemsize: int, center: bool, device: Device)
 
 
 class Gradients(NamedTuple):
-    """Which gradients are computed: of x (and of the residual, the same), of the weight, of the bias."""
+    """Which gradients are computed: of x (and of a residual, the same), of the weight, of the bias."""
 
     x: bool
     weight: bool
