@@ -40,13 +40,14 @@ def cross_entropy(
     (arXiv:2508.05629). ce is torch.nn.CrossEntropyLoss's; zl is PaLM's (arXiv:2204.02311, section 5).
     """
     xp = namespace(logits)
+    valid = labels != ignore_index
     z = xp.astype(logits, compute_dtype(logits)) * scale
+    z = xp.where(valid[..., None], z, xp.zeros_like(z))  # whatever an ignored row holds, its gradient is 0
     if softcap is not None:
         z = softcap * xp.tanh(z / softcap)
     n_here, n_parts = z.shape[-1], mesh.size("columns")
     vocab_size, first = n_here * n_parts, mesh.first_column(n_here)
     best = xp.argmax(z, axis=-1)
-    valid = labels != ignore_index
     labels = xp.astype(labels, best.dtype)  # the only integers that torch indexes with
     in_range = (labels >= 0) & (labels < vocab_size)
     here = valid & (labels >= first) & (labels < first + n_here)

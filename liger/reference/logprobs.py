@@ -36,12 +36,13 @@ def logprobs(
     On a mesh, of the tokens here and this device's part of the vocabulary; `rank` is within this part.
     """
     xp = namespace(logits)
+    valid = ids != ignore_index
     z = xp.astype(logits, compute_dtype(logits)) * scale
+    z = xp.where(valid[..., None], z, xp.zeros_like(z))  # whatever an ignored row holds, its gradient is 0
     if softcap is not None:
         z = softcap * xp.tanh(z / softcap)
     z = z / temperature
     best = xp.argmax(z, axis=-1)
-    valid = ids != ignore_index
     ids = xp.astype(ids, best.dtype)  # the only integers that torch indexes with
     n_here, n_parts = z.shape[-1], mesh.size("columns")
     vocab_size, first = n_here * n_parts, mesh.first_column(n_here)

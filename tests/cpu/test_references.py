@@ -216,6 +216,27 @@ def test_label_out_of_range_gives_nan_in_its_row_alone() -> None:
     assert not g[[0, 2]].isnan().any()
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, y: f.liger_cross_entropy(x, y, label_smoothing=0.1, lse_square_scale=0.1),
+        lambda x, y: sum(f.token_logprobs(x, y)).sum(),
+        lambda x, y: f.liger_jsd(x, x.detach().roll(1, -1), y, from_logits=True),
+    ],
+    ids=["cross_entropy", "logprobs", "jsd"],
+)
+def test_what_an_ignored_row_holds_has_no_gradient(loss: Callable[..., torch.Tensor]) -> None:
+    """As in the kernels: padding need not hold numbers."""
+    x = torch.randn(3, 9)
+    x[1] = float("nan")
+    x.requires_grad_()
+    value = loss(x, torch.tensor([4, -100, 0]))
+    (dx,) = torch.autograd.grad(value, x)
+    assert value.isfinite()
+    assert dx[[0, 2]].abs().amin() > 0
+    assert not dx[1].any()
+
+
 def test_token_scaling_takes_the_probability_as_a_constant() -> None:
     h, weight = draw(2, 3, 4), draw(10, 4, seed=1)
     ours = f.liger_fused_linear_cross_entropy(h, weight, LABELS, use_token_scaling=True)
