@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from liger.launch import Spec
 
@@ -38,10 +42,36 @@ def _is_argument(message: str, word: re.Match[str]) -> bool:
     )
 
 
-def number(op: str, argument: str, value: object) -> None:
-    """Raise TypeError for what is clearly no number."""
-    if value is None or isinstance(value, str):
-        raise TypeError(f"{op}: {argument} is {value!r}; it must be a number.")
+def options(op: str, given: Any) -> None:
+    """Raise unless every option is of the kind that its dataclass declares, and finite if it is a number.
+
+    They are compiled into kernels: a number that is an array would be compiled anew for every one of them.
+    """
+    for argument, kind, optional in _declared(given.__class__):
+        value = getattr(given, argument)
+        if value is None and optional:
+            continue
+        if kind == "bool":
+            if not isinstance(value, bool):
+                raise TypeError(f"{op}: {argument} is {value!r}; it must be True or False.")
+        elif kind == "int":
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{op}: {argument} is {value!r}; it must be an int.")
+        elif kind == "float":
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{op}: {argument} is {value!r}; it must be a number, an int or a float.")
+            if not math.isfinite(value):
+                raise ValueError(f"{op}: {argument} is {value}; it must be a finite number.")
+
+
+@functools.cache
+def _declared(options: type[Any]) -> tuple[tuple[str, str, bool], ...]:
+    """(name, kind, whether it may be None) of the options of an op."""
+    return tuple(
+        (field.name, kind, "None" in rest)
+        for field in dataclasses.fields(options)
+        for kind, *rest in (str(field.type).split(" | "),)
+    )
 
 
 def one_of(op: str, argument: str, value: object, allowed: Iterable[object]) -> None:
@@ -92,7 +122,6 @@ def not_empty(op: str, argument: str, spec: Spec, axis: int, meaning: str) -> No
 
 def in_range(op: str, argument: str, value: float, low: float, high: float) -> None:
     """Raise ValueError unless low <= value <= high."""
-    number(op, argument, value)
     if not low <= value <= high:
         if low >= 0 and high == sys.float_info.max:
             raise ValueError(f"{op}: {argument} is {value}; it must be a finite number of at least {low}.")
@@ -101,6 +130,5 @@ def in_range(op: str, argument: str, value: float, low: float, high: float) -> N
 
 def positive(op: str, argument: str, value: float) -> None:
     """Raise ValueError unless value > 0."""
-    number(op, argument, value)
     if not value > 0:
         raise ValueError(f"{op}: {argument} is {value}; it must be positive.")

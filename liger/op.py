@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from liger import check
 from liger.backend import Array, Backend
 from liger.launch import Spec
 from liger.mesh import ONE_DEVICE, Mesh
@@ -123,7 +124,10 @@ class Op:
         return self.reference_on(operands, options, mesh)
 
     def check_part(self, operands: tuple[Spec | None, ...], options: Any, parts: int) -> None:
-        """Raise, as `check` does, for operands that hold one of the `parts` of a vocabulary."""
+        """Raise, as `check` does, for operands that hold one of the `parts` of a vocabulary; and for options of a
+        kind that is not the one declared.
+        """
+        check.options(self.name, options)
         axes = self.columns(options) if parts > 1 else {}
 
         def whole(operand: Operand, spec: Spec | None) -> Spec | None:

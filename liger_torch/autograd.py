@@ -116,19 +116,23 @@ def check_operands(op: Op, options: Any, operands: Tensors, names: Mapping[str, 
     """Raise for operands or options that the op does not take."""
     described = tuple([None if t is None else (t.shape, t.dtype) for t in operands])
     try:
-        # Symbolic shapes have no hash; and what is traced is traced once.
-        (_check if torch.compiler.is_compiling() else _checked)(op, options, described)
+        # Symbolic shapes have no hash; and what is traced is traced once, with options of the kinds of a schema.
+        if torch.compiler.is_compiling():
+            op.check(_specs(described), options)
+        else:
+            _check(op, options, described)
         _check_devices(op, operands)
     except (TypeError, ValueError) as error:
         raise type(error)(check.renamed(str(error), names)) from None
 
 
+@functools.lru_cache(4096)
 def _check(op: Op, options: Any, described: Described) -> None:
-    specs = (None if d is None else Spec(tuple(d[0]), NAMES.get(d[1], str(d[1]))) for d in described)
-    op.check(tuple(specs), options)
+    op.check_part(_specs(described), options, 1)
 
 
-_checked = functools.lru_cache(4096)(_check)
+def _specs(described: Described) -> tuple[Spec | None, ...]:
+    return tuple([None if d is None else Spec(tuple(d[0]), NAMES.get(d[1], str(d[1]))) for d in described])
 
 
 def _promoted(op: Op, operands: Tensors) -> Tensors:
