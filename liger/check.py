@@ -74,6 +74,12 @@ def _declared(options: type[Any]) -> tuple[tuple[str, str, bool], ...]:
     )
 
 
+def number(op: str, argument: str, value: object) -> None:
+    """Raise TypeError for what is clearly no number."""
+    if value is None or isinstance(value, str):
+        raise TypeError(f"{op}: {argument} is {value!r}; it must be a number.")
+
+
 def one_of(op: str, argument: str, value: object, allowed: Iterable[object]) -> None:
     """Raise ValueError unless the option's value is one of those allowed."""
     allowed = tuple(dict.fromkeys(allowed))
@@ -122,6 +128,7 @@ def not_empty(op: str, argument: str, spec: Spec, axis: int, meaning: str) -> No
 
 def in_range(op: str, argument: str, value: float, low: float, high: float) -> None:
     """Raise ValueError unless low <= value <= high."""
+    number(op, argument, value)
     if not low <= value <= high:
         if low >= 0 and high == sys.float_info.max:
             raise ValueError(f"{op}: {argument} is {value}; it must be a finite number of at least {low}.")
@@ -130,5 +137,6 @@ def in_range(op: str, argument: str, value: float, low: float, high: float) -> N
 
 def positive(op: str, argument: str, value: float) -> None:
     """Raise ValueError unless value > 0."""
+    number(op, argument, value)
     if not value > 0:
         raise ValueError(f"{op}: {argument} is {value}; it must be positive.")

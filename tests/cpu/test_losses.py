@@ -613,6 +613,11 @@ def test_messages_of_grpo(options: dict[str, Any], message: str) -> None:
         losses.grpo(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool), torch.ones(2), **options)
 
 
+def test_an_option_that_is_no_number_is_named() -> None:
+    with pytest.raises(TypeError, match="dpo: beta is None; it must be a number"):
+        losses.dpo(torch.zeros(2), torch.zeros(2), beta=None)  # type: ignore[arg-type]
+
+
 def test_messages_of_kto_and_sft() -> None:
     with pytest.raises(
         ValueError, match="kto: kl is given with loss_type='apo_zero_unpaired', which has none"
