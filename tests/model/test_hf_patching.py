@@ -719,7 +719,7 @@ def test_unknown_modules(caplog: pytest.LogCaptureFixture) -> None:
         for layer in each.model.layers:
             layer.input_layernorm.__class__ = type("OtherRMSNorm", (OffByABit,), {})
     before = state(model)
-    with pytest.raises(UnrecognisedModuleError, match="OtherRMSNorm x2") as raised:
+    with pytest.raises(UnrecognisedModuleError, match="OtherRMSNorm x2 left alone: closest to") as raised:
         apply_liger_kernel(model, strict=True)
     assert state(model) == before
     assert {entry.name for entry in raised.value.report.left} == {"OtherRMSNorm"}
