@@ -24,6 +24,7 @@ def test_patched_llama_on_kernels() -> None:
     assert_same_step(actual, expected, loss=1e-5, gradients=1e-4)
 
 
+@pytest.mark.timeout(900)  # over a minute where nothing else runs
 def test_the_sample_of_families_on_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--sample"]) == 0
     text = capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import re
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,16 +112,16 @@ def failure(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("change", "outcome", "reason"),
     [
-        (wrong_numbers, compare.UNEQUAL, "its loss is .* off"),
+        (wrong_numbers, compare.UNEQUAL, "text: its loss is .* off"),
         (
             wrong_gradient,
             compare.UNEQUAL,
-            r"the gradient of model.layers.0.input_layernorm.weight is 1.0e-04 off",
+            r"text: the gradient of model.layers.0.input_layernorm.weight is 1.0e-04 off",
         ),
         (
             no_gradient,
             compare.UNEQUAL,
-            "1 parameters have a gradient in only one of the two: model.norm.weight",
+            "text: 1 parameters have a gradient in only one of the two: model.norm.weight",
         ),
         (failure, compare.FAILED, "RuntimeError: no kernel for this"),
     ],
@@ -135,6 +136,47 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Gate.__call__
     monkeypatch.setattr(Gate, "__call__", lambda *operands: 1.001 * own(*operands))
     assert compare.survey(LLAMA).outcome == compare.UNEQUAL
+
+
+def test_what_looks_at_images_is_compared_by_itself() -> None:
+    family = tiny.Family("qwen2_vl", "Qwen2VLForConditionalGeneration", False)
+
+    def change(model: nn.Module) -> None:
+        model.get_parameter("model.visual.blocks.0.norm1.weight").register_hook(lambda gradient: -gradient)
+
+    row = compare.survey(family, functools.partial(wrong, change))
+    assert (row.outcome, row.compared) == (compare.UNEQUAL, (compare.TEXT, "model.visual"))
+    assert row.reason.startswith("model.visual: the gradient of model.visual.blocks.0.norm1.weight is ")
+
+
+class Unsteady(nn.Module):
+    """Another loss at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+        self.calls = 0
+
+    def forward(self) -> Any:
+        self.calls += 1
+        return types.SimpleNamespace(loss=self.calls * self.weight.sum())
+
+
+def test_what_is_not_certain_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny, "text", dict)
+    monkeypatch.setattr(tiny, "_model", lambda family, variant: Unsteady())
+    row = compare.survey(LLAMA)
+    assert (row.outcome, row.compared) == (compare.NOT_COMPARED, ())
+    assert row.reason.startswith("moving its weights by their last digit does as much: its loss is ")
+
+
+def test_weights_are_moved_and_brought_back() -> None:
+    layer = nn.Linear(30, 30)
+    before = layer.weight.detach().clone()
+    with compare.moved_by_a_digit(layer):
+        off = (layer.weight / before - 1).abs()
+        assert off.min() > 0 and off.max() < 2e-7
+    assert torch.equal(layer.weight, before)
 
 
 def test_differences() -> None:
@@ -176,7 +218,7 @@ def rows() -> list[compare.Row]:
         ),
     )
     return [
-        compare.Row(LLAMA, compare.EQUAL, "", report, 0.0, 1e-7),
+        compare.Row(LLAMA, compare.EQUAL, "", report, (compare.TEXT, "model.tower"), 0.0, 1e-7),
         compare.Row(LLAMA, compare.NOT_BUILT, "ImportError: timm"),
     ]
 
@@ -184,7 +226,7 @@ def rows() -> list[compare.Row]:
 def test_lines() -> None:
     assert [table.line(row) for row in rows()] == [
         "llama LlamaForCausalLM: equal (loss 0.0e+00, gradients 1.0e-07)\n"
-        "  patched: swiglu(up|gate) ×4\n  left: Norm ×2: takes more than one tensor",
+        "  patched: swiglu(up|gate) ×4\n  left: Norm ×2: takes more than one tensor\n  compared: text, model.tower",
         "llama LlamaForCausalLM: not built\n  ImportError: timm",
     ]
     assert table.counts(rows()) == "1 equal, 1 not built"
@@ -198,10 +240,10 @@ def test_the_page_keeps_other_versions() -> None:
         "| 4.57.6 | 2.12.0 | 1 | 0 | 0 | 0 | 0 | 1 |\n| 5.17.0 | 2.13.0 | 1 | 0 | 0 | 0 | 0 | 0 |\n" in both
     )
     assert (
-        "| llama | `LlamaForCausalLM` | swiglu(up\\|gate) ×4 | Norm ×2: takes more than one tensor | equal |"
+        "| llama | `LlamaForCausalLM` | swiglu(up\\|gate) ×4 | Norm ×2: takes more than one tensor | text, model.tower | equal |"
         in both
     )
-    assert "|  |  | not built: ImportError: timm |" in both
+    assert "|  |  |  | not built: ImportError: timm |" in both
     again = table.page(rows()[:1], table.Setting("5.17.0", "2.13.0", "references"), both)
     assert again.count("| 5.17.0 |") == again.count("| 4.57.6 |") == 1
 

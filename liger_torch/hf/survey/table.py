@@ -46,6 +46,8 @@ def line(row: Row) -> str:
     texts += [row.reason] if row.reason else []
     if row.report is not None:
         texts += [f"patched: {patched(row)}"] + [f"left: {text}" for text in left(row)]
+    if row.compared:
+        texts += [f"compared: {', '.join(row.compared)}"]
     return "\n  ".join(texts)
 
 
@@ -77,9 +79,11 @@ def counts(rows: Iterable[Row]) -> str:
 _HEAD = f"""# Hugging Face models
 
 What `apply_liger_kernel` makes of every causal language model, and of every model of images and text, that
-transformers has. Of each family a small model is built from the family's own configuration, with random weights, and
-its loss and all its gradients for a text are computed as it is and patched, in float32 on a CPU. Equal means: the loss
-within {LOSS:g} and each gradient within {GRADIENTS:g}, relative. Images are not looked at.
+transformers has. Of each family a small model is built from the family's own configuration, with random weights. Its
+loss for a text and all gradients are computed, as it is and patched, in float32 on a CPU. Equal means: the loss within
+{LOSS:g} and each gradient within {GRADIENTS:g}, relative. A part that looks at images is compared likewise where it can
+be run by itself; it then stands under "Compared". A family that is not built, or not compared, is not for that reason
+unsupported: only the small model lacks something.
 
 This page is what `python -m liger models --write docs/models.md` writes: the table below for the transformers that is
 installed, and a line among the versions.
@@ -106,7 +110,7 @@ def page(rows: Sequence[Row], setting: Setting, before: str = "") -> str:
             "",
             f"## transformers {setting.transformers}",
             "",
-            *_header("Family", "Model", "Patched", "Left alone", "Outcome"),
+            *_header("Family", "Model", "Patched", "Left alone", "Compared", "Outcome"),
             *map(_row, rows),
             "",
         ]
@@ -116,7 +120,7 @@ def page(rows: Sequence[Row], setting: Setting, before: str = "") -> str:
 def _row(row: Row) -> str:
     outcome = f"{row.outcome}: {row.reason}" if row.reason else row.outcome
     what = ("", "") if row.report is None else (patched(row), "<br>".join(left(row)))
-    return _cells(row.family.name, f"`{row.family.model}`", *what, outcome)
+    return _cells(row.family.name, f"`{row.family.model}`", *what, ", ".join(row.compared), outcome)
 
 
 def _header(*titles: str) -> Iterator[str]:

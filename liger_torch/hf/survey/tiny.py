@@ -47,7 +47,7 @@ RULES: tuple[tuple[str, int], ...] = (
     (r"(q|kv)_lora_rank", 32),
     (r"(\w+_)?vocab_size(_per_layer_input)?|\w+_vocab", VOCAB),
     (r"max_position_embeddings|n_positions|max_sequence_length|n_ctx|mamba_d_ssm", 128),
-    (r"image_size", 32),
+    (r"image_size|base_channels", 32),
     (r"patch_size|index_topk|mamba_(n|num)_heads", 8),
     (r"sliding_window|attention_window_size|local_window", 16),
     (r"time_step_rank", 4),
@@ -86,15 +86,18 @@ With those for large models, the layers of one so narrow would hardly show in it
 families to where moving the weights by their last digit moves gradients by 1e-4.
 """
 
-VARIANTS: tuple[dict[str, int], ...] = (
+VARIANTS: tuple[dict[str, Any], ...] = (
     {},
+    {"head_dim": HEAD_DIM},
+    {"rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [2, 3, 3]}},
+    {"rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [1, 1, 2]}},
     {"num_key_value_heads": HEADS},
     {"head_dim": 8},
     {"qk_rope_head_dim": 16, "qk_head_dim": 32},
     {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128},
     {"head_dim": 24, "qk_head_dim": 24},
 )
-"""Sizes that are tried in this order."""
+"""What is tried in this order."""
 
 _ROPE = {"rope_theta": 1e4, "rope_type": "default"}
 _PARTIAL_MROPE = {
@@ -119,6 +122,13 @@ _HYBRID = ["linear_attention", "full_attention"] * 2
 
 OWN: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
+    "blt": {
+        "num_hidden_layers": LAYERS,
+        "global_config.hidden_size": 2 * HIDDEN,
+        "global_config.head_dim": 2 * HEAD_DIM,
+        "encoder_config.hidden_size_global": 2 * HIDDEN,
+        "decoder_config.hidden_size_global": 2 * HIDDEN,
+    },
     "chameleon": {"vocabulary_map": {"<image>": 250, "IMGIMGBSZ": 251}},
     "cohere_compass": {"text_config.rope_parameters": {"full_attention": _ROPE}},
     "cohere_compass_text": {"text_config.rope_parameters": {"full_attention": _ROPE}},
@@ -133,6 +143,7 @@ OWN: dict[str, dict[str, Any]] = {
     "hrm_text": {"num_layers_per_stack": 1, "H_cycles": 1, "L_cycles": 3},
     "hunyuan_vl": {"text_config.rope_parameters": {**_ROPE, "mrope_section": [2, 2, 2, 2]}},
     "jamba": {
+        "use_mamba_kernels": False,
         "attn_layer_period": 2,
         "attn_layer_offset": 1,
         "expert_layer_period": 2,
@@ -144,18 +155,14 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen4_exp_text": _QWEN4,
     "reformer": {"axial_pos_shape": (4, 3), "axial_pos_embds_dim": (32, 32)},
     "step3p7": {"text_config.sliding_window": 16},
+    "xlstm": {"qk_dim_factor": 1.0},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {
-        "attention_hidden_size": 128,
-        "attention_head_dim": 32,
-        "layers_block_type": ["linear_attention", "hybrid"] * 2,
-    },
+    "zamba": {"attention_hidden_size": 128, "attention_head_dim": 32, "use_mamba_kernels": False},
     "zamba2": {
         "attention_hidden_size": 128,
         "attention_head_dim": 32,
         "mamba_headdim": 16,
         "n_mamba_heads": 8,
-        "layers_block_type": ["linear_attention", "hybrid"] * 2,
         "hybrid_layer_ids": [1, 3],
     },
 }
@@ -259,7 +266,7 @@ def short(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(lines)[:160]}"
 
 
-def _model(family: Family, variant: dict[str, int]) -> Any:
+def _model(family: Family, variant: dict[str, Any]) -> Any:
     model_class = getattr(transformers, family.model)
     config_class, wanted = CONFIG_MAPPING[family.name], model_class.config_class
     # The language model of a family that also looks at images is built from a part of the configuration.
@@ -286,7 +293,7 @@ def _model(family: Family, variant: dict[str, int]) -> Any:
 # ---- configurations
 
 
-def shrink(config: PretrainedConfig, variant: dict[str, int]) -> None:
+def shrink(config: PretrainedConfig, variant: dict[str, Any]) -> None:
     """Make a configuration small, and those inside it."""
     n_layers = next((v for k, v in vars(config).items() if _of(LAYERS, k) and _is_int(v)), None)
     multi_head = getattr(config, "num_key_value_heads", None) == getattr(config, "num_attention_heads", 0)
@@ -346,7 +353,7 @@ def _of_all_kinds(values: Any) -> list[Any]:
     for value in values:
         if value not in kinds:
             kinds.append(value)
-    return (kinds + list(values))[:LAYERS]
+    return (kinds * LAYERS)[:LAYERS]
 
 
 def _rotation(parameters: dict[str, Any]) -> dict[str, Any]:
