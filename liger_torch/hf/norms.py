@@ -98,13 +98,15 @@ class NormRecipe:
             if form.gated and (not gates or gates[0] is None):
                 return base.forward(self, x)
             if form.op == RMS_NORM:
-                y = liger_rms_norm(x, weight, eps, form.offset, form.casting)
+                y = liger_rms_norm(x, weight, eps, form.offset, form.casting).contiguous()
                 return _times_silu(y, gates[0], liger_swiglu).to(x.dtype) if form.gated else y
             if wide and x.device.type != "cpu" and autocasting(x.device.type):
                 x = x.float()
             if form.offset and weight is not None:
                 weight = weight + form.offset
-            return liger_layer_norm(x, weight, None if bias_name is None else getattr(self, bias_name), eps)
+            bias = None if bias_name is None else getattr(self, bias_name)
+            # Of transposed rows, the kernels' result is contiguous, and torch's own LayerNorm's: models view it so.
+            return liger_layer_norm(x, weight, bias, eps).contiguous()
 
         return {"forward": forward}
 

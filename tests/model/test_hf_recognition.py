@@ -111,6 +111,18 @@ def test_other_norms_are_left(module: nn.Module) -> None:
     assert verdict is None or verdict.recipe is None
 
 
+def test_a_norm_of_transposed_rows_can_be_viewed() -> None:
+    """As torch's own LayerNorm returns it, and as the kernels do."""
+    module = nn.LayerNorm(32)
+    x = torch.randn(2, 32, 3).transpose(1, 2)
+    expected = module(x).view(2, 96)
+    with probe.probing():
+        verdict = norms.recognise(module)
+    assert verdict is not None and verdict.recipe is not None
+    swap.swap(module, verdict.recipe)
+    torch.testing.assert_close(module(x).view(2, 96), expected)
+
+
 def test_a_norm_that_is_widened_by_autocast_on_a_gpu() -> None:
     """torch's own LayerNorm then returns float32, one that casts back does not."""
     for module, wide in ((nn.LayerNorm(32), True), (family("olmo").OlmoLayerNorm(32), False)):
