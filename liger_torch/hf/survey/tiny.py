@@ -49,7 +49,7 @@ RULES: tuple[tuple[str, int], ...] = (
     (r"max_position_embeddings|n_positions|max_sequence_length|n_ctx|mamba_d_ssm", 128),
     (r"image_size|base_channels", 32),
     (r"patch_size|index_topk|mamba_(n|num)_heads", 8),
-    (r"sliding_window|attention_window_size|local_window", 16),
+    (r"(mamba_)?chunk_size|sliding_window|attention_window_size|local_window", 16),
     (r"time_step_rank", 4),
     (r"index_n_heads", 2),
     (r"n_mamba_heads|mamba_ngroups", 1),
