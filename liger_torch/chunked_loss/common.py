@@ -95,7 +95,8 @@ class Reference:
 @torch.no_grad()
 def mean_logits(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """The mean over tokens and words of each answer's logits, for the log: the product of two means."""
-    means = input.mean(1, dtype=torch.float32) @ weight.mean(0, dtype=torch.float32)
+    # Not a matrix product, which autocast would round.
+    means = (input.mean(1, dtype=torch.float32) * weight.mean(0, dtype=torch.float32)).sum(-1)
     return means if bias is None else means + bias.mean(dtype=torch.float32)
 
 

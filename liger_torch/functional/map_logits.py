@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,7 @@ def map_logits(
     Args:
         function: takes logits (tokens, vocab) of input's dtype and the same tokens of each of `arrays`; returns one
             number, or one row, per token. It is called again in the backward pass and must give the same; tensors that
-            it closes over are constants.
+            it closes over are constants. The autocast of the forward pass holds then too.
         input: (..., hidden).
         weight: (vocab, hidden), of input's dtype.
         arrays: tensors whose leading axes are input's; they may have gradients.
@@ -71,6 +72,13 @@ def map_logits(
     return found.reshape(*leading, *found.shape[1:])
 
 
+def _as_in_forward(kind: str, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[object]:
+    """Autocast to the dtype, or none: it holds where `backward()` is called otherwise, often outside of it."""
+    if kind == "meta":
+        return contextlib.nullcontext()
+    return torch.autocast(kind, dtype, enabled=dtype is not None)
+
+
 class _MapLogits(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -83,6 +91,8 @@ class _MapLogits(torch.autograd.Function):
         *arrays: torch.Tensor,
     ) -> torch.Tensor:
         ctx.function, ctx.rows = function, rows
+        kind = input.device.type
+        ctx.autocast = torch.get_autocast_dtype(kind) if autocasting(kind) else None
         ctx.save_for_backward(weight, bias, input, *arrays)
         chunks = zip(*(a.split(rows) for a in (input, *arrays)), strict=True)
         return torch.cat([function(F.linear(x, weight, bias), *rest) for x, *rest in chunks])
@@ -99,28 +109,29 @@ class _MapLogits(torch.autograd.Function):
         d_bias = torch.zeros_like(bias, dtype=sums) if need_bias else None
         d_input = torch.empty_like(input) if need_input else None
         d_arrays = [torch.empty_like(a) if n else None for a, n in zip(arrays, need_arrays, strict=True)]
-        for start in range(0, input.shape[0], ctx.rows):
-            here = slice(start, start + ctx.rows)
-            x = input[here]
-            logits = F.linear(x, weight, bias).requires_grad_()
-            rest = [a[here].detach().requires_grad_(n) for a, n in zip(arrays, need_arrays, strict=True)]
-            with torch.enable_grad():
-                result = ctx.function(logits, *rest)
-            wanted = [logits, *(a for a in rest if a.requires_grad)]
-            d_logits, *found = torch.autograd.grad(result, wanted, incoming[here], materialize_grads=True)
-            if d_input is not None:
-                torch.mm(d_logits, weight, out=d_input[here])
-            if d_weight is not None:
-                if sums == weight.dtype:
-                    d_weight.addmm_(d_logits.t(), x)
-                else:
-                    d_weight += d_logits.t() @ x
-            if d_bias is not None:
-                d_bias += d_logits.sum(0)
-            left = iter(found)
-            for d_array in d_arrays:
-                if d_array is not None:
-                    d_array[here] = next(left)
+        with _as_in_forward(input.device.type, ctx.autocast):
+            for start in range(0, input.shape[0], ctx.rows):
+                here = slice(start, start + ctx.rows)
+                x = input[here]
+                logits = F.linear(x, weight, bias).requires_grad_()
+                rest = [a[here].detach().requires_grad_(n) for a, n in zip(arrays, need_arrays, strict=True)]
+                with torch.enable_grad():
+                    result = ctx.function(logits, *rest)
+                wanted = [logits, *(a for a in rest if a.requires_grad)]
+                d_logits, *found = torch.autograd.grad(result, wanted, incoming[here], materialize_grads=True)
+                if d_input is not None:
+                    torch.mm(d_logits, weight, out=d_input[here])
+                if d_weight is not None:
+                    if sums == weight.dtype:
+                        d_weight.addmm_(d_logits.t(), x)
+                    else:
+                        d_weight += d_logits.t() @ x
+                if d_bias is not None:
+                    d_bias += d_logits.sum(0)
+                left = iter(found)
+                for d_array in d_arrays:
+                    if d_array is not None:
+                        d_array[here] = next(left)
         return (
             None,
             None,

@@ -324,6 +324,34 @@ def test_map_logits(chunk_bytes: int | None) -> None:
     assert map_logits(losses.cosine_distance, x[:0], weight, teacher[:0]).shape == (0,)
 
 
+def test_map_logits_backward_has_the_autocast_of_the_forward() -> None:
+    """A loss is computed under autocast, its `backward()` called outside; or the other way round."""
+    x, weight, _, _, _, bias, _ = distillation(torch.float32)
+    head, teacher = draw(VOCAB, REF_HIDDEN, seed=4, dtype=torch.float32), draw(x.shape[0], REF_HIDDEN, seed=3)
+    hidden = {torch.bfloat16: teacher.detach().bfloat16(), torch.float32: teacher.detach().float()}
+
+    def loss(logits: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        return losses.cosine_distance(logits, F.linear(hidden, head.detach()))
+
+    for dtype, teacher in hidden.items():
+        gradients = []
+        for inside in (True, False):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                found = map_logits(loss, x, weight, teacher, bias=bias).sum()
+            with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+                gradients.append(torch.autograd.grad(found, (x, weight, bias)))
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+            assert a.any()
+
+
+def test_what_there_is_to_log_is_float32_under_autocast() -> None:
+    p = problem(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, details = chunked_loss.LigerFusedLinearDPOLoss()(**p)
+    assert {t.dtype for t in (found, *details)} == {torch.float32}
+
+
 @needs_liger_kernel
 @pytest.mark.parametrize("name", ["dpo", "cpo", "simpo", "orpo", "kto", "grpo"])
 def test_functional_forms_take_liger_kernels_arguments(name: str) -> None:
