@@ -66,6 +66,12 @@ def cases() -> list[Case]:
             )
             for half_tables, columns in ((False, 20), (True, 10))
         ),
+        Case(  # one tensor alone, as Gemma 3n rotates q and k
+            "rope-no-k-heads",
+            rope.ROPE,
+            rope.Options(),
+            together(normal(2, 5, 4, 32), normal(2, 5, 0, 32), normal(1, 5, 32), normal(1, 5, 32)),
+        ),
         Case(  # two documents packed into each row
             "rope_at_positions-packed",
             rope.ROPE_AT_POSITIONS,
