@@ -3,14 +3,17 @@
 transformers runs all experts of a layer in one grouped product per projection, by the implementation that
 `model.set_experts_implementation` names, and calls the module's `_apply_gate` on the first product's result. That is
 the part that is replaced here, for this one module: the products, their order and the implementation's name stay as
-they are, so nothing is registered and nothing has to be given back. The implementation "eager" has a gate of its own
-and is not changed by this. Up to transformers 4, experts are ordinary gated MLPs (`liger_torch.hf.mlps`).
+they are, so nothing is registered and nothing has to be given back. Some implementations ("eager" of most classes, for
+one) have a gate of their own: experts that run by one of these are left alone. Up to transformers 4, experts are
+ordinary gated MLPs (`liger_torch.hf.mlps`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
+import sys
 from typing import Any
 
 import torch
@@ -47,6 +50,14 @@ def recognise(module: nn.Module) -> Verdict | None:
         return None
     if not module.has_gate:
         return Verdict("swiglu", None, "its experts have no gate")
+    implementation = getattr(getattr(module, "config", None), "_experts_implementation", None)
+    if not _asks_for_the_gate(cls, implementation):
+        return Verdict(
+            "swiglu",
+            None,
+            f"their implementation {implementation!r} has a gate of its own; "
+            "model.set_experts_implementation('grouped_mm') has not",
+        )
     packed = gates.rows(16)
     try:
         clone: Any = probe.small_copy(module, {}, {})
@@ -64,3 +75,10 @@ def recognise(module: nn.Module) -> Verdict | None:
     if probe.distance(trained, evaluated) > gates.RTOL:
         return Verdict(product.name, None, "computes something else while training (dropout?)")
     return Verdict(product.name, ExpertsRecipe(product))
+
+
+def _asks_for_the_gate(cls: Any, implementation: str | None) -> bool:
+    """Whether what runs the experts calls `_apply_gate`; assumed where it has no code to look at."""
+    registry = getattr(sys.modules.get("transformers.integrations.moe"), "ALL_EXPERTS_FUNCTIONS", {})
+    code = getattr(inspect.unwrap(registry.get(implementation, cls.forward)), "__code__", None)
+    return code is None or "_apply_gate" in code.co_names

@@ -292,7 +292,8 @@ def _head_reason(model: Any, head: Any, path: str | None) -> str:
     if path is None:
         return "its output layer is not one of its modules"
     if original_class(head).forward is not nn.Linear.forward:
-        return f"its output layer is a {type(head).__name__}, not a plain Linear"
+        cls = original_class(head)
+        return f"its output layer is a {cls.__module__}.{cls.__qualname__}, not a plain torch.nn.Linear"
     if hides_forward(head) or hides_forward(model):
         return "an instance attribute `forward` (a hook of another library) hides the class's"
     if not head.weight.is_floating_point():

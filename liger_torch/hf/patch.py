@@ -194,15 +194,15 @@ def _leases(functions: list[rope.RopeFunction]) -> tuple[rope.Lease, ...]:
 
 
 def _plan(model: nn.Module, parts: Parts) -> _Plan:
+    _check(model)
+    return _Plan(model, parts)
+
+
+def _check(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model is a {type(model).__name__}; expected a torch.nn.Module, an instance and not a class."
         )
-    _refuse_subclassed(model)
-    return _Plan(model, parts)
-
-
-def _refuse_subclassed(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if swap.is_subclassed(module):
             raise RuntimeError(
@@ -240,9 +240,10 @@ def remove_liger_kernel(model: nn.Module) -> None:
     own code, which may save other tensors than the kernels did.
 
     Raises:
+        TypeError: the model is not a module.
         RuntimeError: the model was sharded after it was patched.
     """
-    _refuse_subclassed(model)
+    _check(model)
     for module in model.modules():
         swap.restore(module)
         record = module.__dict__.pop("_liger_record", None)

@@ -692,8 +692,9 @@ def test_both_losses_are_refused() -> None:
         apply_liger_kernel(model, cross_entropy=True)
     with pytest.raises(ValueError, match="cross_entropy and fused_linear_cross_entropy"):
         apply_liger_kernel_to_llama(cross_entropy=True)
-    with pytest.raises(TypeError, match="instance"):
-        apply_liger_kernel(LlamaForCausalLM)
+    for function in (apply_liger_kernel, explain, remove_liger_kernel):
+        with pytest.raises(TypeError, match="instance"):
+            function(LlamaForCausalLM)
     assert type(model) is LlamaForCausalLM
 
 

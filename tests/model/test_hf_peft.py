@@ -67,6 +67,7 @@ def test_adapters(name: str, first: str, caplog: pytest.LogCaptureFixture) -> No
             report = apply_liger_kernel(model.get_base_model())
             assert report.counts["norm"] >= 5
             assert [entry.kind for entry in report.left] == ["loss"] * (name in WITHOUT_FUSION)
+            assert all("output layer is a peft." in entry.reason for entry in report.left)
         with counted_ops() as calls:
             actual = seeded_step(model)
     assert_same_step(actual, expected)

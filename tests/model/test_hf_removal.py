@@ -12,7 +12,6 @@ import torch
 from hf_models import batch, counted_ops, step, tiny
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.integrations import moe
 from transformers.loss import loss_utils
 
 from liger_torch.hf import apply_liger_kernel, explain, remove_liger_kernel
@@ -55,6 +54,7 @@ def of_process(model: nn.Module) -> dict[str, Any]:
     for cls in classes:
         found |= {f"{cls.__module__}.{cls.__qualname__}.{key}": id(value) for key, value in vars(cls).items()}
         found[f"subclasses of {cls.__module__}.{cls.__qualname__}"] = len(cls.__subclasses__())
+    moe = sys.modules.get("transformers.integrations.moe")  # from transformers 5 on
     registries = {"experts": getattr(moe, "ALL_EXPERTS_FUNCTIONS", {}), "losses": loss_utils.LOSS_MAPPING}
     for name, registry in registries.items():
         found |= {f"{name}[{key}]": id(registry[key]) for key in registry}
