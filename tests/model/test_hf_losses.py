@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.utils import convert_to_fp32
-from hf_models import VOCAB, batch, counted_ops, step, tiny
+from hf_models import VOCAB, batch, counted_ops, only_new_garbage, step, tiny
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -116,6 +116,12 @@ FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
 MODELS = [*FAMILIES, *OWN]
 WAY = {name: FAMILIES[name][1] if name in FAMILIES else LAZY for name in MODELS} | {"softcap": STUB}
 OFF = {"rope": False, "rms_norm": False, "layer_norm": False, "glu": False}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_what_other_files_have_left() -> Any:
+    with only_new_garbage():
+        yield
 
 
 @pytest.fixture(params=MODELS)

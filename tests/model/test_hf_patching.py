@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from hf_models import FAMILIES, VOCAB, assert_same_step, batch, counted_ops, step, tiny
+from hf_models import FAMILIES, VOCAB, assert_same_step, batch, counted_ops, only_new_garbage, step, tiny
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
@@ -51,8 +51,9 @@ def pair(family: str = "llama", **options: Any) -> tuple[Any, Any]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def what_other_files_have_left() -> None:
-    gc.collect()
+def without_what_other_files_have_left() -> Any:
+    with only_new_garbage():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hf_models import batch, counted_ops, step, tiny
+from hf_models import batch, counted_ops, only_new_garbage, step, tiny
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.loss import loss_utils
@@ -22,6 +22,12 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
     ("cohere", {}),
     ("qwen3_moe", {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
 ]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_what_other_files_have_left() -> Any:
+    with only_new_garbage():
+        yield
 
 
 def of_model(model: nn.Module) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -94,3 +95,14 @@ def counted_ops() -> Iterator[Counter[str]]:
         yield calls
     finally:
         autograd.check_operands = own
+
+
+@contextlib.contextmanager
+def only_new_garbage() -> Iterator[None]:
+    """In here `gc.collect()` looks only at what has been made since, and not at all that has been imported."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
