@@ -28,7 +28,7 @@ from liger.losses.preference import (
     orpo,
     simpo,
 )
-from liger.losses.sequences import lengths, masked_sum, sequence_logp, token_mean
+from liger.losses.sequences import check_shapes, lengths, masked_sum, sequence_logp, token_mean
 from liger.losses.supervised import SFT_LOSSES, sft
 from liger.losses.unpaired import UNPAIRED_LOSSES, UnpairedLosses, kl_estimate, kto
 
@@ -47,6 +47,7 @@ __all__ = [
     "check_dpo",
     "check_grpo",
     "check_pairs",
+    "check_shapes",
     "cosine_distance",
     "cpo",
     "dpo",

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 from liger import check
 from liger.losses.arrays import sigmoid
-from liger.losses.sequences import lengths, masked_sum
+from liger.losses.sequences import check_shapes, lengths, masked_sum
 from liger.reference.common import namespace, stop_gradient
 
 POLICY_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")
@@ -158,7 +158,7 @@ def grpo(
     Args:
         logp: log-probabilities of tokens under the policy (answers, tokens), float32 or float64.
         mask: the tokens that count (answers, tokens), bool; numbers of others are not read.
-        advantages: (answers,) or (answers, tokens).
+        advantages: (answers,), (answers, 1) or (answers, tokens).
         old_logp: under the policy that sampled the answers; None where that is this policy: rho is 1.
         ref_logp: under the reference model; for beta.
         sampling_ratio: pi_old over the sampler's probability, (answers,), (answers, 1) or (answers, tokens).
@@ -185,7 +185,7 @@ def grpo(
         `PolicyLoss`. Gradients flow into logp and entropy alone.
 
     Raises:
-        ValueError: an option out of range, or an array that an option needs and that is not there.
+        ValueError: an option out of range, an array that an option needs and that is not there, shapes that do not fit.
     """
     check_grpo(
         loss_type,
@@ -201,8 +201,23 @@ def grpo(
         )
     if entropy_coef and entropy is None:
         raise ValueError(f"grpo: entropy is None with entropy_coef={entropy_coef}; give each token's.")
+    n_answers, tokens = mask.shape
+    full, column = (n_answers, tokens), (n_answers, 1)
+    check_shapes(
+        "grpo", [full], "answers, tokens", logp=logp, old_logp=old_logp, ref_logp=ref_logp, entropy=entropy
+    )
+    check_shapes(
+        "grpo",
+        [(n_answers,), column, full],
+        "one number per answer or token",
+        advantages=advantages,
+        sampling_ratio=sampling_ratio,
+    )
+    check_shapes("grpo", [column, full], "one number per answer or token", weights=weights)
     xp = namespace(logp)
     zero, one = xp.zeros_like(logp), xp.ones_like(logp)
+    # Not to decide the dtype of the loss.
+    advantages = xp.astype(advantages, logp.dtype)
     logp = xp.where(mask, logp, zero)
     if advantages.ndim == 1:
         advantages = advantages[:, None]

@@ -41,6 +41,7 @@ from typing import Any, NamedTuple
 
 from liger import check
 from liger.losses.arrays import log1mexp, log_sigmoid, relu, sigmoid
+from liger.losses.sequences import check_shapes
 from liger.reference.common import namespace, stop_gradient
 
 
@@ -245,7 +246,7 @@ def dpo(
         `PreferenceLosses`. Gradients flow into the policy's log-probabilities alone; pass constants for the others.
 
     Raises:
-        ValueError: an option out of range, or one that loss_type does not have.
+        ValueError: an option out of range, or one that loss_type does not have; shapes that differ.
 
     >>> import numpy as np
     >>> from liger.losses import dpo
@@ -257,6 +258,14 @@ def dpo(
         raise ValueError(
             'dpo: lengths is None with loss_type="sft", which divides by them; give both numbers.'
         )
+    check_shapes(
+        "dpo",
+        [chosen_logp.shape],
+        "that of chosen_logp, one number per pair",
+        rejected_logp=rejected_logp,
+        ref_chosen_logp=ref_chosen_logp,
+        ref_rejected_logp=ref_rejected_logp,
+    )
     xp = namespace(chosen_logp)
     zero = xp.zeros_like(chosen_logp)
     ref_w = zero if ref_chosen_logp is None else stop_gradient(ref_chosen_logp)
@@ -316,7 +325,7 @@ def cpo(
         `PreferenceLosses`, with the rewards beta * R.
 
     Raises:
-        ValueError: an option out of range, or one that loss_type does not have.
+        ValueError: an option out of range, or one that loss_type does not have; shapes that differ.
     """
     check.one_of("cpo", "loss_type", loss_type, CPO_LOSSES)
     check.positive("cpo", "beta", beta)
@@ -325,6 +334,7 @@ def cpo(
         raise ValueError(
             f"cpo: label_smoothing is {label_smoothing} with loss_type={loss_type!r}, which has none."
         )
+    check_shapes("cpo", [chosen_logp.shape], "that of chosen_logp", rejected_logp=rejected_logp)
     xp = namespace(chosen_logp)
     chosen, rejected = chosen_logp, rejected_logp
     if reward_alpha:
@@ -389,7 +399,8 @@ def orpo(chosen_logp: Any, rejected_logp: Any, *, beta: float = 0.1) -> OddsRati
     The paper adds the negative log-likelihood of the chosen answers, which is the caller's.
 
     Args:
-        chosen_logp: mean log-probability of the tokens of each chosen answer (pairs,), float32 or float64, below 0.
+        chosen_logp: mean log-probability of the tokens of each chosen answer (pairs,), float32 or float64. At 0, of an
+            answer that is certain or has no tokens, the odds are taken at 1 - pi(y) = 1e-30, a constant.
         rejected_logp: of each rejected answer.
         beta: lambda of the paper.
 
@@ -397,10 +408,14 @@ def orpo(chosen_logp: Any, rejected_logp: Any, *, beta: float = 0.1) -> OddsRati
         `OddsRatioLosses`.
 
     Raises:
-        ValueError: beta is not positive.
+        ValueError: beta is not positive; shapes that differ.
     """
     check.positive("orpo", "beta", beta)
-    log_odds = (chosen_logp - rejected_logp) - (log1mexp(chosen_logp) - log1mexp(rejected_logp))
+    check_shapes("orpo", [chosen_logp.shape], "that of chosen_logp", rejected_logp=rejected_logp)
+    xp = namespace(chosen_logp)
+    log_odds = chosen_logp - rejected_logp
+    for sign, logp in ((-1, chosen_logp), (1, rejected_logp)):
+        log_odds = log_odds + sign * log1mexp(xp.where(logp < 0, logp, xp.full_like(logp, -1e-30)))
     ratio = log_sigmoid(log_odds)
     return OddsRatioLosses(
         -beta * ratio,

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from liger.reference.common import namespace
+
+
+def check_shapes(loss: str, shapes: Iterable[tuple[int, ...]], meaning: str, **arrays: Any) -> None:
+    """Raise ValueError for an array of another shape, which might spread over the others; None and numbers may be.
+
+    Args:
+        loss: begins the message.
+        shapes: those allowed.
+        meaning: of the shapes, in words.
+        arrays: by argument.
+    """
+    allowed = [tuple(shape) for shape in shapes]
+    for name, array in arrays.items():
+        if hasattr(array, "shape") and tuple(array.shape) not in allowed:
+            raise ValueError(
+                f"{loss}: {name} has shape {tuple(array.shape)}; expected "
+                f"{' or '.join(map(str, dict.fromkeys(allowed)))} ({meaning})."
+            )
 
 
 def masked_sum(values: Any, mask: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from liger import check
 from liger.losses.arrays import sigmoid
+from liger.losses.sequences import check_shapes
 from liger.reference.common import namespace, stop_gradient
 
 
@@ -67,12 +68,17 @@ def kto(
         `UnpairedLosses`. Gradients flow into `logp` alone.
 
     Raises:
-        ValueError: an option out of range, or a kl that the loss does not have.
+        TypeError: `good` is not bool.
+        ValueError: an option out of range, a kl that the loss does not have, shapes that do not fit.
     """
     check.one_of("kto", "loss_type", loss_type, UNPAIRED_LOSSES)
     check.positive("kto", "beta", beta)
     if kl is not None and loss_type != "kto":
         raise ValueError(f"kto: kl is given with loss_type={loss_type!r}, which has none; leave it out.")
+    if not str(good.dtype).endswith("bool"):
+        raise TypeError(f"kto: good has dtype {good.dtype}; it must be bool, such as `labels > 0`.")
+    check_shapes("kto", [logp.shape], "that of logp, one number per answer", good=good, ref_logp=ref_logp)
+    check_shapes("kto", [(), (1,), logp.shape], "one for all answers, or one for each", kl=kl)
     xp = namespace(logp)
     r = logp if ref_logp is None else logp - stop_gradient(ref_logp)
     shifted = r if kl is None else r - stop_gradient(kl)

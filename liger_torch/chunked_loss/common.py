@@ -82,6 +82,7 @@ class Reference:
                 "given; with a reference model give one of the two, without one neither."
             )
         if self.input is None:
+            losses.check_shapes(loss, [answers.ids.shape[:1]], "one number per answer", ref_logps=self.logps)
             return self.logps
         if self.weight is None:
             raise ValueError(

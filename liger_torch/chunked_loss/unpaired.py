@@ -70,6 +70,7 @@ def liger_fused_linear_kto(
         rejected_rewards_sum)), all (), float32: sums over good and over bad answers. The loss alone has a gradient.
 
     Raises:
+        TypeError: preference_labels are not bool.
         ValueError: a reference that is missing or given twice, shapes that do not fit, an option out of range.
     """
     check_unused("kto", chunk_size)
@@ -78,15 +79,18 @@ def liger_fused_linear_kto(
             f"kto: target has shape {tuple(target.shape)} and preference_labels {tuple(preference_labels.shape)}; "
             "expected (answers, tokens) and (answers,)."
         )
+    if preference_labels.dtype != torch.bool:
+        raise TypeError(
+            f"kto: preference_labels has dtype {preference_labels.dtype}; it must be bool, such as `labels > 0`."
+        )
     answers = Answers(target, ignore_index, Budget(chunk_bytes, keep_logits), valid_rows)
-    good = preference_labels.bool()
     reference = Reference(ref_input, ref_weight, ref_bias, ref_logps)
     ref = reference.of("kto", answers, wanted=use_ref_model, average=average_log_prob)
     logp = answers.logprobs(input, weight, bias).logp
     logps = losses.sequence_logp(logp, answers.mask, average=average_log_prob)
     found = losses.kto(
         logps,
-        good,
+        preference_labels,
         ref,
         kl=kl,
         loss_type=loss_type,
@@ -99,6 +103,6 @@ def liger_fused_linear_kto(
         sums = [
             torch.where(chosen, values, 0).sum()
             for values in (logps, logits, found.rewards)
-            for chosen in (good, ~good)
+            for chosen in (preference_labels, ~preference_labels)
         ]
     return found.loss.mean(), tuple(sums)

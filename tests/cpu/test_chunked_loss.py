@@ -113,6 +113,17 @@ def test_reference_given_in_three_ways() -> None:
         loss(**own, ref_input=p["ref_input"])
 
 
+def test_shapes_and_labels_that_would_pass_for_others() -> None:
+    p = problem()
+    own = {n: p[n] for n in ("lin_weight", "_input", "target")}
+    for shape in ((2,), (2 * PAIRS, 1), (2 * PAIRS, TOKENS)):
+        with pytest.raises(ValueError, match=r"dpo: ref_logps has shape \(.*\); expected \(6,\)"):
+            chunked_loss.LigerFusedLinearDPOLoss()(**own, ref_logps=torch.zeros(shape))
+    labels = torch.tensor([1, -1, 1, 1, -1, -1])
+    with pytest.raises(TypeError, match=r"kto: preference_labels has dtype torch\.int64; it must be bool"):
+        chunked_loss.LigerFusedLinearKTOLoss()(**own, preference_labels=labels)
+
+
 def test_cpo_and_simpo_are_those_of_the_logits() -> None:
     p = problem()
     own = {n: p[n] for n in ("lin_weight", "_input", "target", "bias")}

@@ -625,3 +625,47 @@ def test_messages_of_kto_and_sft() -> None:
         losses.kto(torch.zeros(2), torch.ones(2).bool(), kl=torch.zeros(()), loss_type="apo_zero_unpaired")
     with pytest.raises(ValueError, match=r"sft: lse is None with z_loss=0\.1"):
         losses.sft(torch.zeros(2, 3), torch.ones(2, 3).bool(), z_loss=0.1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda a: losses.dpo(a[:2], a[:2], a[:1], a[:1]), r"dpo: ref_chosen_logp has shape \(1,\); expected \(2,\)"),
+        (lambda a: losses.dpo(a, a[:, None]), r"dpo: rejected_logp has shape \(4, 1\); expected \(4,\)"),
+        (lambda a: losses.cpo(a, a[:1]), r"cpo: rejected_logp has shape \(1,\); expected \(4,\)"),
+        (lambda a: losses.orpo(a, a[:1]), r"orpo: rejected_logp has shape \(1,\); expected \(4,\)"),
+        (lambda a: losses.kto(a, a[:1] > 0), r"kto: good has shape \(1,\); expected \(4,\)"),
+        (lambda a: losses.kto(a, a > 0, kl=a[:, None]), r"kto: kl has shape \(4, 1\); expected \(\) or \(1,\) or \(4,\)"),
+        (lambda a: losses.grpo(a.expand(4, 4), a.expand(4, 4) < 9, a, old_logp=a), r"grpo: old_logp has shape \(4,\); expected \(4, 4\)"),
+        (lambda a: losses.grpo(a.expand(3, 4), a.expand(3, 4) < 9, a), r"grpo: advantages has shape \(4,\); expected \(3,\) or \(3, 1\) or \(3, 4\)"),
+        (lambda a: losses.grpo(a.expand(4, 4), a.expand(4, 4) < 9, a, weights=a), r"grpo: weights has shape \(4,\); expected \(4, 1\) or \(4, 4\)"),
+    ],
+)  # fmt: skip
+def test_no_array_spreads_over_others(call: Callable[..., Any], message: str) -> None:
+    """Each of these would be broadcast, and the loss be another."""
+    with pytest.raises(ValueError, match=message):
+        call(-torch.arange(4.0))
+
+
+def test_good_is_bool() -> None:
+    """Labels of 0 to 1, or of 1 and -1, would all be good."""
+    with pytest.raises(TypeError, match=r"kto: good has dtype torch\.float32; it must be bool"):
+        losses.kto(torch.zeros(2), torch.tensor([1.0, -1.0]))
+
+
+def test_advantages_do_not_decide_the_dtype() -> None:
+    logp, mask, advantages = -torch.rand(2, 3), torch.ones(2, 3, dtype=torch.bool), torch.tensor([1, -2])
+    expected = losses.grpo(logp, mask, advantages.float()).loss
+    for other in (advantages, advantages.double(), advantages.bfloat16(), advantages[:, None].expand(2, 3)):
+        found = losses.grpo(logp, mask, other).loss
+        assert found.dtype == torch.float32
+        assert found == expected
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), [(0.0, -1.0), (-1.0, 0.0), (0.0, 0.0)])
+def test_orpo_of_certain_answers(chosen: float, rejected: float) -> None:
+    """log pi = 0 in float32, as of an answer without tokens: finite, and its odds are no source of a gradient."""
+    inputs = [torch.tensor([x], requires_grad=True) for x in (chosen, rejected)]
+    value = losses.orpo(*inputs).loss
+    for tensor in (value, *torch.autograd.grad(value, inputs)):
+        assert torch.isfinite(tensor).all()
