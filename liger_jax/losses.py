@@ -29,6 +29,7 @@ from liger.losses import (
     UnpairedLosses,
     cosine_distance,
     cpo,
+    desensitized_pair_logps,
     dpo,
     grpo,
     halves,
@@ -43,6 +44,7 @@ from liger.losses import (
     token_mean,
     top_k_divergence,
     vespo_weights,
+    wpo_weights,
 )
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "UnpairedLosses",
     "cosine_distance",
     "cpo",
+    "desensitized_pair_logps",
     "dpo",
     "grpo",
     "halves",
@@ -72,4 +75,5 @@ __all__ = [
     "token_mean",
     "top_k_divergence",
     "vespo_weights",
+    "wpo_weights",
 ]

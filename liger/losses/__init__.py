@@ -7,7 +7,14 @@ Arrays are those of any array API library: torch, jax.numpy, numpy.
 
 from liger.losses.arrays import log1mexp, log_sigmoid, relu, sigmoid
 from liger.losses.distillation import cosine_distance, rows_per_chunk, top_k_divergence
-from liger.losses.pairs import check_pairs, halves, negative_log_likelihood, pair_logps
+from liger.losses.pairs import (
+    check_pairs,
+    desensitized_pair_logps,
+    halves,
+    negative_log_likelihood,
+    pair_logps,
+    wpo_weights,
+)
 from liger.losses.policy import (
     IMPORTANCE_LEVELS,
     POLICY_LOSSES,
@@ -50,6 +57,7 @@ __all__ = [
     "check_shapes",
     "cosine_distance",
     "cpo",
+    "desensitized_pair_logps",
     "dpo",
     "grpo",
     "halves",
@@ -71,4 +79,5 @@ __all__ = [
     "token_mean",
     "top_k_divergence",
     "vespo_weights",
+    "wpo_weights",
 ]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
+import grpo_on_ranks
 import pytest
 import torch
 import torch.nn.functional as F
 from peak_memory import PeakMemory
+from ranks import on_two_ranks
 
 from liger import losses
 from liger_torch import chunked_loss
-from liger_torch.functional import liger_jsd, map_logits
+from liger_torch.functional import fused_linear_logprobs, liger_jsd, map_logits
 
 needs_liger_kernel = pytest.mark.skipif(
     importlib.util.find_spec("liger_kernel") is None, reason="needs liger-kernel (the extra `peers`)"
@@ -266,6 +268,24 @@ def test_grpo_with_an_entropy_bonus_and_weights() -> None:
     entropy = torch.distributions.Categorical(logits=logits).entropy()
     expected = -(ratio * advantages[:, None] * weights + 0.2 * entropy)[mask].sum() / mask.sum()
     same(found, expected, trained(p))
+
+
+def test_the_probabilities_of_wpo_come_from_two_temperatures() -> None:
+    p = problem()
+    arguments = (p["_input"], p["lin_weight"], p["target"], p["bias"])
+    ours, half = (fused_linear_logprobs(*arguments, temperature=t) for t in (0.7, 0.35))
+    logits = F.linear(p["_input"], p["lin_weight"], p["bias"]) / 0.7
+    expected = logits.softmax(-1).square().sum(-1).log()
+    mask = p["target"] != -100
+    torch.testing.assert_close((half.lse - 2 * ours.lse)[mask], expected[mask].to(ours.lse.dtype))
+
+
+def test_grpo_averaged_over_processes_is_that_of_all_answers() -> None:
+    whole, parts = grpo_on_ranks.step(slice(None)), on_two_ranks(grpo_on_ranks.on_rank)
+    for name, (loss, gradient) in whole.items():
+        losses_of_ranks, gradients = zip(*(part[name] for part in parts), strict=True)
+        torch.testing.assert_close(sum(losses_of_ranks) / 2, loss)
+        torch.testing.assert_close(sum(gradients) / 2, gradient)
 
 
 def distillation(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:

@@ -52,14 +52,15 @@ def trl_dpo(logp: torch.Tensor, ref_logp: torch.Tensor, mask: torch.Tensor, **op
         "f_divergence_type": options.pop("f_divergence", "reverse_kl"),
         "f_alpha_divergence_coef": options.pop("f_alpha", 1.0),
         "args": types.SimpleNamespace(discopop_tau=options.pop("discopop_tau", 0.05)),
+        "ld_alpha": None,
+        "precompute_ref_logps": True,
+        "use_weighting": False,
     } | options
+    log_sum_sq_probs = settings.pop("log_sum_sq_probs", None)
     stub = types.SimpleNamespace(
         **settings,
         accelerator=recorder(),
         aux_loss_enabled=False,
-        ld_alpha=None,
-        precompute_ref_logps=True,
-        use_weighting=False,
         model=types.SimpleNamespace(training=True),
         _metrics={"train": defaultdict(list)},
         _total_train_tokens=0,
@@ -77,8 +78,9 @@ def trl_dpo(logp: torch.Tensor, ref_logp: torch.Tensor, mask: torch.Tensor, **op
     }
     nothing = torch.zeros_like(logp)
     outputs = types.SimpleNamespace(
-        log_probs=logp * mask, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool()
-    )
+        log_probs=logp * mask, entropy=nothing, mean_logits=nothing, is_top1=nothing.bool(),
+        log_sum_sq_probs=log_sum_sq_probs,
+    )  # fmt: skip
 
     def model(**_: Any) -> Any:
         return outputs
@@ -124,6 +126,40 @@ def test_dpo_equals_trl(options: dict[str, Any]) -> None:
     logp.requires_grad_()
     ours, theirs = (f(logp, ref, mask, beta=0.3, **options) for f in (our_dpo, trl_dpo))
     same(ours, theirs, logp, tolerance=tolerance)
+
+
+@needs_trl
+@pytest.mark.parametrize("ld_alpha", [0.0, 0.4, 1.0])
+def test_ld_dpo_equals_trl(ld_alpha: float) -> None:
+    logp, ref = -draw(2 * PAIRS, TOKENS, seed=0).abs(), -draw(2 * PAIRS, TOKENS, seed=1).abs()
+    mask = completions()
+    logp.requires_grad_()
+    # TRL is given sums for the reference model: those that its own step before the training made.
+    policy, reference = (losses.desensitized_pair_logps(a, mask, ld_alpha=ld_alpha) for a in (logp, ref))
+    ours = losses.dpo(*policy, *reference, beta=0.3).loss.mean()
+    as_sums = torch.zeros_like(ref)
+    as_sums[torch.arange(2 * PAIRS), mask.int().argmax(1)] = torch.cat(reference)
+    same(ours, trl_dpo(logp, as_sums, mask, loss_type="sigmoid", beta=0.3, ld_alpha=ld_alpha), logp)
+    if ld_alpha == 1:
+        torch.testing.assert_close(policy, losses.pair_logps(logp, mask, average=False))
+
+
+@needs_trl
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo"])
+def test_wpo_equals_trl(loss_type: str) -> None:
+    logits, ref = draw(2 * PAIRS, TOKENS, 7, seed=0), -draw(2 * PAIRS, TOKENS, seed=1).abs()
+    mask, logp = completions(), logits.log_softmax(-1)[..., 0].requires_grad_()
+    squares = (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
+    torch.testing.assert_close(squares, logits.softmax(-1).square().sum(-1).log())
+    chosen, rejected = losses.pair_logps(logp, mask, average=False)
+    lengths = losses.halves(losses.lengths(mask, logp))
+    reference = losses.pair_logps(ref, mask, average=False)
+    found = losses.dpo(chosen, rejected, *reference, loss_type=loss_type, beta=0.3, lengths=lengths).loss
+    ours = (found * losses.wpo_weights(logp, mask, squares)).mean()
+    theirs = trl_dpo(
+        logp, ref, mask, loss_type=loss_type, beta=0.3, use_weighting=True, log_sum_sq_probs=squares
+    )
+    same(ours, theirs, logp)
 
 
 @needs_trl
@@ -522,7 +558,7 @@ def test_torch_jax_and_numpy_agree(name: str, loss: Callable[..., Any]) -> None:
         np.testing.assert_allclose(np.zeros_like(b) if a is None else a.numpy(), b, rtol=5e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("loss_type", [*losses.POLICY_LOSSES, "kto", "sft"])
+@pytest.mark.parametrize("loss_type", [*losses.POLICY_LOSSES, "kto", "ld", "sft", "wpo"])
 def test_torch_and_jax_agree_on_tokens(loss_type: str) -> None:
     jax = pytest.importorskip("jax", reason="needs jax")
     rng = np.random.default_rng(0)
@@ -532,6 +568,11 @@ def test_torch_and_jax_agree_on_tokens(loss_type: str) -> None:
     def loss(logp: Any, old: Any, ref: Any, lse: Any, advantages: Any, mask: Any) -> Any:
         if loss_type == "sft":
             return losses.sft(logp, mask, lse=lse, z_loss=0.1)
+        if loss_type == "ld":
+            return losses.dpo(*losses.desensitized_pair_logps(logp, mask, ld_alpha=0.3)).loss.sum()
+        if loss_type == "wpo":
+            pairs = losses.dpo(*losses.pair_logps(logp, mask, average=False)).loss
+            return (pairs * losses.wpo_weights(logp, mask, lse)).sum()
         if loss_type == "kto":
             sums = losses.sequence_logp(logp, mask), losses.sequence_logp(ref, mask)
             return losses.kto(sums[0], advantages > 0, sums[1], kl=losses.kl_estimate(*sums)).loss.sum()
