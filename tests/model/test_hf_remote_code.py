@@ -84,6 +84,7 @@ class Look(nn.Module):
 class Plum(PreTrainedModel):
     config_class = PlumConfig
     _no_split_modules = []
+    _input_embed_layer = "words"
 
     def __init__(self, config):
         super().__init__(config)
@@ -127,7 +128,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         folder.mkdir()
         (folder / "modeling_plum.py").write_text(CODE)
         classes = {"AutoConfig": "modeling_plum.PlumConfig", "AutoModelForCausalLM": "modeling_plum.Plum"}
-        config = {"model_type": "plum", "auto_map": classes, **options}
+        config = {"model_type": "plum", "auto_map": classes, "tie_word_embeddings": False, **options}
         (folder / "config.json").write_text(json.dumps(config))
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(
