@@ -46,6 +46,14 @@ def test_one_family_and_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert text.endswith("not in this transformers: no_such\n")
 
 
+def test_an_older_transformers_lacks_some_of_the_sample(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("liger_torch.hf.survey.SAMPLE", ("gpt2", "no_such"))
+    assert main(["models", "--sample"]) == 0
+    assert capsys.readouterr().out.endswith("not in this transformers: no_such\n")
+
+
 # ---- building
 
 

@@ -11,7 +11,8 @@ from hf_models import counted_ops
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from liger_torch.hf import apply_liger_kernel, remove_liger_kernel
-from liger_torch.hf.survey.compare import difference, step
+from liger_torch.hf.survey import compare
+from liger_torch.hf.survey.compare import difference
 
 VOCAB, IMAGE, START, END = 96, 90, 91, 92
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -138,6 +139,10 @@ def batch(family: str, seed: int = 0) -> dict[str, torch.Tensor]:
     if family == "gemma3":
         found |= {"token_type_ids": is_image.int()}
     return found
+
+
+def step(model: Any, inputs: dict[str, torch.Tensor]) -> compare.Step:
+    return compare.step(model, lambda: model(**inputs).loss)
 
 
 TOWERS: dict[str, tuple[str, ...]] = {

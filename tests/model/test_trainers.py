@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from hf_models import counted_ops
 from trainers import losses, trl_losses
 from without import run_without
@@ -15,7 +16,7 @@ from without import run_without
 needs_trl = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs trl (extra `peers`)")
 
 REL = 1e-6
-"""In float32; the losses are logged with seven digits or more."""
+"""In float32; the losses are logged with seven digits or more, by transformers 4 those of training with five."""
 
 
 def by_alias(function: str, folder: Path, *arguments: bool) -> dict[str, Any]:
@@ -40,9 +41,11 @@ def test_trainer_with_use_liger_kernel(with_logits: bool, tmp_path: Path) -> Non
     """Gradients are accumulated over batches with different numbers of labels."""
     expected = losses(str(tmp_path), False, with_logits)
     found = by_alias("losses", tmp_path, with_logits)
-    assert len(expected) == 5
+    assert len(expected) == 6
     assert found["losses"] == pytest.approx(expected, rel=REL)
-    assert found["calls"]["linear_cross_entropy"] == 9 + (0 if with_logits else 2)
+    # transformers 4 has the logits computed in evaluation, wanted or not.
+    n_fused = 9 + (0 if with_logits or transformers.__version__.startswith("4.") else 3)
+    assert found["calls"]["linear_cross_entropy"] == n_fused
     assert {"rms_norm", "rope", "swiglu"} <= set(found["calls"])
 
 
@@ -51,7 +54,7 @@ def test_trl_with_use_liger_kernel(tmp_path: Path) -> None:
     """From 1.15 on TRL computes the loss itself, and takes the layers alone."""
     expected = trl_losses(str(tmp_path), False)
     found = by_alias("trl_losses", tmp_path)
-    assert len(expected) == 5
+    assert len(expected) == 6
     assert found["losses"] == pytest.approx(expected, rel=REL)
     assert {"rms_norm", "rope", "swiglu"} <= set(found["calls"])
 
@@ -69,4 +72,4 @@ def test_trl_with_our_logprobs(tmp_path: Path) -> None:
         installed.remove()
     assert actual == pytest.approx(expected, rel=REL)
     assert set(calls) == {"linear_logprobs"}
-    assert calls["linear_logprobs"] == 9 + 2
+    assert calls["linear_logprobs"] == 9 + 3

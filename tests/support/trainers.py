@@ -15,7 +15,7 @@ SETTINGS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "logging_steps": 1,
     "eval_strategy": "steps",
-    "eval_steps": 2,
+    "eval_steps": 1,  # transformers 5 evaluates at the end as well, unless it just has
     "report_to": [],
     "save_strategy": "no",
     "use_cpu": True,
