@@ -172,6 +172,11 @@ def liger_fused_linear_cosine(
     check_unused("cosine", chunk_size, UPSTREAM_CHUNK)
     if not temperature > 0:
         raise ValueError(f"cosine: temperature is {temperature}; it must be positive.")
+    if student_weight.shape[0] != teacher_weight.shape[0]:
+        raise ValueError(
+            f"cosine: teacher_weight has a vocabulary of {teacher_weight.shape[0]}, student_weight one of "
+            f"{student_weight.shape[0]}; where the larger one is only padded, pass its weight without those rows."
+        )
     labels, x, teacher_x = _valid(true_labels, ignore_index, valid_rows, student_input, teacher_input)
     teacher_weight = teacher_weight.detach()
     hard_wanted = bool(weight_hard_loss) or return_soft_hard_loss

@@ -78,9 +78,9 @@ def liger_fused_linear_dpo(
     The mean over pairs of `liger.losses.dpo`, which has the formula of each `loss_type` and its source, plus, with
     compute_nll_loss, alpha times the mean negative log-likelihood of the chosen answers' tokens.
 
-    Where it differs from liger-kernel: label_smoothing counts with "sigmoid" as well (cDPO), "ipo" is there, and the
-    reference's log-probabilities may be given. Nothing is compiled; memory is that of `fused_linear_logprobs`, whatever
-    the number of pairs.
+    Where it differs from liger-kernel: label_smoothing counts with "sigmoid" as well (cDPO), "ipo" is there, the
+    reference's log-probabilities may be given, and the mean of an answer without tokens is 0 where there it is NaN.
+    Nothing is compiled; memory is that of `fused_linear_logprobs`, whatever the number of pairs.
 
     Args:
         input: hidden states (2 * pairs, tokens, hidden), chosen answers first.

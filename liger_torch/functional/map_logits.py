@@ -27,7 +27,8 @@ def map_logits(
 
     For losses that need more of the logits than `fused_linear_logprobs` gives. Each chunk's logits are computed again
     in the backward pass (four matrix products in all). The weight's gradient is summed over more than a few chunks in
-    float32. Under autocast input, weight and bias are cast to its dtype, as in a linear layer.
+    float32. Under autocast input, weight and bias are cast to its dtype, as in a linear layer. torch.compile ends its
+    graph here; with fullgraph=True it refuses.
 
     Cosine distillation, with labels that are -100 where a token does not count:
 

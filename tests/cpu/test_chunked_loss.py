@@ -376,6 +376,51 @@ def test_map_logits_backward_has_the_autocast_of_the_forward() -> None:
             assert a.any()
 
 
+def test_cosine_of_other_vocabularies() -> None:
+    x, weight, teacher, head, labels, *_ = distillation()
+    with pytest.raises(
+        ValueError, match="cosine: teacher_weight has a vocabulary of 22, student_weight one of 23"
+    ):
+        chunked_loss.LigerFusedLinearCosineLoss()(x, weight, teacher, head[:-1], labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("DPO", {"loss_type": "ipo", "compute_nll_loss": True}),
+        ("GRPO", {"loss_type": "cispo", "beta": 0.0, "entropy_coef": 0.1}),
+    ],
+)
+def test_one_graph_for_all_lengths(name: str, options: dict[str, Any]) -> None:
+    """torch.compile of a whole loss: the same numbers, no break, and no second compilation."""
+    torch._dynamo.reset()
+    loss = getattr(chunked_loss, f"LigerFusedLinear{name}Loss")(**options)
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+
+    def check(tokens: int) -> None:
+        p = problem(torch.float32)
+        p = {
+            n: a[:, :tokens].contiguous() if a.ndim > 1 and a.shape[1] == TOKENS else a for n, a in p.items()
+        }
+        p = {n: a.detach().requires_grad_(n in ("lin_weight", "_input")) for n, a in p.items()}
+        if name == "GRPO":
+            arguments = {
+                "selected_token_ids": p["target"].clamp(min=0),
+                "attention_mask": p["target"] != -100,
+            }
+            arguments |= {n: p[n] for n in ("_input", "lin_weight")} | {
+                "advantages": torch.linspace(-1, 1, 6)
+            }
+        else:
+            arguments = {n: a for n, a in p.items() if name == "DPO" or "ref" not in n}
+        same(compiled(**arguments)[0], loss(**arguments)[0], [p["_input"], p["lin_weight"]], tolerance=1e-5)
+
+    check(5)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        check(6)
+        check(TOKENS)
+
+
 def test_what_there_is_to_log_is_float32_under_autocast() -> None:
     p = problem(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
