@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -213,3 +214,68 @@ def test_auto_class_with_code_of_the_checkpoint(tmp_path: Path, monkeypatch: pyt
     with counted_ops() as calls:
         assert_same_step(step(model, **batch()), step(plain, **batch()))
     assert calls["linear_cross_entropy"] == 1
+
+
+# ---- several at a time, subclasses, and what is refused
+
+
+class OwnLlama(LlamaForCausalLM):
+    """Has a constructor that may go on after Llama's."""
+
+
+def test_a_subclass_is_not_patched_when_built(caplog: pytest.LogCaptureFixture) -> None:
+    pending = hf.apply_liger_kernel_to_llama()
+    with caplog.at_level(logging.WARNING):
+        models = [OwnLlama(tiny().config) for _ in range(2)]
+    pending.remove()
+    assert all(type(model) is OwnLlama for model in models)
+    assert caplog.text.count("OwnLlama: a subclass of LlamaForCausalLM is not patched") == 1
+
+
+def test_before_instantiation(tmp_path: Path) -> None:
+    plain = tiny()
+    plain.save_pretrained(tmp_path)
+    namespace = dict(vars(LlamaForCausalLM))
+    pending = hf.apply_liger_kernel_to_llama(swiglu=False)
+    again = hf.apply_liger_kernel_to_llama()
+    model = AutoModelForCausalLM.from_pretrained(tmp_path).train()
+    with counted_ops() as calls:
+        assert_same_step(step(model, **batch()), step(plain, **batch()))
+    assert calls == {"rms_norm": 5, "rope": 2, "swiglu": 2, "linear_cross_entropy": 1}
+    again.remove()
+    with counted_ops() as calls:
+        step(tiny(), **batch())
+    assert calls["rope"] == 2
+    assert calls["swiglu"] == 0
+    pending.remove()
+    pending.remove()
+    assert dict(vars(LlamaForCausalLM)) == namespace
+    assert type(tiny()) is LlamaForCausalLM
+    with counted_ops() as calls:
+        step(model, **batch())
+    assert calls["swiglu"] == 2
+
+
+def test_family_functions() -> None:
+    model = tiny("qwen2")
+    with pytest.raises(ValueError, match="model_type 'qwen2'"):
+        hf.apply_liger_kernel_to_llama(model=model)
+    assert isinstance(hf.apply_liger_kernel_to_qwen2(model=model), hf.PatchReport)
+    assert model(**batch()).logits is None
+    wanted = ["rope", "rms_norm", "swiglu", "cross_entropy", "fused_linear_cross_entropy", "model"]
+    for family in ("llama", "mistral", "qwen2"):
+        function = getattr(liger_torch, f"apply_liger_kernel_to_{family}")
+        assert list(inspect.signature(function).parameters) == wanted
+        assert function.__name__ == f"apply_liger_kernel_to_{family}"
+
+
+def test_both_losses_are_refused() -> None:
+    model = tiny()
+    with pytest.raises(ValueError, match="cross_entropy and fused_linear_cross_entropy"):
+        hf.apply_liger_kernel(model, cross_entropy=True)
+    with pytest.raises(ValueError, match="cross_entropy and fused_linear_cross_entropy"):
+        hf.apply_liger_kernel_to_llama(cross_entropy=True)
+    for function in (hf.apply_liger_kernel, hf.explain, hf.remove_liger_kernel):
+        with pytest.raises(TypeError, match="instance"):
+            function(LlamaForCausalLM)
+    assert type(model) is LlamaForCausalLM

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import inspect
 import sys
 import time
 from typing import Any
 
 import pytest
 import torch
-from hf_models import batch, counted_ops, only_new_garbage, step, tiny
+from hf_models import assert_same_step, batch, counted_ops, only_new_garbage, pair, step, tiny
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 from transformers.loss import loss_utils
 
 from liger_torch.hf import apply_liger_kernel, explain, remove_liger_kernel
+
+LLAMA_FILE = sys.modules[LlamaForCausalLM.__module__]
 
 MODELS: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"tie_word_embeddings": True}),
@@ -124,3 +128,69 @@ def test_a_model_of_70b_is_patched_in_half_a_second() -> None:
         remove_liger_kernel(model)
     assert report.counts == {"norm": 161, "mlp": 80, "rope": 80, "loss": 1}
     assert min(seconds) < 0.5, seconds
+
+
+def test_rotation_is_given_back_by_the_last() -> None:
+    rotation = LLAMA_FILE.apply_rotary_pos_emb
+    first, second = tiny(), tiny()
+    apply_liger_kernel(first)
+    apply_liger_kernel(second)
+    copied = copy.deepcopy(second)
+    remove_liger_kernel(first)
+    remove_liger_kernel(second)
+    with counted_ops() as calls:
+        step(second, **batch())
+        assert not calls
+        step(copied, **batch())
+        assert calls["rope"] == 2
+    assert LLAMA_FILE.apply_rotary_pos_emb is not rotation
+    remove_liger_kernel(copied)
+    assert LLAMA_FILE.apply_rotary_pos_emb is rotation
+
+
+def test_rotation_in_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' kernel decorator turns the function into a module."""
+    own = LLAMA_FILE.apply_rotary_pos_emb
+
+    class Func(nn.Module):
+        def forward(self, q: Any, k: Any, cos: Any, sin: Any, unsqueeze_dim: int = 1) -> Any:
+            return own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+
+    func = Func()
+    with monkeypatch.context() as patch:
+        patch.setattr(LLAMA_FILE, "apply_rotary_pos_emb", func)
+        plain, patched = pair()
+        expected = step(plain, **batch())
+        with counted_ops() as calls:
+            assert_same_step(step(patched, **batch()), expected)
+        assert calls["rope"] == 2
+        remove_liger_kernel(patched)
+        assert LLAMA_FILE.apply_rotary_pos_emb is func
+
+
+def test_applying_twice() -> None:
+    plain, patched = pair()
+    first = apply_liger_kernel(patched)
+    mro = type(patched).__mro__
+    assert apply_liger_kernel(patched) == first
+    assert type(patched).__mro__ == mro
+    with counted_ops() as calls:
+        assert_same_step(step(patched, **batch()), step(plain, **batch()))
+    assert calls["linear_cross_entropy"] == 1
+    apply_liger_kernel(patched, rope=False)
+    with counted_ops() as calls:
+        step(patched, **batch())
+    assert calls["rope"] == 0
+    assert calls["swiglu"] == 2
+
+
+def test_classes_keep_their_names() -> None:
+    plain, patched = pair()
+    for a, b in zip(plain.modules(), patched.modules(), strict=True):
+        assert isinstance(b, type(a))
+        for attribute in ("__name__", "__qualname__", "__module__"):
+            assert getattr(type(a), attribute) == getattr(type(b), attribute)
+    assert list(plain.state_dict()) == list(patched.state_dict())
+    assert list(inspect.signature(plain.forward).parameters) == list(
+        inspect.signature(patched.forward).parameters
+    )

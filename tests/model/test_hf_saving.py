@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from accelerate import dispatch_model, init_empty_weights, load_checkpoint_and_dispatch
-from hf_models import assert_same_step, batch, counted_ops, step, tiny
+from hf_models import assert_same_step, batch, counted_ops, pair, step, tiny
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from liger_torch.hf import apply_liger_kernel, remove_liger_kernel
+from liger_torch.hf import AutoLigerKernelForCausalLM, apply_liger_kernel, remove_liger_kernel
 
 ALL = {"rms_norm": 5, "rope": 2, "swiglu": 2, "linear_cross_entropy": 1}
 
@@ -97,3 +97,56 @@ def test_adapters_saved_and_loaded(tmp_path: Path) -> None:
         assert_same_step(step(again, **batch()), expected)
     assert calls == ALL
     assert type(PeftModel.from_pretrained(tiny(), tmp_path).get_base_model()) is LlamaForCausalLM
+
+
+def test_deepcopy_is_a_patched_model_of_its_own() -> None:
+    plain, patched = pair()
+    copied = copy.deepcopy(patched)
+    remove_liger_kernel(patched)
+    with counted_ops() as calls:
+        assert_same_step(step(copied, **batch()), step(plain, **batch()))
+    assert calls == {"rms_norm": 5, "rope": 2, "swiglu": 2, "linear_cross_entropy": 1}
+    assert patched.model.norm.weight.grad is None
+
+
+def test_torch_save_of_the_model() -> None:
+    plain, patched = pair()
+    file = io.BytesIO()
+    torch.save(patched, file)
+    remove_liger_kernel(patched)
+    loaded = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+    with counted_ops() as calls:
+        assert_same_step(step(loaded, **batch()), step(plain, **batch()))
+    assert calls == {"rms_norm": 5, "rope": 2, "swiglu": 2, "linear_cross_entropy": 1}
+    remove_liger_kernel(loaded)
+    assert type(loaded) is LlamaForCausalLM
+
+
+def test_save_pretrained(tmp_path: Path) -> None:
+    _, patched = pair()
+    patched.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(loaded) is LlamaForCausalLM
+    assert all("_liger" not in key for module in loaded.modules() for key in module.__dict__)
+    wanted = patched.state_dict()
+    assert loaded.state_dict().keys() == wanted.keys()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_auto_class(tmp_path: Path) -> None:
+    plain = tiny()
+    plain.save_pretrained(tmp_path)
+    model = AutoLigerKernelForCausalLM.from_pretrained(tmp_path, rope=False).train()
+    with counted_ops() as calls:
+        assert_same_step(step(model, **batch()), step(plain, **batch()))
+    assert calls == {"rms_norm": 5, "swiglu": 2, "linear_cross_entropy": 1}
+    model, info = AutoLigerKernelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert model.train()(**batch()).logits is None
+    fresh = AutoLigerKernelForCausalLM.from_config(plain.config)
+    assert fresh.train()(**batch()).logits is None
+
+
+def test_auto_class_checks_its_options_first() -> None:
+    with pytest.raises(ValueError, match="cross_entropy and fused_linear_cross_entropy"):
+        AutoLigerKernelForCausalLM.from_pretrained("/there is no such file", cross_entropy=True)

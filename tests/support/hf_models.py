@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from liger_torch import autograd
+from liger_torch.hf import apply_liger_kernel
 
 FAMILIES = ("llama", "qwen2", "mistral")
 VOCAB = 131
@@ -43,6 +44,13 @@ def tiny(family: str = "llama", *, seed: int = 0, **options: Any) -> Any:
             if parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model.train()
+
+
+def pair(family: str = "llama", **options: Any) -> tuple[Any, Any]:
+    """The same model twice, the second patched."""
+    plain, patched = tiny(family, **options), tiny(family, **options)
+    apply_liger_kernel(patched, strict=True)
+    return plain, patched
 
 
 def batch(*, seed: int = 1, shape: tuple[int, int] = (2, 13)) -> dict[str, torch.Tensor]:
