@@ -142,7 +142,8 @@ def apply_liger_kernel(
 
     Its modules are recognised by what they compute, not by name. Only this instance changes, at any time in its life,
     before adapters and sharding or after them; `remove_liger_kernel` undoes it. Applied again, the new arguments
-    replace the old ones.
+    replace the old ones. Do that after another activation was put in or a softcap was changed in the configuration:
+    what a module computes is found out here, and not at every call.
 
     With a fused loss, `model(input_ids, labels=...)` returns `logits=None` in training and real logits in evaluation;
     `skip_logits=True` or `False` in the call decides otherwise; where the loss cannot be fused at a call (its output
@@ -171,6 +172,7 @@ def apply_liger_kernel(
     Raises:
         TypeError: the model is not a module.
         ValueError: both losses at once.
+        RuntimeError: as `remove_liger_kernel`.
         UnrecognisedModuleError: with strict=True; the model is as it was then.
     """
     plan = _plan(
@@ -206,8 +208,8 @@ def _check(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if swap.is_subclassed(module):
             raise RuntimeError(
-                f"{name or 'the model'} was patched and then wrapped into {type(module).__mro__[1].__name__}; patch "
-                "or unpatch a model before it is sharded."
+                f"{name or 'the model'} was patched, and became a {type(module).__name__} since (FSDP2 and "
+                "parametrizations do that); patch or unpatch a model before."
             )
 
 
@@ -241,7 +243,7 @@ def remove_liger_kernel(model: nn.Module) -> None:
 
     Raises:
         TypeError: the model is not a module.
-        RuntimeError: the model was sharded after it was patched.
+        RuntimeError: a module was patched and has been given another class since, by FSDP2 or a parametrization.
     """
     _check(model)
     for module in model.modules():

@@ -194,3 +194,16 @@ def test_classes_keep_their_names() -> None:
     assert list(inspect.signature(plain.forward).parameters) == list(
         inspect.signature(patched.forward).parameters
     )
+
+
+def test_a_class_that_something_else_has_exchanged_since() -> None:
+    model = tiny()
+    apply_liger_kernel(model)
+    nn.utils.parametrizations.weight_norm(model.lm_head)
+    for function in (apply_liger_kernel, explain, remove_liger_kernel):
+        with pytest.raises(RuntimeError, match="lm_head was patched, and became a ParametrizedLinear since"):
+            function(model)
+    nn.utils.parametrize.remove_parametrizations(model.lm_head, "weight")
+    remove_liger_kernel(model)
+    assert type(model) is LlamaForCausalLM
+    assert type(model.lm_head) is nn.Linear
