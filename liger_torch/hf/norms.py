@@ -232,7 +232,11 @@ def recognise(module: nn.Module) -> Verdict | None:
     if (
         any(True for _ in module.children())
         or "norm" not in name
-        or any(other in name for other in ("batchnorm", "groupnorm", "instancenorm"))
+        # The last two are torch's parametrizations: of a weight, and not of what flows through.
+        or any(
+            other in name
+            for other in ("batchnorm", "groupnorm", "instancenorm", "weightnorm", "spectralnorm")
+        )
     ):
         return None
     op = LAYER_NORM if issubclass(cls, nn.LayerNorm) or "layernorm" in name else RMS_NORM

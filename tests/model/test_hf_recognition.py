@@ -111,6 +111,12 @@ def test_other_norms_are_left(module: nn.Module) -> None:
     assert verdict is None or verdict.recipe is None
 
 
+@pytest.mark.parametrize("parametrize", ["weight_norm", "spectral_norm"])
+def test_norms_of_weights_are_no_layers(parametrize: str) -> None:
+    layer = getattr(nn.utils.parametrizations, parametrize)(nn.Linear(4, 4))
+    assert [norms.recognise(module) for module in layer.modules()] == [None] * len([*layer.modules()])
+
+
 def test_a_norm_of_transposed_rows_can_be_viewed() -> None:
     """As torch's own LayerNorm returns it, and as the kernels do."""
     module = nn.LayerNorm(32)
