@@ -138,6 +138,7 @@ def grpo(
     sampling_ratio: Any | None = None,
     entropy: Any | None = None,
     weights: Any | None = None,
+    high_entropy: Any | None = None,
     loss_type: str = "dapo",
     importance_sampling_level: str = "token",
     beta: float = 0.0,
@@ -164,7 +165,9 @@ def grpo(
         sampling_ratio: pi_old over the sampler's probability, (answers,), (answers, 1) or (answers, tokens).
         entropy: of each token's distribution (answers, tokens).
         weights: factors of the policy term alone, (answers, 1) or (answers, tokens), such as a mask of answers that
-            are too far off the policy, or of the tokens of high entropy.
+            are too far off the policy.
+        high_entropy: the tokens that alone take part in the policy term and in the entropy bonus (answers, tokens),
+            bool (arXiv:2506.01939).
         loss_type: a name of the module's table.
         importance_sampling_level: "token" or "sequence".
         beta: factor of the divergence from the reference model.
@@ -204,7 +207,14 @@ def grpo(
     n_answers, tokens = mask.shape
     full, column = (n_answers, tokens), (n_answers, 1)
     check_shapes(
-        "grpo", [full], "answers, tokens", logp=logp, old_logp=old_logp, ref_logp=ref_logp, entropy=entropy
+        "grpo",
+        [full],
+        "answers, tokens",
+        logp=logp,
+        old_logp=old_logp,
+        ref_logp=ref_logp,
+        entropy=entropy,
+        high_entropy=high_entropy,
     )
     check_shapes(
         "grpo",
@@ -253,6 +263,8 @@ def grpo(
 
     if weights is not None:
         policy = policy * weights
+    if high_entropy is not None:
+        policy = xp.where(high_entropy, policy, zero)
     if sampling_ratio is not None and loss_type != "vespo":
         policy = policy * sampling_ratio
     per_token, kl = policy, None
@@ -265,7 +277,8 @@ def grpo(
 
     loss = _aggregate(per_token, mask, loss_type, num_items, max_completion_length)
     if entropy_coef:
-        loss = loss - entropy_coef * _token_mean(entropy, mask)
+        acts = mask if high_entropy is None else mask & high_entropy
+        loss = loss - entropy_coef * _token_mean(entropy, acts)
     return PolicyLoss(
         loss,
         None if kl is None else stop_gradient(_token_mean(kl, mask)),

@@ -389,6 +389,7 @@ class LigerFusedLinearGRPOLoss(_Loss):
         num_items_in_batch: torch.Tensor | float | None = None,
         *,
         weights: torch.Tensor | None = None,
+        high_entropy: torch.Tensor | None = None,
         valid_rows: ValidRows | None = None,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Hidden states, head and tokens to the loss and its metrics."""
@@ -407,6 +408,7 @@ class LigerFusedLinearGRPOLoss(_Loss):
             vllm_is_ratio=vllm_is_ratio,
             num_items_in_batch=num_items_in_batch,
             weights=weights,
+            high_entropy=high_entropy,
             valid_rows=valid_rows,
             **self._options,
         )

@@ -46,6 +46,7 @@ def liger_fused_linear_grpo(
     *,
     entropy_coef: float = 0.0,
     weights: torch.Tensor | None = None,
+    high_entropy: torch.Tensor | None = None,
     valid_rows: ValidRows | None = None,
     chunk_bytes: int | None = None,
     keep_logits: str | bool | int = "auto",
@@ -92,6 +93,7 @@ def liger_fused_linear_grpo(
             gradients are averaged.
         entropy_coef: factor of an entropy bonus.
         weights: factors of the policy term, (answers, 1) or (answers, tokens).
+        high_entropy: the tokens that alone take part in the policy term and in the entropy bonus, bool.
         valid_rows: `liger_torch.valid_rows(ids)`, with -100 at the tokens outside the mask, made before the model's
             forward pass: if it is made here, the host waits once for the device to learn how many tokens count.
         chunk_bytes: memory for the logits of one chunk; see `fused_linear_logprobs`.
@@ -138,6 +140,7 @@ def liger_fused_linear_grpo(
         sampling_ratio=vllm_is_ratio,
         entropy=found.entropy if entropy_coef else None,
         weights=weights,
+        high_entropy=high_entropy,
         loss_type=loss_type,
         importance_sampling_level=importance_sampling_level,
         beta=beta,

@@ -279,7 +279,8 @@ def trl_grpo(
         **settings,
         args=types.SimpleNamespace(**arguments, steps_per_generation=1),
         accelerator=recorder(), model=types.SimpleNamespace(training=True), aux_loss_enabled=False,
-        top_entropy_quantile=1.0, off_policy_mask_threshold=None, use_vllm="sampling_ratio" in arrays,
+        top_entropy_quantile=0.5 if "high_entropy" in arrays else 1.0, off_policy_mask_threshold=None,
+        get_high_entropy_mask=lambda *_: arrays["high_entropy"], use_vllm="sampling_ratio" in arrays,
         vllm_importance_sampling_correction=True, current_gradient_accumulation_steps=1,
         use_adaptive_entropy=False, _entropy_bonus_enabled=settings["entropy_coef"] != 0,
         get_gamma_weights=GRPOTrainer.get_gamma_weights, _metrics={"train": defaultdict(list)},
@@ -317,7 +318,7 @@ OF_GRPO: list[dict[str, Any]] = [
 
 
 @needs_trl
-@pytest.mark.parametrize("given", ["nothing", "old", "old and sampling ratio"])
+@pytest.mark.parametrize("given", ["nothing", "old", "old and sampling ratio", "high entropy"])
 @pytest.mark.parametrize("options", OF_GRPO, ids=lambda o: "-".join(map(str, o.values())))
 def test_grpo_equals_trl(options: dict[str, Any], given: str) -> None:
     answers = 6
@@ -330,6 +331,8 @@ def test_grpo_equals_trl(options: dict[str, Any], given: str) -> None:
         "advantages": draw(answers, seed=2),
         "ref_logp": logp.detach() + draw(answers, TOKENS, seed=3, scale=0.3),
     }
+    if given == "high entropy":
+        arrays["high_entropy"] = draw(answers, TOKENS, seed=6) > 0
     if given != "nothing":
         arrays["old_logp"] = logp.detach() + draw(answers, TOKENS, seed=4, scale=0.3)
     if given == "old and sampling ratio":
