@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 
 from liger import check
 from liger.losses.arrays import sigmoid
-from liger.losses.sequences import check_shapes, lengths, masked_sum
+from liger.losses.sequences import check_shapes, lengths, masked_sum, sequence_mean, token_mean
 from liger.reference.common import namespace, stop_gradient
 
 POLICY_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")
@@ -89,12 +89,6 @@ def check_grpo(
             'grpo: importance_sampling_level is "sequence" with loss_type="vespo", whose weights are those of whole '
             'answers already; leave it "token".'
         )
-
-
-def _token_mean(values: Any, mask: Any) -> Any:
-    xp = namespace(values)
-    n = xp.sum(lengths(mask, values))
-    return xp.sum(masked_sum(values, mask)) / xp.where(n > 1, n, xp.ones_like(n))
 
 
 def vespo_weights(
@@ -236,8 +230,7 @@ def grpo(
     old = stop_gradient(logp) if old_logp is None else xp.where(mask, stop_gradient(old_logp), zero)
     log_ratio = logp - old
     if importance_sampling_level == "sequence":
-        n = lengths(mask, logp)
-        log_ratio_used = (masked_sum(log_ratio, mask) / xp.where(n > 1, n, xp.ones_like(n)))[:, None] + zero
+        log_ratio_used = sequence_mean(log_ratio, mask)[:, None] + zero
     else:
         log_ratio_used = log_ratio
     ratio = xp.exp(log_ratio_used)
@@ -278,13 +271,13 @@ def grpo(
     loss = _aggregate(per_token, mask, loss_type, num_items, max_completion_length)
     if entropy_coef:
         acts = mask if high_entropy is None else mask & high_entropy
-        loss = loss - entropy_coef * _token_mean(entropy, acts)
+        loss = loss - entropy_coef * token_mean(entropy, acts)
     return PolicyLoss(
         loss,
-        None if kl is None else stop_gradient(_token_mean(kl, mask)),
-        _token_mean(xp.astype(low, logp.dtype), mask),
-        _token_mean(xp.astype(high, logp.dtype), mask),
-        None if entropy is None else stop_gradient(_token_mean(entropy, mask)),
+        None if kl is None else stop_gradient(token_mean(kl, mask)),
+        token_mean(xp.astype(low, logp.dtype), mask),
+        token_mean(xp.astype(high, logp.dtype), mask),
+        None if entropy is None else stop_gradient(token_mean(entropy, mask)),
     )
 
 
@@ -293,10 +286,9 @@ def _aggregate(
 ) -> Any:
     """The mean that belongs to the loss."""
     xp = namespace(per_token)
-    per_answer = masked_sum(per_token, mask)
     if loss_type in ("grpo", "sapo"):
-        n = lengths(mask, per_token)
-        return xp.mean(per_answer / xp.where(n > 1, n, xp.ones_like(n)))
+        return xp.mean(sequence_mean(per_token, mask))
+    per_answer = masked_sum(per_token, mask)
     if loss_type == "luspo":
         return xp.mean(per_answer)
     if loss_type == "dr_grpo":

@@ -57,12 +57,14 @@ def sequence_logp(logp: Any, mask: Any, *, average: bool = False) -> Any:
     Returns:
         (...).
     """
-    total = masked_sum(logp, mask)
-    if not average:
-        return total
-    xp = namespace(logp)
-    n = lengths(mask, logp)
-    return total / xp.where(n > 0, n, xp.ones_like(n))
+    return sequence_mean(logp, mask) if average else masked_sum(logp, mask)
+
+
+def sequence_mean(values: Any, mask: Any) -> Any:
+    """The mean over the tokens in the mask, along the last axis, 0 where there is none: (...)."""
+    xp = namespace(values)
+    n = lengths(mask, values)
+    return masked_sum(values, mask) / xp.where(n > 0, n, xp.ones_like(n))
 
 
 def token_mean(values: Any, mask: Any) -> Any:
