@@ -1,8 +1,7 @@
-"""The benchmarks' bookkeeping: what is held without a GPU, the gate before timing, rows and pages."""
+"""The benchmarks' bookkeeping: the gate before timing, rows and pages."""
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -14,26 +13,11 @@ from liger_triton.rms_norm import RMS_NORM, Options
 
 # The benchmarks are no part of what is installed. At the end of the path the checkout hides nothing that is.
 sys.path.append(str(Path(__file__).parents[2]))
-from benchmarks import gate, offline, report
+from benchmarks import gate, report
 from benchmarks.entry import Entry
 from benchmarks.rows import RESULTS, Row, Run, Spread
 
 sys.path.pop()
-
-
-def test_no_op_moves_more_than_before() -> None:
-    assert offline.complaints(dict(offline.traffic()), offline.kept()) == []
-
-
-def test_what_grew_is_named() -> None:
-    held = offline.kept()
-    name = next(iter(held))
-    more = held | {name: dataclasses.replace(held[name], backward=held[name].backward + 1)}
-    (said,) = offline.complaints(more, held)
-    assert said.startswith(f"{name}: backward grew from")
-    assert offline.complaints(held, more) == []  # less is no complaint
-    (said,) = offline.complaints({n: t for n, t in held.items() if n != name}, held)
-    assert said.startswith(f"{name}: gone")
 
 
 def draw() -> tuple[torch.Tensor, torch.Tensor, None]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
+import chunked_peak
 import grpo_on_ranks
 import pytest
 import torch
 import torch.nn.functional as F
-from peak_memory import PeakMemory
 from ranks import on_two_ranks
 
 from liger import losses
@@ -481,45 +481,18 @@ def test_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 # -------------------------------------------------------------------------------------------------- memory
 
 
-def meta(*shape: int, dtype: torch.dtype = torch.bfloat16, trained: bool = False) -> torch.Tensor:
-    return torch.empty(*shape, dtype=dtype, device="meta", requires_grad=trained)
-
-
 def peak_of_a_step(name: str, pairs: int, tokens: int, vocab: int, **options: Any) -> float:
     """GB beyond inputs and gradients, forward and backward in bf16."""
-    answers, hidden = 2 * pairs, 4096
-    x, weight = meta(answers, tokens, hidden, trained=True), meta(vocab, hidden, trained=True)
-    ids = meta(answers, tokens, dtype=torch.int64)
-    teacher = (meta(answers, tokens, hidden), meta(vocab, hidden))
-    loss = getattr(chunked_loss, f"LigerFusedLinear{name}Loss")(**options)
-    with PeakMemory() as memory:
-        if name in ("JSD", "Cosine"):
-            found = loss(x, weight, *teacher, ids)
-        elif name == "GRPO":
-            mask = meta(answers, tokens, dtype=torch.bool)
-            found, _ = loss(x, weight, ids, mask, meta(answers), ref_input=teacher[0], ref_weight=teacher[1])
-        elif name == "KTO":
-            good = meta(answers, dtype=torch.bool)
-            found, _ = loss(
-                x, weight, ids, preference_labels=good, ref_input=teacher[0], ref_weight=teacher[1]
-            )
-        elif name == "DPO":
-            found, _ = loss(weight, x, ids, None, *teacher)
-        else:
-            found, _ = loss(weight, x, ids)
-        found.backward()
-    return (memory.peak - 2 * (x.numel() + weight.numel())) / 1e9
+    return chunked_peak.of_a_step(name, pairs, tokens, vocab, **options) / 1e9
 
 
 BUDGET: dict[str, Any] = {"chunk_bytes": 256_000_000, "keep_logits": 256_000_000}
 
 
-@pytest.mark.parametrize("name", ["DPO", "CPO", "SimPO", "ORPO", "KTO", "GRPO", "JSD", "Cosine"])
+@pytest.mark.parametrize("name", chunked_peak.LOSSES)
 def test_memory_is_that_of_the_budget(name: str) -> None:
     """2 or 64 pairs of 4096 tokens, 8 pairs of 32768: all but a few numbers per token is the budget's."""
     options = {} if name in ("JSD", "Cosine") else BUDGET
-    if name == "KTO":
-        options = options | {"use_ref_model": True}
     few = peak_of_a_step(name, 2, 4096, 128_256, **options)
     # The weight's gradient in float32 (2.1 GB), where more than a few chunks add to it, and the budget.
     assert few < 2.7

@@ -1,0 +1,48 @@
+"""`python -m benchmarks offline`: what can be said of speed and memory without a GPU, and held.
+
+Every section has figures in results/offline-SECTION.json, one line per name; a figure that grew fails, until `--write`
+says that it was meant. `python -m benchmarks offline traffic norm --write` renews the names of one section that have
+"norm" in them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from benchmarks.offline.section import CHECKOUT, Section, compare
+
+SECTIONS = {
+    "traffic": "bytes of every call of the catalogue, by the formulas of its launches",
+    "peaks": "memory of every call of the catalogue and of the chunked losses, planned by torch",
+}
+"""Those that take seconds come first."""
+
+# The cases that are counted and the meter of memory are those of the tests. At the end of the path they hide nothing.
+sys.path.append(str(CHECKOUT / "tests" / "support"))
+
+
+def named(name: str) -> Section:
+    """The section of this name. Each is imported by itself: one needs torch, another JAX."""
+    found: Section = importlib.import_module(f"benchmarks.offline.{name}").SECTION
+    return found
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Which sections, which names, and whether to keep what is found."""
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="SECTION|WORD",
+        help=f"of {', '.join(SECTIONS)}, those to look at (all); and names with one of these words in them (all)",
+    )
+    parser.add_argument("--write", action="store_true", help="keep the figures")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the figures, and compare them with those held; the exit status is 1 if something grew."""
+    names = [word for word in options.words if word in SECTIONS] or list(SECTIONS)
+    words = [word for word in options.words if word not in SECTIONS]
+    statuses = [compare(named(name), words, options.write) for name in names]
+    return max(statuses)
