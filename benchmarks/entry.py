@@ -1,23 +1,22 @@
-"""What is measured of an op: its function, operands of real models, and who else computes the same."""
+"""What is measured of an op: its function, operands of real models, who else computes it, and what is aimed at."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib
-import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from benchmarks.providers import Function
 from liger.launch import Spec
 from liger.op import Op
 from liger.plan import least_bytes
 from liger_torch.backend import NAMES
 
 Operands = tuple[torch.Tensor | None, ...]
-Function = Callable[..., Any]
+
+FORWARD, BACKWARD, BOTH = PASSES = ("forward", "backward", "forward and backward")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,21 +25,31 @@ class Entry:
 
     Attributes:
         name: op and size, for the report.
-        op: the op.
+        op: the op; None for a loss that is made of several, which has `reference` and `few`.
         options: its options.
-        operands: draws the operands in the op's order, on the GPU, those to differentiate with requires_grad.
-        function: the public function of the operands.
-        peers: other implementations by name, of the same operands; those not installed are left out.
+        operands: draws the operands in the op's order, on torch's default device, those to differentiate with
+            requires_grad. See `draw`.
+        function: the public function of the operands. peers: other implementations by name, of the same operands: those
+        of `benchmarks.providers`, and variants of ours as
+            "ours: VARIANT".
         products: the vendor's matrix products that the op cannot do without, as a function of the operands. The op is
             then compared with their time, and with a copy of the least bytes otherwise.
         step: measure forward and backward pass as one, as of a loss, and not one by one.
         outputs: names of the outputs that the functions return; None for all that are differentiable.
         moved: least bytes (forward, backward, both as one) where `least_bytes` does not know (look-ups of rows, two
             gradients that are one array).
+        reference: the outputs in float64, where there is no op.
+        few: the operands of a problem that is small enough to be checked, where there is no op.
+        compiled: measure torch eager under torch.compile as well.
+        target: the share of the ceiling on the device that is aimed at, by pass.
+        ahead: how many times faster than a peer is aimed at, by peer and pass.
+        within_mb: the peak memory that is aimed at.
+        lean: the share of a peer's peak memory that is aimed at, by peer.
+        memory: whether its peak memory is measured by `python -m benchmarks memory`.
     """
 
     name: str
-    op: Op
+    op: Op | None
     options: Any
     operands: Callable[[], Operands]
     function: Function
@@ -49,30 +58,31 @@ class Entry:
     step: bool = False
     moved: tuple[int, int, int] | None = None
     outputs: tuple[str, ...] | None = None
+    reference: Function | None = None
+    few: Callable[[Operands], Operands] | None = None
+    compiled: bool = True
+    target: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    ahead: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
+    within_mb: float | None = None
+    lean: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    memory: bool = False
+
+    def draw(self, device: str) -> Operands:
+        """Operands on a device; on "meta", shapes alone."""
+        with torch.device(device):
+            return self.operands()
 
     def bytes(self, operands: Operands) -> tuple[int, int, int]:
-        """Least bytes of the forward pass, the backward pass, and both as one."""
+        """Least bytes of the forward pass, the backward pass, and both as one; none known of what is no op."""
         if self.moved is not None:
             return self.moved
+        if self.op is None:
+            return (0, 0, 0)
         specs = tuple(None if t is None else Spec(tuple(t.shape), NAMES[t.dtype]) for t in operands)
         needs = tuple(t is not None and t.requires_grad for t in operands)
         return least_bytes(self.op, self.options, specs, needs)
 
 
 def draw(*shape: int, scale: float = 1.0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    """A normal tensor on the GPU that wants a gradient."""
-    return (torch.randn(shape, device="cuda", dtype=dtype) * scale).requires_grad_()
-
-
-def peer(package: str, path: str) -> Mapping[str, Function]:
-    """{package: the function at `path`}, imported when it is called; nothing where the package is not installed."""
-    if importlib.util.find_spec(package.replace("-", "_")) is None:
-        return {}
-    module, _, name = path.rpartition(".")
-
-    @functools.cache
-    def load() -> Function:
-        function: Function = getattr(importlib.import_module(module), name)
-        return function
-
-    return {package: lambda *arguments, **options: load()(*arguments, **options)}
+    """A normal tensor that wants a gradient."""
+    return (torch.randn(shape, dtype=dtype) * scale).requires_grad_()

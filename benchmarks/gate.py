@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.entry import Entry, Function, Operands
+from benchmarks.entry import Entry, Operands
+from benchmarks.providers import Function
 
 ROWS = 48
 """Tokens of the problem that is checked: the operands' own weights, a few of their tokens."""
@@ -28,6 +29,9 @@ def outputs_of(result: Any) -> list[torch.Tensor]:
 
 def few_rows(entry: Entry, operands: Operands) -> Operands:
     """The operands of the first few tokens."""
+    if entry.op is None:
+        assert entry.few is not None, entry.name
+        return entry.few(operands)
     found = []
     for declared, tensor in zip(entry.op.operands, operands, strict=True):
         if tensor is not None and declared.role == "rows":
@@ -48,27 +52,39 @@ def _results(function: Function, operands: Operands) -> list[torch.Tensor]:
     return [*outputs, *torch.autograd.grad(outputs, wanted, incoming)]
 
 
-def error(entry: Entry, function: Function, operands: Operands) -> float:
-    """The largest relative error (Euclidean norm) of outputs and gradients against the op's float64 reference."""
-    few = few_rows(entry, operands)
-    exact_operands: list[torch.Tensor | None] = []
-    for t in few:
+def reference_of(entry: Entry) -> Function:
+    """What computes the outputs in float64."""
+    op = entry.op
+    if op is None:
+        assert entry.reference is not None, entry.name
+        return entry.reference
+
+    def reference(*arrays: Any) -> Any:
+        outputs = op.reference(arrays, entry.options)
+        wanted = entry.outputs or [o.name for o in op.outputs if o.differentiable]
+        wanted = wanted or [o.name for o in op.outputs]
+        named = zip((o.name for o in op.outputs), outputs, strict=True)
+        return tuple(o for name, o in named if o is not None and name in wanted)
+
+    return reference
+
+
+def exact(entry: Entry, operands: Operands) -> list[torch.Tensor]:
+    """Outputs and gradients of a few tokens in float64."""
+    wide: list[torch.Tensor | None] = []
+    for t in few_rows(entry, operands):
         if t is not None and t.is_floating_point():
             t = t.detach().double().requires_grad_(t.requires_grad)
         elif t is not None and t.dtype in (torch.int8, torch.uint8):  # torch multiplies those on a CPU only
             t = t.cpu()
-        exact_operands.append(t)
+        wide.append(t)
+    return _results(reference_of(entry), tuple(wide))
 
-    def reference(*arrays: Any) -> Any:
-        outputs = entry.op.reference(arrays, entry.options)
-        wanted = entry.outputs or [o.name for o in entry.op.outputs if o.differentiable]
-        wanted = wanted or [o.name for o in entry.op.outputs]
-        named = zip((o.name for o in entry.op.outputs), outputs, strict=True)
-        return tuple(o for name, o in named if o is not None and name in wanted)
 
-    exact, found = _results(reference, tuple(exact_operands)), _results(function, few)
+def error(entry: Entry, function: Function, operands: Operands, right: list[torch.Tensor]) -> float:
+    """The largest relative error (Euclidean norm) of outputs and gradients, `right` being the `exact` ones."""
     worst = 0.0
-    for a, b in zip(found, exact, strict=True):
+    for a, b in zip(_results(function, few_rows(entry, operands)), right, strict=True):
         size = b.double().norm().item()
         difference = (a.double().to(b.device) - b.double()).norm().item()
         worst = max(worst, difference / size if size else difference)

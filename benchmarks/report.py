@@ -1,146 +1,230 @@
-"""`python -m benchmarks report`: tables and plots of the rows that are kept, in docs/benchmarks."""
+"""`python -m benchmarks report`: tables and plots of the rows that are kept, and the figures of the README.
+
+One page per file of results; the first page (docs/benchmarks/README.md) tells what was aimed at and missed, where a
+peer is faster, and who was absent. A command whose results are no rows of `benchmarks.rows` brings a `page` of its own.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import importlib
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.rows import RESULTS, Row, Run
+from benchmarks import figures
+from benchmarks.aims import Aim, aims, compared
+from benchmarks.commands import COMMANDS, module_of
+from benchmarks.groups import GROUPS
+from benchmarks.plots import bars
+from benchmarks.rows import RESULTS, ROOT, Row, Run, load, rows_of
 
-OUTPUT = Path(__file__).parent.parent / "docs" / "benchmarks"
+OUTPUT = ROOT / "docs" / "benchmarks"
 
 
-def runs() -> dict[Path, Run]:
-    """Every run that is kept, by its file."""
-    return {path: Run.load(path) for path in sorted(RESULTS.glob("*/*.json"))}
+def files(results: Path = RESULTS) -> Iterator[Path]:
+    """Every file of results, those of groups in their order and then the others, device by device."""
+    order = [*GROUPS, *COMMANDS]
+    for folder in sorted(p for p in results.iterdir() if p.is_dir()):
+        found = {path.stem: path for path in folder.glob("*.json")}
+        yield from (found.pop(name) for name in order if name in found)
+        yield from (found[name] for name in sorted(found))
 
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def lines_of(row: Row) -> str:
+def line_of(row: Row) -> str:
     """One line of a table."""
+    place = f'<a id="{row.anchor}"></a>{row.entry}'
     if row.device_us is None:
-        return f"| {row.entry} | {row.provider} | | {row.note} | | | | {_number(row.error, '.1e')} | |"
+        return f"| {place} | {row.provider} | | {row.note} | | | | {_number(row.error, '.1e')} | | |"
     assert row.wall_us is not None
     spread = f"{row.device_us.low:.1f} to {row.device_us.high:.1f}"
+    clock = (
+        ""
+        if row.clock_mhz is None
+        else f"{row.clock_mhz:.0f} MHz, {row.power_w:.0f} W, {row.temperature_c:.0f} °C"
+    )
     return (
-        f"| {row.entry} | {row.provider} | {row.which} | {row.device_us.median:.1f} ({spread}) "
+        f"| {place} | {row.provider} | {row.which} | {row.device_us.median:.1f} ({spread}) "
         f"| {_number(row.device_share, '.2f')} | {row.wall_us.median:.1f} | {_number(row.wall_share, '.2f')} "
-        f"| {_number(row.error, '.1e')} | {_number(row.peak_mb, '.0f')} |"
+        f"| {_number(row.error, '.1e')} | {_number(row.peak_mb, '.0f')} | {clock} |"
     )
 
 
-def is_peer(provider: str) -> bool:
-    """Whether it is another's: variants of ours have names of several words."""
-    return provider == "torch eager" or (provider != "ours" and " " not in provider)
+HEAD = """# {title}
 
-
-def lost(rows: Iterable[Row]) -> list[str]:
-    """Where a peer was faster on the device."""
-    rows = [r for r in rows if r.device_us is not None]
-    ours = {(r.entry, r.which): r for r in rows if r.provider == "ours"}
-    found = []
-    for row in rows:
-        mine = ours.get((row.entry, row.which))
-        if mine is None or not is_peer(row.provider):
-            continue
-        assert mine.device_us is not None and row.device_us is not None
-        if row.device_us.median < mine.device_us.median:
-            times = mine.device_us.median, row.device_us.median
-            found.append(f"| {row.entry} | {row.which} | {times[0]:.1f} | {row.provider} | {times[1]:.1f} |")
-    return found
-
-
-HEAD = """# {device}
-
-{date}; {versions}. Command: `{command}`. Rows: `{rows}`.
-
-A copy of 2 GB moved {before} TB/s before and {after} after. Times are microseconds, medians (20th to 80th percentile):
-on the device, with operands that are not in the cache, and of eager calls by the wall clock. A share is the ceiling's
-time over the op's: of a copy of the least bytes, or of the op's matrix products, in the same run. The error is the
-largest relative one of outputs and gradients against float64, on a few tokens. An implementation of several words is a
-variant of ours.
+Device: {device}. Rows: `{rows}`. Times are microseconds, medians (20th to 80th percentile): on the device, with
+operands that are not in the cache, and of eager calls by the wall clock. A share is the ceiling's time over the op's:
+of a copy of the least bytes, or of the op's matrix products, in the same run. The error is the largest relative one of
+outputs and gradients against float64, on a few tokens. "ours: ..." is a variant of ours, not the default.
 
 """
 
-TABLE = """| op | implementation | pass | device | share | wall | share | error | peak MB |
-|---|---|---|---|---|---|---|---|---|
+TABLE = """| op | implementation | pass | device | share | wall | share | error | peak MB | clock, power, heat |
+|---|---|---|---|---|---|---|---|---|---|
+"""
+
+AIMED = """
+## What is aimed at
+
+| op | pass | aim | reached | |
+|---|---|---|---|---|
 """
 
 SLOWER = """
 ## Where a peer is faster on the device
 
-| op | pass | ours | peer | its time |
-|---|---|---|---|---|
+| op | pass | ours | peer | its time | |
+|---|---|---|---|---|---|
 """
 
 
-def text_of(run: Run, path: Path) -> str:
-    """A page in Markdown."""
-    head = HEAD.format(
-        device=run.device,
-        date=run.date,
-        versions=", ".join(f"{name} {version}" for name, version in run.versions.items()),
-        command=run.command,
-        rows=path.relative_to(RESULTS.parent),
-        before=run.copy_tb_s[0],
-        after=run.copy_tb_s[1],
+def aimed_line(aim: Aim) -> str:
+    """One line of the table of aims."""
+    return f"| {aim.entry} | {aim.which} | {aim.text} | {aim.reached} | {'' if aim.met else 'missed'} |"
+
+
+def lost(rows: Iterable[Row]) -> list[str]:
+    """Where a peer was faster on the device, by more than the spread, or within it."""
+    found = []
+    for mine, other in compared(rows):
+        assert mine.device_us is not None and other.device_us is not None
+        a, b = mine.device_us, other.device_us
+        if b.median < a.median:
+            within = "within the spread" if b.high >= a.low else ""
+            found.append(
+                f"| {mine.entry} | {mine.which} | {a.median:.1f} | {other.provider} | {b.median:.1f} | {within} |"
+            )
+    return found
+
+
+def about(run: Run) -> str:
+    """Where rows come from."""
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    hardware = "".join(f"; {name} {value}" for name, value in run.hardware.items())
+    before, after = run.copy_tb_s
+    return (
+        f"- {len(run.rows)} rows of {run.date}: `{run.command}`; a copy moved {before} TB/s before and {after} after; "
+        f"{versions}{hardware}{f'; source {run.source}' if run.source else ''}."
     )
-    losses = lost(run.rows)
-    slower = SLOWER + "\n".join(losses) if losses else "\nNo peer was faster on the device."
-    return head + TABLE + "\n".join(map(lines_of, run.rows)) + "\n" + slower + "\n"
 
 
-def plot(run: Run, target: Path) -> None:
-    """Shares of the ceiling on the device, as bars, in PNG and SVG."""
-    import matplotlib
+def absent_of(runs: Iterable[Run]) -> dict[str, str]:
+    """Providers that could not be measured, as the newest run says."""
+    found: dict[str, str] = {}
+    for run in runs:
+        found = {**found, **run.absent}
+    return found
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    rows = [
-        r for r in run.rows if r.device_share is not None and (r.provider == "ours" or is_peer(r.provider))
+def page_of(path: Path, runs: Sequence[Run], picture: str) -> str:
+    """A page in Markdown of one file of rows."""
+    rows = rows_of(runs)
+    title = GROUPS.get(path.stem, COMMANDS[path.stem].text if path.stem in COMMANDS else path.stem)
+    parts = [
+        HEAD.format(
+            title=title[0].upper() + title[1:], device=runs[-1].device, rows=path.relative_to(path.parents[2])
+        )
     ]
-    labels = list(dict.fromkeys(f"{r.entry}, {r.which}" for r in rows))
-    providers = list(dict.fromkeys(r.provider for r in rows))
-    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.24 * len(labels)))
-    height = 0.8 / len(providers)
-    for i, provider in enumerate(providers):
-        shares = {f"{r.entry}, {r.which}": r.device_share or 0.0 for r in rows if r.provider == provider}
-        places = [labels.index(name) + i * height for name in shares]
-        axes.barh(places, list(shares.values()), height, label=provider)
-    axes.set_yticks([i + 0.4 for i in range(len(labels))], labels, fontsize=6)
-    axes.set_ylim(len(labels), 0)
-    axes.axvline(1.0, color="black", linewidth=0.8)
-    axes.set_xlabel("share of the ceiling, on the device")
-    axes.legend(fontsize=6)
-    figure.tight_layout()
-    for suffix in ("png", "svg"):
-        figure.savefig(target.with_suffix(f".{suffix}"), dpi=150)
-    pyplot.close(figure)
+    parts += [*(about(run) + "\n" for run in runs), "\n"]
+    if gone := absent_of(runs):
+        parts.append("".join(f"- Absent: {name}, {reason}.\n" for name, reason in gone.items()) + "\n")
+    parts += [f"![shares of the ceiling]({picture})\n\n", TABLE, "\n".join(map(line_of, rows)), "\n"]
+    if found := list(aims(rows)):
+        parts += [AIMED, "\n".join(map(aimed_line, found)), "\n"]
+    slower = lost(rows)
+    parts.append(SLOWER + "\n".join(slower) + "\n" if slower else "\nNo peer was faster on the device.\n")
+    return "".join(parts)
+
+
+def is_rows(path: Path) -> bool:
+    """Whether a file holds rows of `benchmarks.rows`."""
+    found = json.loads(path.read_text())
+    return isinstance(found, dict) and "runs" in found
+
+
+def own_page(path: Path) -> str | None:
+    """The page that a command makes of its results, if it does."""
+    name = path.stem
+    if name not in COMMANDS or importlib.util.find_spec(module_of(name)) is None:
+        return None
+    page = getattr(importlib.import_module(module_of(name)), "page", None)
+    return None if page is None else page(path)
+
+
+INDEX = """# Measurements
+
+Written by `python -m benchmarks report` from the rows in `benchmarks/results`; `python -m benchmarks all` measures them
+anew. How: [benchmarks/README.md](../../benchmarks/README.md).
+"""
+
+
+def index_of(device: str, pages: list[tuple[str, str]], runs: Sequence[Run]) -> str:
+    """The part of the first page about one device; `pages` are (link, what is on it)."""
+    rows = rows_of(runs)
+    found = list(aims(rows))
+    missed = [aim for aim in found if not aim.met]
+    parts = [f"\n## {device}\n\n", "".join(f"- [{text}]({link})\n" for link, text in pages)]
+    if gone := absent_of(runs):
+        parts.append("\nAbsent: " + "; ".join(f"{name} ({reason})" for name, reason in gone.items()) + ".\n")
+    if found:
+        parts.append(f"\n### Aims missed: {len(missed)} of {len(found)}\n\n")
+    if missed:
+        parts.append("| op | pass | aim | reached | |\n|---|---|---|---|---|\n")
+        parts += [aimed_line(aim) + "\n" for aim in missed]
+    slower = lost(rows)
+    parts.append(
+        f"\n### Where a peer is faster on the device: {len(slower)} of {len(list(compared(rows)))}\n"
+    )
+    if slower:
+        parts.append(
+            "\n| op | pass | ours | peer | its time | |\n|---|---|---|---|---|---|\n"
+            + "\n".join(slower)
+            + "\n"
+        )
+    return "".join(parts)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Where to."""
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="folder of results, with one per device"
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="whose figures are renewed")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write a page and a plot for every run that is kept; the exit status is 1 if there is none."""
-    pages = []
-    for path, found in runs().items():
-        name = f"{path.parent.name}-{path.stem}"
-        options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / f"{name}.md").write_text(text_of(found, path) + f"\n![shares]({name}.png)\n")
-        plot(found, options.output / name)
-        pages.append(name)
-        print(options.output / f"{name}.md")
-    if pages:
-        index = "\n".join(f"- [{name}]({name}.md)" for name in pages)
-        (options.output / "README.md").write_text(
-            f"# Measurements\n\nWritten by `python -m benchmarks report`.\n\n{index}\n"
-        )
-    return 0 if pages else 1
+    """Write every page and plot; the exit status is 1 if there is no result."""
+    by_device: dict[str, list[Path]] = {}
+    for path in files(options.results):
+        by_device.setdefault(path.parent.name, []).append(path)
+    index = INDEX
+    for folder, paths in by_device.items():
+        target = options.output / folder
+        target.mkdir(parents=True, exist_ok=True)
+        pages: list[tuple[str, str]] = []
+        every: list[Run] = []
+        for path in paths:
+            text = own_page(path)
+            if text is None and is_rows(path):
+                runs = load(path)
+                every += runs
+                bars(rows_of(runs), target / path.stem)
+                text = page_of(path, runs, f"{path.stem}.svg")
+            if text is None:
+                print(f"{path}: no page; its command has no `page`, and it holds no rows")
+                continue
+            (target / f"{path.stem}.md").write_text(text)
+            pages.append((f"{folder}/{path.stem}.md", text.splitlines()[0].lstrip("# ")))
+            print(target / f"{path.stem}.md")
+        device = every[-1].device if every else folder
+        index += index_of(device, pages, every)
+    (options.output / "README.md").write_text(index)
+    if options.readme.exists():
+        options.readme.write_text(figures.renewed(options.readme.read_text(), options.results))
+    return 0 if by_device else 1

@@ -1,24 +1,34 @@
-"""What a measurement leaves: rows of JSON, each of which says where it comes from."""
+"""What a measurement leaves: rows of JSON, with the run that they come from.
+
+A file results/DEVICE/NAME.json holds the rows of one group of ops, or of one command, as a list of runs. An entry that
+is measured anew has its rows in the newer run only, so that a file can be filled in several sittings and every row
+still stands under the versions, the date and the copy that it was measured with. Nothing here needs torch or a GPU.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
+import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
-
+ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     "torch",
     "triton",
     "jax",
     "jax-triton",
+    "optax",
+    "tokamax",
     "transformers",
     "liger-kernel",
     "quack-kernels",
@@ -36,6 +46,21 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+@functools.cache
+def source_digest() -> str:
+    """A digest of the source that is measured, so that a result can be told from one of older source."""
+    found = hashlib.sha256()
+    for folder in ("liger", "kernels", "liger_torch", "liger_jax"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def folder_of(device: str) -> str:
+    """The name of a device's folder of results."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +89,7 @@ class Row:
 
     Attributes:
         entry: op and size.
-        provider: the implementation; "ours", or a peer's name.
+        provider: the implementation: "ours", "ours: VARIANT", a peer's name, or "PEER: VARIANT".
         which: "forward", "backward" or "forward and backward".
         device_us: time on the device; None where the implementation was not timed.
         wall_us: eager calls by the host's clock, the device waited for at the end of a block of calls.
@@ -73,6 +98,10 @@ class Row:
         error: relative error of outputs and gradients against float64, on a few rows; the largest.
         peak_mb: memory beyond the operands, outputs and gradients included.
         note: why it was not timed, or what else there is to say.
+        clock_mhz: of the multiprocessors while it ran; the median over its samples.
+        power_w: likewise.
+        temperature_c: likewise.
+        repeats: whether a second call gave the same bits.
     """
 
     entry: str
@@ -85,58 +114,117 @@ class Row:
     error: float | None = None
     peak_mb: float | None = None
     note: str = ""
+    clock_mhz: float | None = None
+    power_w: float | None = None
+    temperature_c: float | None = None
+    repeats: bool | None = None
 
     @property
     def device_share(self) -> float | None:
         """The ceiling's time over the device's."""
-        return (
-            None
-            if self.device_us is None or self.ceiling_us is None
-            else self.ceiling_us / self.device_us.median
-        )
+        return self._share(self.device_us)
 
     @property
     def wall_share(self) -> float | None:
         """The ceiling's time over the wall clock's."""
-        return (
-            None if self.wall_us is None or self.ceiling_us is None else self.ceiling_us / self.wall_us.median
-        )
+        return self._share(self.wall_us)
+
+    def _share(self, time: Spread | None) -> float | None:
+        return None if time is None or self.ceiling_us is None else self.ceiling_us / time.median
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is this package's, or a variant of it."""
+        return self.provider.split(":")[0] == "ours"
+
+    @property
+    def anchor(self) -> str:
+        """Its place on a page."""
+        return re.sub(r"[^a-z0-9]+", "-", f"{self.entry} {self.provider} {self.which}".lower()).strip("-")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Rows with what they have in common."""
+    """Rows with what they have in common.
+
+    Attributes:
+        device: the GPU's name.
+        date: of the day.
+        command: that measured them.
+        versions: of packages.
+        copy_tb_s: what a copy of 2 GB moved, before and after.
+        rows: what was measured.
+        source: `source_digest` of the package.
+        absent: providers that could not be measured, each with the reason.
+        hardware: driver, limits of power and clock.
+    """
 
     device: str
     date: str
     command: str
     versions: dict[str, str]
-    copy_tb_s: tuple[float, float]  # before and after
+    copy_tb_s: tuple[float, float]
     rows: tuple[Row, ...]
+    source: str = ""
+    absent: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    hardware: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def now(cls, copy_tb_s: tuple[float, float], rows: Iterable[Row]) -> Run:
+    def now(cls, device: str, copy_tb_s: tuple[float, float], rows: Iterable[Row], **more: Any) -> Run:
         """Of this process."""
         command = " ".join(["python -m benchmarks", *sys.argv[1:]])
         date = datetime.date.today().isoformat()
-        return cls(torch.cuda.get_device_name(), date, command, versions(), copy_tb_s, tuple(rows))
+        return cls(device, date, command, versions(), copy_tb_s, tuple(rows), source_digest(), **more)
 
-    def save(self, path: Path) -> None:
-        """Write the run as JSON, one row per line, so that a change shows as the lines that changed."""
-        head = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "rows"}
-        lines = ",\n".join("    " + json.dumps(dataclasses.asdict(row)) for row in self.rows)
-        text = json.dumps(head, indent=2).removesuffix("\n}") + ',\n  "rows": [\n' + lines + "\n  ]\n}\n"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    @property
+    def drift(self) -> float:
+        """By which share the copy's rate changed."""
+        before, after = self.copy_tb_s
+        return abs(after / before - 1)
 
-    @classmethod
-    def load(cls, path: Path) -> Run:
-        """Read what `save` wrote."""
-        found = json.loads(path.read_text())
+    def without(self, entries: Collection[str]) -> Run:
+        """Without the rows of these entries."""
+        return dataclasses.replace(self, rows=tuple(r for r in self.rows if r.entry not in entries))
 
-        def row(values: dict) -> Row:
-            times = {n: values[n] and Spread(**values[n]) for n in ("device_us", "wall_us")}
-            return Row(**(values | times))
 
-        rows = tuple(map(row, found.pop("rows")))
-        return cls(**{**found, "copy_tb_s": tuple(found["copy_tb_s"]), "rows": rows})
+def _row(values: dict) -> Row:
+    times = {n: values[n] and Spread(**values[n]) for n in ("device_us", "wall_us")}
+    return Row(**(values | times))
+
+
+def load(path: Path) -> tuple[Run, ...]:
+    """The runs of a file, oldest first; none where there is no file."""
+    if not path.exists():
+        return ()
+    found = json.loads(path.read_text())["runs"]
+    return tuple(
+        Run(**(r | {"copy_tb_s": tuple(r["copy_tb_s"]), "rows": tuple(map(_row, r["rows"]))})) for r in found
+    )
+
+
+def save(path: Path, runs: Iterable[Run]) -> None:
+    """Write the runs that have rows as JSON, one row per line, so that a change shows as the lines that changed."""
+    blocks = []
+    for run in runs:
+        if not run.rows:
+            continue
+        head = {f.name: getattr(run, f.name) for f in dataclasses.fields(run) if f.name != "rows"}
+        lines = ",\n".join("    " + json.dumps(dataclasses.asdict(row)) for row in run.rows)
+        blocks.append(
+            json.dumps(head, indent=2).removesuffix("\n}") + ',\n  "rows": [\n' + lines + "\n  ]\n}"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_suffix(".part")  # a lease of a GPU may end in between
+    written.write_text('{"runs": [\n' + ",\n".join(blocks) + "\n]}\n")
+    written.replace(path)
+
+
+def keep(path: Path, run: Run, before: Iterable[Run]) -> None:
+    """Write a run after those of `before`, which lose the entries that it has."""
+    entries = {row.entry for row in run.rows}
+    save(path, (*(older.without(entries) for older in before), run))
+
+
+def rows_of(runs: Iterable[Run]) -> list[Row]:
+    """All rows."""
+    return [row for run in runs for row in run.rows]

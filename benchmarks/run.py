@@ -1,9 +1,14 @@
-"""`python -m benchmarks run`: every op beside its peers, on the GPU at hand."""
+"""`python -m benchmarks run GROUP ...`: ops beside their peers, on the GPU at hand.
+
+The rows go to results/DEVICE/GROUP.json after every entry, so that a lease of a GPU may end in between; `--resume` goes
+on with the entries that were not measured from this source and with these versions.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -11,14 +16,26 @@ import torch._functorch.config as functorch
 
 from benchmarks import gate
 from benchmarks.entries import entries
-from benchmarks.entry import Entry, Function, Operands
-from benchmarks.rows import RESULTS, Row, Run
-from benchmarks.timing import Calls, copy_rate, measure
-
-EAGER = "torch eager"
+from benchmarks.entry import BACKWARD, BOTH, FORWARD, PASSES, Entry, Operands
+from benchmarks.groups import GROUPS
+from benchmarks.nvml import Monitor
+from benchmarks.providers import COMPILED, EAGER, PROVIDERS, Absent, Function, absent, provider_of
+from benchmarks.rows import RESULTS, Row, Run, folder_of, keep, load, source_digest, versions
+from benchmarks.timing import Calls, Copy, Times, measure
 
 CACHES = 3
 """Operands of all calls together are at least so many times the size of the L2 cache."""
+
+DRIFT = 0.02
+"""By so much may the rate of the copy change during a run; more is told, and the run fails."""
+
+
+def functions_of(entry: Entry) -> dict[str, Function]:
+    """Every implementation by name: ours, the peers', and torch eager compiled."""
+    found = {"ours": entry.function} | dict(entry.peers)
+    if EAGER in found and entry.compiled:
+        found[COMPILED] = torch.compile(found[EAGER], dynamic=False)
+    return found
 
 
 def passes(entry: Entry, function: Function, sets: list[Operands]) -> dict[str, Calls]:
@@ -44,10 +61,10 @@ def passes(entry: Entry, function: Function, sets: list[Operands]) -> dict[str, 
         return lambda: torch.autograd.grad(outputs, wanted(operands), incoming, retain_graph=True)
 
     if entry.step:
-        return {"forward and backward": [step(o) for o in sets]}
-    found: dict[str, Calls] = {"forward": [forward(o) for o in sets]}
+        return {BOTH: [step(o) for o in sets]}
+    found: dict[str, Calls] = {FORWARD: [forward(o) for o in sets]}
     if any(wanted(o) for o in sets) and gate.outputs_of(function(*sets[0])):
-        found["backward"] = [backward(o) for o in sets]
+        found[BACKWARD] = [backward(o) for o in sets]
     return found
 
 
@@ -60,55 +77,93 @@ def peak_mb(call: Callable[[], object]) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
+def repeats(call: Callable[[], object]) -> bool:
+    """Whether two calls give the same bits."""
+    first, second = (gate.tensors_of(call()) for _ in range(2))
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 def operand_sets(entry: Entry) -> list[Operands]:
     """Several draws of the operands, until a call finds nothing of its own in the cache."""
     cache = torch.cuda.get_device_properties(0).L2_cache_size
-    sets = [entry.operands()]
+    sets = [entry.draw("cuda")]
     size = sum(t.nbytes for t in sets[0] if t is not None)
     while len(sets) * size < CACHES * cache and len(sets) < 32:
-        sets.append(entry.operands())
+        sets.append(entry.draw("cuda"))
     return sets
 
 
-def measured(entry: Entry, rate: float) -> Iterator[Row]:
-    """The rows of one entry."""
+def constants_of(operands: Operands) -> Operands:
+    """Without gradients."""
+    return tuple(None if t is None else t.detach() for t in operands)
+
+
+def _failed(entry: Entry, name: str, failure: Exception) -> Row:
+    note = (
+        f"absent: {failure}"
+        if isinstance(failure, Absent)
+        else f"failed: {type(failure).__name__}: {' '.join(str(failure).split())[:100]}"
+    )
+    return Row(entry.name, name, "", note=note)
+
+
+def measured(entry: Entry, copy: Copy, monitor: Monitor, gone: Iterable[str] = ()) -> Iterator[Row]:
+    """The rows of one entry; providers in `gone` are not there at all."""
     sets = operand_sets(entry)
-    least = dict(zip(("forward", "backward", "forward and backward"), entry.bytes(sets[0]), strict=True))
-    functions = {"ours": entry.function} | dict(entry.peers)
-    if EAGER in functions:
-        functions["torch.compile"] = torch.compile(functions[EAGER])
-    errors: dict[str, float] = {}
-    candidates: dict[str, dict[str, Calls]] = {}
-    peaks: dict[tuple[str, str], float] = {}
+    least = dict(zip(PASSES, entry.bytes(sets[0]), strict=True))
+    functions = {n: f for n, f in functions_of(entry).items() if provider_of(n) not in gone}
     floating = (t.dtype for t in sets[0] if t is not None and t.is_floating_point())
     dtype = next(floating, torch.float32)
+    # All are checked before any is timed: some overwrite their operands.
+    right = gate.exact(entry, sets[0])
+    errors: dict[str, float] = {}
     for name in sorted(functions, key=EAGER.__ne__):  # whose error the others' is compared with
         try:
-            errors[name] = gate.error(entry, functions[name], sets[0])
-            if errors[name] > gate.limit(errors.get(EAGER), dtype) and name != EAGER:
-                yield Row(
-                    entry.name, name, "", error=errors[name], note="not timed: its error is out of line"
-                )
-                continue
+            errors[name] = gate.error(entry, functions[name], sets[0], right)
+        except Exception as failure:  # it is a result, and no reason to lose the others
+            yield _failed(entry, name, failure)
+            continue
+        if errors[name] > gate.limit(errors.get(EAGER), dtype) and name != EAGER:
+            yield Row(entry.name, name, "", error=errors[name], note="not timed: its error is out of line")
+            del functions[name]
+    del right
+    candidates: dict[str, dict[str, Calls]] = {}
+    peaks: dict[tuple[str, str], float] = {}
+    same: dict[tuple[str, str], bool] = {}
+    for name in (n for n in functions if n in errors):
+        try:
             candidates[name] = passes(entry, functions[name], sets)
             for which, calls in candidates[name].items():
+                calls[0]()  # what is compiled or tuned at first is not what a step takes
                 peaks[name, which] = peak_mb(calls[0])
-        except Exception as failure:  # it is a result, and no reason to lose the others
+                if name == "ours":
+                    same[name, which] = repeats(calls[0])
+        except Exception as failure:
             candidates.pop(name, None)
-            yield Row(entry.name, name, "", note=f"failed: {type(failure).__name__}: {str(failure)[:100]}")
-    for which in candidates.get("ours", ()):
-        turns = {name: found[which] for name, found in candidates.items() if which in found}
+            yield _failed(entry, name, failure)
+    for which in PASSES:
+        turns: dict[str, Calls] = {name: found[which] for name, found in candidates.items() if which in found}
+        if not turns:
+            continue
+        turns["copy"] = [copy]
         if entry.products is not None:
-            constants = tuple(None if t is None else t.detach() for t in sets[0])
-            turns["products"] = [entry.products(*constants)]
-        times = measure(turns)
+            turns["products"] = [entry.products(*constants_of(sets[0]))]
+        times = measure(turns, monitor)
+        rate = copy.moved / times.pop("copy").device.median
         of, ceiling = "copy", least[which] / rate
         if entry.products is not None:
-            of, ceiling = "products", times.pop("products")[0].median
-        for name, (device, wall) in times.items():
-            yield Row(
-                entry.name, name, which, device, wall, of, ceiling, errors[name], peaks[name, which]
-            )  # fmt: skip
+            of, ceiling = "products", times.pop("products").device.median
+        for name, found in times.items():
+            more = {"error": errors[name], "peak_mb": peaks[name, which], "repeats": same.get((name, which))}
+            yield row_of(entry.name, name, which, found, of, ceiling, **more)
+
+
+def row_of(
+    entry: str, provider: str, which: str, times: Times, of: str, ceiling_us: float, **more: float | None
+) -> Row:
+    """A row of what was timed."""
+    reading: dict[str, float | None] = dict(times.reading._asdict()) if times.reading else {}
+    return Row(entry, provider, which, times.device, times.wall, of, ceiling_us, **(reading | more))  # type: ignore[arg-type]
 
 
 def show(row: Row) -> str:
@@ -116,19 +171,28 @@ def show(row: Row) -> str:
     if row.device_us is None or row.wall_us is None:
         error = "" if row.error is None else f" (error {row.error:.1e})"
         return f"{row.entry:56s} {row.provider:26s} {row.note}{error}"
+    clock = "" if row.clock_mhz is None else f"  {row.clock_mhz:.0f} MHz {row.power_w:.0f} W"
     return (
         f"{row.entry:56s} {row.provider:26s} {row.which:20s} device {row.device_us.median:9.1f} us "
         f"{row.device_share:5.2f}  wall {row.wall_us.median:9.1f} us {row.wall_share:5.2f} of {row.of:8s} "
-        f"error {row.error:.1e}  peak {row.peak_mb:6.0f} MB"
+        f"error {row.error:.1e}  peak {row.peak_mb:6.0f} MB{clock}"
     )
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Which entries, and where to."""
+    groups = "\n".join(f"{name}: {text}" for name, text in GROUPS.items())
+    parser.add_argument("groups", nargs="+", metavar="GROUP", choices=[*GROUPS, "all"], help=groups)
     parser.add_argument(
-        "words", nargs="*", metavar="WORD", help="only entries whose name contains one of these"
+        "--word", action="append", default=[], help="only entries whose name contains it; may be given again"
     )
-    parser.add_argument("--output", type=Path, help="where the rows go; by default results/DEVICE/WORDS.json")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results, with one per device")
+    parser.add_argument("--resume", action="store_true", help="leave out what was measured from this source")
+
+
+def current(run: Run) -> bool:
+    """Whether a run is of this source and of what is installed now."""
+    return run.source == source_digest() and run.versions == versions()
 
 
 def run(options: argparse.Namespace) -> int:
@@ -137,28 +201,52 @@ def run(options: argparse.Namespace) -> int:
         raise SystemExit("benchmarks run needs a GPU; `python -m benchmarks offline` does not.")
     torch.manual_seed(0)
     functorch.donated_buffer = False  # torch.compile's graphs are gone through more than once
-    before = copy_rate()
+    device = torch.cuda.get_device_name()
+    monitor, copy = Monitor(), Copy()
+    print(f"{device}: {monitor.hardware()}", flush=True)
+    groups = list(GROUPS) if "all" in options.groups else options.groups
+    status = 0
+    for group in groups:
+        path = options.output / folder_of(device) / f"{group}.json"
+        status |= _group(group, path, options, monitor, copy)
+    return status
+
+
+def _group(group: str, path: Path, options: argparse.Namespace, monitor: Monitor, copy: Copy) -> int:
+    kept = load(path)
+    done = {r.entry for run in kept if options.resume and current(run) for r in run.rows}
+    chosen = [e for e in entries([group], options.word) if e.name not in done]
+    if not chosen:
+        print(f"{group}: nothing to measure")
+        return 0
+    gone = absent(PROVIDERS)
+    for name, reason in gone.items():
+        print(f"{name}: {reason}")
+    device = torch.cuda.get_device_name()
+    before = after = copy.rate(monitor)
+    print(f"{group}: copy {before / 1e6:.2f} TB/s", flush=True)
     rows: list[Row] = []
-    print(f"{torch.cuda.get_device_name()}: copy {before / 1e6:.2f} TB/s", flush=True)
-    device = torch.cuda.get_device_name().lower().replace(" ", "-")
-    path = options.output or RESULTS / device / f"{'-'.join(options.words) or 'all'}.json"
-    after = before
 
     def save() -> None:
-        Run.now((round(before / 1e6, 3), round(after / 1e6, 3)), rows).save(path)
+        rates = round(before / 1e6, 3), round(after / 1e6, 3)
+        keep(path, Run.now(device, rates, rows, absent=gone, hardware=monitor.hardware()), kept)
 
-    for entry in entries():
-        if options.words and not any(word in entry.name for word in options.words):
-            continue
-        for row in measured(entry, before):
-            print(show(row), flush=True)
-            rows.append(row)
+    for entry in chosen:
+        started = time.monotonic()
+        try:
+            for row in measured(entry, copy, monitor, gone):
+                print(show(row), flush=True)
+                rows.append(row)
+        except Exception as failure:  # one that needs more memory than there is does not stop the rest
+            rows.append(_failed(entry, "ours", failure))
+            print(show(rows[-1]), flush=True)
         torch.cuda.empty_cache()
-        save()  # a lease of a GPU may end in between
-    after = copy_rate()
+        save()
+        print(f"{entry.name}: {time.monotonic() - started:.0f} s", flush=True)
+    after = copy.rate(monitor)
     save()
     print(f"copy again {after / 1e6:.2f} TB/s\n{len(rows)} rows in {path}")
-    drifted = abs(after / before - 1) > 0.02
+    drifted = abs(after / before - 1) > DRIFT
     if drifted:
         print("The copy drifted by more than 2 %: the figures do not compare.")
     missing = [row for row in rows if row.provider == "ours" and row.device_us is None]

@@ -6,41 +6,50 @@ operands, together larger than the cache.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.nvml import Monitor, Reading, middle
 from benchmarks.rows import Spread
 
 Calls = Sequence[Callable[[], object]]
 """The same call of different operands."""
 
 SAMPLES = 30
+FEWEST = 10
+BUDGET_US = 3e6
+"""What the samples of one candidate may take, by either clock: calls of over 0.1 s are sampled less, FEWEST times at
+least. A row says how many samples it has."""
+
 BLOCK_US = 2000.0
 """A block of calls by the wall clock takes at least this long, so that waiting for the device does not count."""
 
+MARK = "spin_kernel"
+"""The kernel of torch.cuda._sleep: it parts the calls in what the profiler finds."""
 
-def _kernels(calls: Calls, n: int) -> list[float]:
-    """Microseconds on the device of each of n calls, found by the profiler."""
-    turns = itertools.cycle(calls)
-    with profile(activities=[ProfilerActivity.CUDA]) as found:
-        for _ in range(n):
-            next(turns)()
-        torch.cuda.synchronize()
-    events = [
-        (e.start_ns(), e.duration_ns())
-        for e in found.profiler.kineto_results.events()
-        if e.device_type() == DeviceType.CUDA and e.duration_ns() > 0
-    ]
-    durations = [d / 1e3 for _, d in sorted(events)]
-    each, rest = divmod(len(durations), n)
-    if rest:  # not every call launches the same kernels: their mean is all that is known
-        return [sum(durations) / n] * n
-    return [sum(durations[i * each : (i + 1) * each]) for i in range(n)]
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Of one candidate."""
+
+    device: Spread
+    wall: Spread
+    reading: Reading | None
+
+
+def busy(intervals: Iterable[tuple[int, int]]) -> int:
+    """The time that at least one of the intervals (start, end) covers: kernels of two streams may overlap."""
+    total, until = 0, 0
+    for start, end in sorted(intervals):
+        total += max(0, end - max(start, until))
+        until = max(until, end)
+    return total
 
 
 def _warm(calls: Calls) -> float:
@@ -55,29 +64,82 @@ def _warm(calls: Calls) -> float:
     return (time.perf_counter() - start) / len(calls) * 1e6
 
 
-def measure(candidates: Mapping[str, Calls]) -> dict[str, tuple[Spread, Spread]]:
-    """For each candidate, time on the device and by the wall clock."""
-    blocks = {name: max(1, int(BLOCK_US / max(_warm(calls), 1.0))) for name, calls in candidates.items()}
-    wall: dict[str, list[float]] = {name: [] for name in candidates}
-    device: dict[str, list[float]] = {name: [] for name in candidates}
+def samples_of(call_us: float) -> int:
+    """How many samples a call of so many microseconds has."""
+    return max(FEWEST, min(SAMPLES, int(BUDGET_US / max(call_us, 1.0))))
+
+
+def device_times(candidates: Mapping[str, Calls], samples: Mapping[str, int]) -> dict[str, list[float]]:
+    """Microseconds on the device of each call, found by the profiler."""
     turns = {name: itertools.cycle(calls) for name, calls in candidates.items()}
-    for _ in range(SAMPLES):
+    order = [name for i in range(max(samples.values())) for name in candidates if i < samples[name]]
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        torch.cuda._sleep(1)
+        for name in order:
+            next(turns[name])()
+            torch.cuda._sleep(1)
+        torch.cuda.synchronize()
+    events = sorted(
+        (e.start_ns(), e.start_ns() + e.duration_ns(), MARK in e.name())
+        for e in found.profiler.kineto_results.events()
+        if e.device_type() == DeviceType.CUDA and e.duration_ns() > 0
+    )
+    calls: list[list[tuple[int, int]]] = []
+    for start, end, mark in events:
+        if mark:
+            calls.append([])
+        elif calls:
+            calls[-1].append((start, end))
+    if len(calls) != len(order) + 1:
+        raise RuntimeError(f"the profiler lost events: {len(calls)} marks of {len(order) + 1}")
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for name, kernels in zip(order, calls, strict=False):
+        times[name].append(busy(kernels) / 1e3)
+    return times
+
+
+def measure(candidates: Mapping[str, Calls], monitor: Monitor) -> dict[str, Times]:
+    """Each candidate's times."""
+    around = {name: _warm(calls) for name, calls in candidates.items()}
+    blocks = {name: max(1, int(BLOCK_US / max(us, 1.0))) for name, us in around.items()}
+    samples = {name: samples_of(us) for name, us in around.items()}
+    wall: dict[str, list[float]] = {name: [] for name in candidates}
+    readings: dict[str, list[Reading]] = {name: [] for name in candidates}
+    turns = {name: itertools.cycle(calls) for name, calls in candidates.items()}
+    for i in range(SAMPLES):
         for name, n in blocks.items():
+            if i >= samples[name]:
+                continue
             torch.cuda.synchronize()
             start = time.perf_counter()
             for _ in range(n):
                 next(turns[name])()
             torch.cuda.synchronize()
             wall[name].append((time.perf_counter() - start) / n * 1e6)
-    for _ in range(3):
-        for name, calls in candidates.items():
-            device[name] += _kernels(calls, SAMPLES // 3)
-    return {name: (Spread.of(device[name]), Spread.of(wall[name])) for name in candidates}
+            if reading := monitor.read():
+                readings[name].append(reading)
+    device = device_times(candidates, samples)
+    return {
+        name: Times(Spread.of(device[name]), Spread.of(wall[name]), middle(readings[name]))
+        for name in candidates
+    }
 
 
-def copy_rate() -> float:
-    """Bytes per microsecond that a copy of 2 GB reads and writes."""
-    source = torch.empty(2**30, dtype=torch.bfloat16, device="cuda").normal_()
-    target = torch.empty_like(source)
-    device, _ = measure({"copy": [lambda: target.copy_(source)]})["copy"]
-    return 2 * source.nbytes / device.median
+class Copy:
+    """A copy of 2 GB (half of it read, half written), the ceiling of what moves bytes."""
+
+    def __init__(self) -> None:
+        self._source = torch.empty(2**29, dtype=torch.bfloat16, device="cuda").normal_()
+        self._target = torch.empty_like(self._source)
+
+    def __call__(self) -> object:
+        return self._target.copy_(self._source)
+
+    @property
+    def moved(self) -> int:
+        """Bytes read and written."""
+        return 2 * self._source.nbytes
+
+    def rate(self, monitor: Monitor) -> float:
+        """Bytes per microsecond."""
+        return self.moved / measure({"copy": [self]}, monitor)["copy"].device.median

@@ -1,36 +1,17 @@
-"""What is measured, one file per family."""
+"""What is measured: one module per group of `benchmarks.groups`, each with `entries()`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+from collections.abc import Iterator, Sequence
 
-from benchmarks.entries import (
-    activations,
-    divergences,
-    embedding,
-    gates,
-    logprobs,
-    losses,
-    norms,
-    position,
-    quantised,
-)
 from benchmarks.entry import Entry
-
-FAMILIES = (
-    norms.entries,
-    position.entries,
-    gates.entries,
-    activations.entries,
-    embedding.entries,
-    quantised.entries,
-    losses.entries,
-    logprobs.entries,
-    divergences.entries,
-)
+from benchmarks.groups import GROUPS
 
 
-def entries() -> Iterator[Entry]:
-    """Every entry of every family."""
-    for family in FAMILIES:
-        yield from family()
+def entries(groups: Sequence[str] = tuple(GROUPS), words: Sequence[str] = ()) -> Iterator[Entry]:
+    """The entries of these groups whose name contains one of the words; all where there are none."""
+    for group in groups:
+        for entry in importlib.import_module(f"benchmarks.entries.{group}").entries():
+            if not words or any(word in entry.name for word in words):
+                yield entry

@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-from benchmarks.entry import Entry, Operands, draw, peer
+import torch
+
+from benchmarks.entry import Entry, Operands, draw
+from benchmarks.providers import EAGER, LIGER, liger, peer
 from liger_torch import functional as f
 from liger_triton import softmax
 
@@ -16,9 +19,21 @@ def _operands(n: int, width: int) -> Operands:
     return (draw(n, width),)
 
 
+def _plain_sparsemax(x: torch.Tensor) -> torch.Tensor:
+    """The projection onto the simplex (Martins & Astudillo, arXiv:1602.02068): max(x - tau, 0), tau from a sort."""
+    wide = x.float()
+    ordered = wide.sort(-1, descending=True).values
+    ranks = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=torch.float32)
+    sums = ordered.cumsum(-1) - 1.0
+    support = (ordered * ranks > sums).sum(-1, keepdim=True)
+    tau = sums.gather(-1, support - 1) / support
+    return (wide - tau).clamp(min=0.0).to(x.dtype)
+
+
 def entries() -> Iterator[Entry]:
     """Rows of a router, of attention scores and of a vocabulary."""
-    functions = "liger_kernel.transformers.functional"
+    liger_softmax, liger_sparsemax = liger("liger_softmax"), liger("liger_sparsemax")
+    quack = peer("quack", "quack.softmax.softmax")
     for n, width in SIZES:
         yield Entry(
             f"softmax {n}x{width}",
@@ -26,7 +41,7 @@ def entries() -> Iterator[Entry]:
             softmax.Options(),
             functools.partial(_operands, n, width),
             f.liger_softmax,
-            peer("liger-kernel", f"{functions}.liger_softmax"),
+            {EAGER: lambda x: x.softmax(-1), LIGER: liger_softmax, "quack": quack},
         )
         yield Entry(
             f"sparsemax {n}x{width}",
@@ -34,5 +49,6 @@ def entries() -> Iterator[Entry]:
             softmax.Options(),
             functools.partial(_operands, n, width),
             f.liger_sparsemax,
-            peer("liger-kernel", f"{functions}.liger_sparsemax"),
+            {EAGER: _plain_sparsemax, LIGER: liger_sparsemax},
+            compiled=False,  # its sort is torch's own either way
         )

@@ -8,25 +8,28 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from benchmarks.entry import Entry, Operands, draw
+from benchmarks.entry import BACKWARD, Entry, Operands, draw
+from benchmarks.providers import EAGER, LIGER, peer
 from liger_torch import functional as f
 from liger_triton import embedding
 
 
 def ids(n: int, vocab: int) -> torch.Tensor:
     """Ids as uneven as words are: the k-th most frequent one in proportion to 1 / k (Zipf)."""
-    frequencies = 1.0 / torch.arange(1, vocab + 1, device="cuda", dtype=torch.float64)
+    frequencies = 1.0 / torch.arange(1, vocab + 1, dtype=torch.float64)
     ranks = torch.multinomial(frequencies, n, replacement=True)
-    return torch.randperm(vocab, device="cuda")[ranks]
+    return torch.randperm(vocab)[ranks]
 
 
 def _operands(n: int, vocab: int, width: int, same: bool) -> Operands:
     table = draw(vocab, width)
-    return torch.zeros(n, dtype=torch.int64, device="cuda") if same else ids(n, vocab), table, None
+    return torch.zeros(n, dtype=torch.int64) if same else ids(n, vocab), table, None
 
 
 def entries() -> Iterator[Entry]:
     """The tables of Llama 3 and 2, and a batch of one token alone, which is the worst case."""
+    path = "liger_kernel.ops.experimental.embedding.LigerEmbeddingFunction"
+    look_up = peer(LIGER, f"{path}.apply")
     for n, vocab, width, same in (
         (8192, 128_256, 4096, False),
         (16_384, 32_000, 4096, False),
@@ -40,6 +43,7 @@ def entries() -> Iterator[Entry]:
             embedding.Options(),
             functools.partial(_operands, n, vocab, width, same),
             lambda i, w, _: f.liger_embedding(w, i),
-            {"torch eager": lambda i, w, _: F.embedding(i, w)},
+            {EAGER: lambda i, w, _: F.embedding(i, w), LIGER: lambda i, w, _: look_up(w, i)},
             moved=(forward, backward, forward + table),
+            target={BACKWARD: 0.75},
         )

@@ -8,11 +8,19 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from benchmarks.entry import Entry, Function, Operands, draw, peer
+from benchmarks.entry import BACKWARD, FORWARD, Entry, Operands, draw
+from benchmarks.providers import EAGER, FUSED, LIGER, liger, peer
 from liger_torch import functional as f
 from liger_triton import group_norm, layer_norm, rms_norm
 
-SIZES = ((8192, 4096), (8192, 8192), (65_536, 1024))
+SIZES = ((8192, 4096), (8192, 8192), (65_536, 1024), (262_144, 128))
+EPS = 1e-6
+
+NORM = {FORWARD: 0.93, BACKWARD: 0.85}
+ADD = {FORWARD: 0.92, BACKWARD: 0.85}
+TWICE = {(LIGER, BACKWARD): 2.0}
+
+Two = tuple[torch.Tensor, torch.Tensor]
 
 
 def _operands(n: int, h: int) -> Operands:
@@ -37,31 +45,48 @@ def _four(n: int, h: int) -> tuple[int, int, int]:
     return 4 * matrix, 4 * matrix, 8 * matrix
 
 
-def _torch_layer_norm(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return F.layer_norm(x, w.shape, w, b, 1e-6)
+def plain_rms_norm(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """As the models of Hugging Face have it: x / rms(x) is rounded before the weight."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
+    return w * wide.to(x.dtype)
 
 
-def _liger_rms_norm() -> dict[str, Function]:
-    found = peer("liger-kernel", "liger_kernel.transformers.functional.liger_rms_norm")
-    return {name: lambda x, w: function(x, w, 1e-6, in_place=False) for name, function in found.items()}  # noqa: B023
+def _layer_norm(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(x, w.shape, w, b, EPS)
 
 
-def _liger_layer_norm() -> dict[str, Function]:
-    found = peer("liger-kernel", "liger_kernel.transformers.functional.liger_layer_norm")
-    return {name: lambda x, w, b: function(x, w, b, 1e-6) for name, function in found.items()}  # noqa: B023
+def _plain_layer_norm(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    wide = x.float()
+    wide = wide - wide.mean(-1, keepdim=True)
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
+    return (wide * w.float() + b.float()).to(x.dtype)
+
+
+def _plain_add_rms_norm(x: torch.Tensor, r: torch.Tensor, w: torch.Tensor) -> Two:
+    total = x + r
+    return plain_rms_norm(total, w), total
+
+
+def _plain_add_layer_norm(x: torch.Tensor, r: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> Two:
+    total = x + r
+    return _layer_norm(total, w, b), total
+
+
+def _fused_add_rms_norm(x: torch.Tensor, r: torch.Tensor, w: torch.Tensor) -> Two:
+    total = x + r
+    return F.rms_norm(total, w.shape, w, EPS), total
 
 
 def _images(n: int, c: int, positions: int) -> Operands:
     return draw(n, c, positions), draw(c), draw(c)
 
 
-def _liger_group_norm() -> dict[str, Function]:
-    found = peer("liger-kernel", "liger_kernel.transformers.functional.liger_group_norm")
-    return {name: lambda x, w, b: function(x, w, b, w.shape[0], 32, 1e-6) for name, function in found.items()}  # noqa: B023
-
-
 def entries() -> Iterator[Entry]:
     """RMSNorm and LayerNorm, with and without a residual; GroupNorm."""
+    liger_rms, liger_add = liger("liger_rms_norm"), liger("liger_fused_add_rms_norm")
+    liger_layer, liger_group = liger("liger_layer_norm"), liger("liger_group_norm")
+    quack = peer("quack", "quack.rmsnorm.rmsnorm")
     for n, h in SIZES:
         yield Entry(
             f"rms_norm {n}x{h}",
@@ -69,7 +94,14 @@ def entries() -> Iterator[Entry]:
             rms_norm.Options(),
             functools.partial(_operands, n, h),
             f.liger_rms_norm,
-            _liger_rms_norm(),
+            {
+                EAGER: plain_rms_norm,
+                FUSED: lambda x, w: F.rms_norm(x, w.shape, w, EPS),
+                LIGER: lambda x, w: liger_rms(x, w, EPS, in_place=False),
+                "quack": lambda x, w: quack(x, w, eps=EPS),
+            },
+            target=NORM,
+            ahead=TWICE,
         )
         yield Entry(
             f"add_rms_norm {n}x{h}",
@@ -77,7 +109,15 @@ def entries() -> Iterator[Entry]:
             rms_norm.Options(),
             functools.partial(_with_residual, n, h),
             f.liger_fused_add_rms_norm,
+            {
+                EAGER: _plain_add_rms_norm,
+                FUSED: _fused_add_rms_norm,
+                LIGER: lambda x, r, w: liger_add(x, r, w, EPS, in_place=False),
+                "quack": lambda x, r, w: quack(x, w, residual=r, eps=EPS, prenorm=True),
+            },
             moved=_four(n, h),
+            target=ADD,
+            ahead=TWICE,
         )
         yield Entry(
             f"layer_norm {n}x{h}",
@@ -85,7 +125,13 @@ def entries() -> Iterator[Entry]:
             layer_norm.Options(),
             functools.partial(_with_bias, n, h),
             f.liger_layer_norm,
-            {"torch eager": _torch_layer_norm, **_liger_layer_norm()},
+            {
+                EAGER: _plain_layer_norm,
+                FUSED: _layer_norm,
+                LIGER: lambda x, w, b: liger_layer(x, w, b, EPS),
+            },
+            target=NORM,
+            ahead=TWICE,
         )
         yield Entry(
             f"add_layer_norm {n}x{h}",
@@ -93,7 +139,9 @@ def entries() -> Iterator[Entry]:
             layer_norm.Options(),
             functools.partial(_with_residual_and_bias, n, h),
             f.liger_fused_add_layer_norm,
+            {EAGER: _plain_add_layer_norm},
             moved=_four(n, h),
+            target=ADD,
         )
     for n, c, side in ((16, 320, 64), (64, 1280, 8), (1, 128, 512)):
         yield Entry(
@@ -101,6 +149,17 @@ def entries() -> Iterator[Entry]:
             group_norm.GROUP_NORM,
             group_norm.Options(num_groups=32),
             functools.partial(_images, n, c, side * side),
-            lambda x, w, b: f.liger_group_norm(x, w, b, w.shape[0], 32, 1e-6),
-            {"torch eager": lambda x, w, b: F.group_norm(x, 32, w, b, 1e-6), **_liger_group_norm()},
+            lambda x, w, b: f.liger_group_norm(x, w, b, w.shape[0], 32, EPS),
+            {
+                FUSED: lambda x, w, b: F.group_norm(x, 32, w, b, EPS),
+                EAGER: _plain_group_norm,
+                LIGER: lambda x, w, b: liger_group(x, w, b, w.shape[0], 32, EPS),
+            },
         )
+
+
+def _plain_group_norm(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    wide = x.float().unflatten(1, (32, -1))
+    wide = wide - wide.mean((-2, -1), keepdim=True)
+    wide = wide * torch.rsqrt(wide.square().mean((-2, -1), keepdim=True) + EPS)
+    return (wide.flatten(1, 2) * w.float()[:, None] + b.float()[:, None]).to(x.dtype)

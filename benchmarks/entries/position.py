@@ -2,79 +2,152 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from benchmarks.entry import Entry, Operands, draw
+from benchmarks.entries.norms import plain_rms_norm
+from benchmarks.entry import BACKWARD, FORWARD, Entry, Operands, draw
+from benchmarks.providers import EAGER, LIGER, liger, peer
 from liger_torch import functional as f
 from liger_triton import qk_norm_rope, rope
 
 SECTION = [16, 24, 24]
+WIDTH = 128
+
+NINE_TENTHS = {FORWARD: 0.90, BACKWARD: 0.90}
+
+Two = tuple[torch.Tensor, torch.Tensor]
 
 
-def _heads(tokens: int, q_heads: int, k_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _heads(tokens: int, q_heads: int, k_heads: int) -> Two:
     """Laid out by token, as a model's projections leave them."""
-    return draw(1, tokens, q_heads, 128), draw(1, tokens, k_heads, 128)
+    return draw(1, tokens, q_heads, WIDTH), draw(1, tokens, k_heads, WIDTH)
+
+
+def _by_head(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of (batch, heads, tokens, width), called as a model calls it: on transposed views."""
+
+    def call(q: torch.Tensor, k: torch.Tensor, *rest: torch.Tensor) -> Two:
+        q, k = function(q.transpose(1, 2), k.transpose(1, 2), *rest)
+        return q.transpose(1, 2), k.transpose(1, 2)
+
+    return call
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    left, right = x.chunk(2, -1)
+    return x * cos + torch.cat((-right, left), -1) * sin
+
+
+def _plain(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Two:
+    """As Hugging Face's models have it, on (batch, tokens, heads, width)."""
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    return _rotate(q, cos, sin), _rotate(k, cos, sin)
+
+
+def _plain_at(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, ids: torch.Tensor
+) -> Two:
+    return _plain(q, k, cos[ids].to(q.dtype), sin[ids].to(q.dtype))
+
+
+def _choose(planes: torch.Tensor) -> torch.Tensor:
+    """The columns of three tables (batch, tokens, 3, width), as sections say."""
+    parts = planes.split(SECTION * 2, -1)
+    return torch.cat([part[..., i % 3, :] for i, part in enumerate(parts)], -1)
+
+
+def _plain_planes(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Two:
+    return _plain(q, k, _choose(cos), _choose(sin))
+
+
+def _plain_normalised(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    q_weight: torch.Tensor,
+    k_weight: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+) -> Two:
+    return _plain(plain_rms_norm(q, q_weight), plain_rms_norm(k, k_weight), cos, sin)
+
+
+def _angles(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Two:
+    """cos and sin of both halves of a head."""
+    angles = torch.randn(*shape, WIDTH // 2).repeat(*(1 for _ in shape), 2)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _by_token(tokens: int) -> Operands:
+    return *_heads(tokens, 32, 8), *_angles(1, tokens)
 
 
 def entries() -> Iterator[Entry]:
     """RoPE of q and k as a Hugging Face model hands them over: transposed."""
+    liger_rope, liger_mrope = liger("liger_rope"), liger("liger_qwen2vl_mrope")
+    rotary = peer("quack", "quack.rotary.apply_rotary_emb")
 
-    def by_head(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(q: torch.Tensor, k: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            q, k = function(q.transpose(1, 2), k.transpose(1, 2), *rest)
-            return q.transpose(1, 2), k.transpose(1, 2)
+    def quack(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Two:
+        cos, sin = cos[0, :, : WIDTH // 2], sin[0, :, : WIDTH // 2]
+        return rotary(q, cos, sin), rotary(k, cos, sin)
 
-        return call
-
-    def by_token() -> Operands:
-        cos = torch.randn(1, 8192, 128, device="cuda", dtype=torch.bfloat16)
-        return *_heads(8192, 32, 8), cos, cos
+    for tokens in (8192, 1024):
+        yield Entry(
+            f"rope {tokens} tokens, 32+8 heads of 128",
+            rope.ROPE,
+            rope.Options(),
+            functools.partial(_by_token, tokens),
+            _by_head(f.liger_rope),
+            {EAGER: _plain, LIGER: _by_head(liger_rope), "quack": quack},
+            target=NINE_TENTHS if tokens > 1024 else {},
+        )
 
     def by_position() -> Operands:
-        cos = torch.randn(1024, 128, device="cuda")
-        positions = torch.arange(8192, device="cuda")[None] % 1024  # eight documents, packed
-        return *_heads(8192, 32, 8), cos, cos, positions
+        positions = torch.arange(8192)[None] % 1024  # eight documents, packed
+        return *_heads(8192, 32, 8), *_angles(1024, dtype=torch.float32), positions
 
-    def by_plane() -> Operands:
-        cos = torch.randn(3, 1, 8192, 128, device="cuda", dtype=torch.bfloat16).movedim(0, 2)
-        return *_heads(8192, 28, 4), cos, cos
-
-    yield Entry(
-        "rope 8192 tokens, 32+8 heads of 128", rope.ROPE, rope.Options(), by_token, by_head(f.liger_rope)
-    )
     yield Entry(
         "rope_at_positions 8192 tokens, 32+8 heads of 128",
         rope.ROPE_AT_POSITIONS,
         rope.Options(),
         by_position,
-        by_head(f.liger_rope),
-        {"gathered before": by_head(lambda q, k, cos, sin, ids: f.liger_rope(q, k, cos[ids], sin[ids]))},
+        _by_head(f.liger_rope),
+        {
+            EAGER: _plain_at,
+            "ours: gathered before": _by_head(
+                lambda q, k, cos, sin, ids: f.liger_rope(q, k, cos[ids], sin[ids])
+            ),
+        },
+        target=NINE_TENTHS,
     )
-    moved = 2 * 8192 * 128 * (2 * (28 + 4) + 2)  # a column of one of the three tables
+
+    def by_plane() -> Operands:
+        cos, sin = _angles(3, 1, 8192)
+        return *_heads(8192, 28, 4), cos.movedim(0, 2), sin.movedim(0, 2)
+
+    def in_planes(function: Callable[..., Any]) -> Callable[..., Any]:
+        return _by_head(lambda q, k, cos, sin: function(q, k, cos.movedim(2, 0), sin.movedim(2, 0), SECTION))
+
+    moved = 2 * 8192 * WIDTH * (2 * (28 + 4) + 2)  # a column of one of the three tables
     yield Entry(
         "mrope 8192 tokens, 28+4 heads of 128",
         rope.MROPE,
         rope.MultimodalOptions(tuple(SECTION)),
         by_plane,
-        by_head(
-            lambda q, k, cos, sin: f.liger_qwen2vl_mrope(q, k, cos.movedim(2, 0), sin.movedim(2, 0), SECTION)
-        ),
+        in_planes(f.liger_qwen2vl_mrope),
+        {EAGER: _plain_planes, LIGER: in_planes(liger_mrope)},
         moved=(moved, moved, 2 * moved),
+        target=NINE_TENTHS,
     )
 
-    def normalised() -> Operands:
-        cos = torch.randn(1, 8192, 128, device="cuda", dtype=torch.bfloat16)
-        q, k = (draw(1, 8192, n, 128) for n in (32, 8))
-        return q, k, draw(128), draw(128), cos, cos
-
-    def in_one(*operands: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def in_one(*operands: torch.Tensor) -> Two:
         q, k, q_weight, k_weight, cos, sin = operands
         return f.liger_qk_norm_rope(q, k, q_weight, k_weight, cos, sin, unsqueeze_dim=2)
 
-    def one_by_one(*operands: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def one_by_one(*operands: torch.Tensor) -> Two:
         q, k, q_weight, k_weight, cos, sin = operands
         q, k = f.liger_rms_norm(q, q_weight), f.liger_rms_norm(k, k_weight)
         return f.liger_rope(q, k, cos, sin, unsqueeze_dim=2)
@@ -83,7 +156,7 @@ def entries() -> Iterator[Entry]:
         "qk_norm_rope 8192 tokens, 32+8 heads of 128",
         qk_norm_rope.QK_NORM_ROPE,
         qk_norm_rope.Options(),
-        normalised,
+        lambda: (*_heads(8192, 32, 8), draw(WIDTH), draw(WIDTH), *_angles(1, 8192)),
         in_one,
-        {"rms_norm, rms_norm, rope": one_by_one},
+        {EAGER: _plain_normalised, "ours: rms_norm, rms_norm, rope": one_by_one},
     )

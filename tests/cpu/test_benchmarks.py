@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import importlib.util
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +18,18 @@ from liger_triton.rms_norm import RMS_NORM, Options
 
 # The benchmarks are no part of what is installed. At the end of the path the checkout hides nothing that is.
 sys.path.append(str(Path(__file__).parents[2]))
-from benchmarks import gate, report
+from benchmarks import all as everything
+from benchmarks import figures, gate, nvml, providers, report, timing
+from benchmarks.aims import aims
+from benchmarks.commands import COMMANDS, Command, module_of
+from benchmarks.entries import entries
 from benchmarks.entry import Entry
-from benchmarks.rows import RESULTS, Row, Run, Spread
+from benchmarks.groups import GROUPS
+from benchmarks.rows import Row, Run, Spread, keep, load, rows_of, save
 
 sys.path.pop()
+
+ROOT = Path(__file__).parents[2]
 
 
 def draw() -> tuple[torch.Tensor, torch.Tensor, None]:
@@ -36,8 +48,11 @@ def test_the_gate(wrong: bool) -> None:
     operands = entry.operands()
     few = gate.few_rows(entry, operands)
     assert few[0] is not None and few[0].shape == (gate.ROWS, 64)
-    found = gate.error(entry, function, operands)
+    found = gate.error(entry, function, operands, gate.exact(entry, operands))
     assert (found > gate.limit(None, torch.bfloat16)) == wrong
+
+
+# ------------------------------------------------------------------------------------------------- rows, pages
 
 
 def rows() -> tuple[Row, ...]:
@@ -49,18 +64,158 @@ def rows() -> tuple[Row, ...]:
     )
 
 
+def run_of(found: tuple[Row, ...], **more: Any) -> Run:
+    return Run("GPU", "2026-01-01", "python -m benchmarks run", {"torch": "2"}, (3.0, 3.1), found, **more)
+
+
 def test_rows_are_kept_as_they_are(tmp_path: Path) -> None:
-    run = Run("GPU", "2026-01-01", "python -m benchmarks run", {"torch": "2"}, (3.0, 3.1), rows())
-    run.save(tmp_path / "run.json")
-    assert Run.load(tmp_path / "run.json") == run
+    run = run_of(rows(), absent={"quack": "not installed"}, hardware={"driver": "1"}, source="abc")
+    save(tmp_path / "gpu" / "norms.json", [run])
+    assert load(tmp_path / "gpu" / "norms.json") == (run,)
+    assert load(tmp_path / "none.json") == ()
     assert run.rows[0].device_share == 0.25
     assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0, 3)
 
 
-def test_a_page_shows_what_was_lost(tmp_path: Path) -> None:
-    run = Run("GPU", "2026-01-01", "python -m benchmarks run", {"torch": "2"}, (3.0, 3.1), rows())
-    text = report.text_of(run, RESULTS / "gpu" / "all.json")
-    assert "| op 1x2 | forward | 4.0 | peer | 2.0 |" in text
-    assert "its error is out of line" in text
-    report.plot(run, tmp_path / "run")
-    assert (tmp_path / "run.png").stat().st_size > 1000 and (tmp_path / "run.svg").exists()
+def test_an_entry_measured_anew_replaces_its_rows_alone(tmp_path: Path) -> None:
+    path = tmp_path / "norms.json"
+    other = dataclasses.replace(rows()[0], entry="op 3x4")
+    save(path, [run_of((*rows(), other))])
+    again = dataclasses.replace(rows()[0], peak_mb=6.0)
+    keep(path, dataclasses.replace(run_of((again,)), date="2026-01-02"), load(path))
+    assert [run.date for run in load(path)] == ["2026-01-01", "2026-01-02"]
+    assert rows_of(load(path)) == [other, again]
+
+
+def test_pages(tmp_path: Path) -> None:
+    run = run_of(rows(), absent={"quack": "not installed"})
+    save(tmp_path / "results" / "gpu" / "norms.json", [run])
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{figures.BEGIN}\nold\n{figures.END}\nafter\n")
+    options = argparse.Namespace(results=tmp_path / "results", output=tmp_path / "docs", readme=readme)
+    assert report.run(options) == 0
+    page = (tmp_path / "docs" / "gpu" / "norms.md").read_text()
+    assert "| op 1x2 | forward | 4.0 | peer | 2.0 |" in page  # lost
+    assert "its error is out of line" in page
+    assert "Absent: quack, not installed." in page
+    assert f'<a id="{rows()[0].anchor}"></a>' in page
+    assert (tmp_path / "docs" / "gpu" / "norms.png").stat().st_size > 1000
+    assert "<svg" in (tmp_path / "docs" / "gpu" / "norms.svg").read_text()
+    index = (tmp_path / "docs" / "README.md").read_text()
+    assert "(gpu/norms.md)" in index and "quack (not installed)" in index
+    assert "faster on the device: 1 of 1" in index
+    assert readme.read_text().startswith("before\n") and "old" not in readme.read_text()
+
+
+def test_aims_are_compared_with_what_was_reached() -> None:
+    name = "rms_norm 8192x4096"
+    device = {"ours": 2.0, "liger-kernel": 3.0, "torch.compile": 1.9}
+    found = [
+        Row(name, provider, "backward", Spread.of([us]), Spread.of([us]), "copy", 1.8)
+        for provider, us in device.items()
+    ]
+    said = {aim.text: (aim.reached, aim.met) for aim in aims(found)}
+    assert said == {
+        "85% of copy": ("90.0%", True),
+        "2 times as fast as liger-kernel": ("1.50", False),
+        "no slower than torch.compile by over 3 %": ("1.05 of its time", False),
+    }
+
+
+def test_figures_of_the_readme_are_those_of_the_rows() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert figures.renewed(text) == text
+    shown = list(figures.lines())
+    assert any("](docs/benchmarks/" in line for line in shown)
+    for link, anchor in re.findall(r"\]\((docs/[^#)]+)#([^)]+)\)", "\n".join(shown)):
+        assert f'<a id="{anchor}"></a>' in (ROOT / link).read_text()
+
+
+# ------------------------------------------------------------------------------------------------- entries, peers
+
+
+def test_every_entry_can_be_drawn_and_is_named_once() -> None:
+    names = []
+    for entry in entries():
+        names.append(entry.name)
+        operands = entry.draw("meta")
+        assert all(t is None or t.device.type == "meta" for t in operands), entry.name
+        if entry.products is None:
+            assert all(n >= 0 for n in entry.bytes(operands)) and entry.bytes(operands)[0] > 0, entry.name
+        for peer in entry.peers:
+            assert peer.startswith("ours: ") or providers.provider_of(peer) in providers.PROVIDERS, peer
+    assert len(names) == len(set(names))
+
+
+def test_a_provider_that_is_not_there_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, reason in (
+        ("no_such_package", "not installed"),
+        ("tests_support_of_nothing", "not installed"),
+    ):
+        gone = providers.Provider("quack", module, "")
+        monkeypatch.setitem(providers.PROVIDERS, "quack", gone)
+        assert providers.absent(["ours", "quack: variant"]) == {"quack": reason}
+    with pytest.raises(providers.Absent, match="not installed"):
+        providers.peer("quack", "no_such_package.function")(1)
+
+
+def test_a_provider_whose_import_fails_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "package_that_fails.py").write_text("raise RuntimeError('no GPU')")
+    monkeypatch.syspath_prepend(tmp_path)
+    gone = providers.Provider("quack", "package_that_fails", "")
+    assert gone.absent == "does not import: RuntimeError: no GPU"
+
+
+def test_a_function_that_a_version_has_not_is_absent() -> None:
+    with pytest.raises(providers.Absent, match="no_such_function"):
+        providers.peer("torch fused", "torch.nn.functional.no_such_function")(1)
+
+
+# ------------------------------------------------------------------------------------------------- time
+
+
+def test_kernels_that_overlap_count_once() -> None:
+    assert timing.busy([(0, 10), (5, 12), (20, 21), (20, 25)]) == 17
+    assert timing.busy([]) == 0
+
+
+def test_slow_calls_are_sampled_less() -> None:
+    assert [timing.samples_of(us) for us in (10.0, 1e5, 2e5, 1e6)] == [30, 30, 15, 10]
+
+
+def test_without_nvml_it_is_said(tmp_path: Path) -> None:
+    monitor = nvml.Monitor(library=str(tmp_path / "libnvidia-ml.so"))
+    assert monitor.read() is None
+    assert monitor.hardware()["nvml"].startswith("NVML: ")
+    assert nvml.middle([]) is None
+    readings = [nvml.Reading(1.0, 2.0, 3.0), nvml.Reading(3.0, 2.0, 1.0), nvml.Reading(2.0, 2.0, 2.0)]
+    assert nvml.middle(readings) == nvml.Reading(2.0, 2.0, 2.0)
+
+
+# ------------------------------------------------------------------------------------------------- all
+
+
+def test_all_has_every_group_and_ends_with_the_report() -> None:
+    parts = [part.words for part in everything.parts([], resume=False)]
+    assert [words for words in parts if words[0] == "run"] == [("run", group) for group in GROUPS]
+    assert parts[0] == ("offline",) and parts[-1] == ("report",)
+    assert [part.words for part in everything.parts(["norms"], resume=True)] == [("run", "norms", "--resume")]
+    for name in COMMANDS:
+        assert importlib.util.find_spec(module_of(name)), name
+
+
+def test_a_part_that_fails_does_not_stop_the_rest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = {
+        "report": Command("", parts=(("--no-such-option",), ("--help",)), gpu=False),
+        "run": Command("", parts=(("norms",),)),
+    }
+    monkeypatch.setattr(everything, "COMMANDS", commands)
+    monkeypatch.setattr(everything, "LOGS", tmp_path)
+    monkeypatch.setattr(everything, "has_gpu", lambda: False)
+    monkeypatch.chdir(ROOT)
+    assert everything.run(argparse.Namespace(words=[], list=False, resume=False)) == 1
+    said = capsys.readouterr().out
+    assert "exit status 2" in said and "left out: it needs a GPU" in said
+    assert "3 parts, 1 failed" in said

@@ -1,0 +1,130 @@
+"""`python -m benchmarks all`: every command that measures, each part in a process of its own, then the report.
+
+A part that fails or takes too long does not stop the rest; what failed is told at the end, and what each one printed is
+in build/benchmarks. Parts keep what they have measured as they go, and `--resume` goes on with what is missing, so that
+the whole can be done in several leases of a GPU. `--list` prints the command of each part, to be run one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.commands import COMMANDS, Command
+
+LOGS = Path(__file__).parent.parent / "build" / "benchmarks"
+RESUMABLE = ("run", "memory")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One process."""
+
+    name: str
+    arguments: tuple[str, ...]
+    command: Command
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What comes after `python -m benchmarks`."""
+        return (self.name, *self.arguments)
+
+    @property
+    def log(self) -> Path:
+        """Where what it printed is kept."""
+        return LOGS / f"{'-'.join(w.lstrip('-') for w in self.words)}.log".replace("/", "-")
+
+
+def parts(words: list[str], resume: bool) -> Iterator[Part]:
+    """The processes, or those of which a word of the command is in `words`."""
+    for name, command in COMMANDS.items():
+        for arguments in command.parts:
+            if words and not set(words) & {name, *arguments}:
+                continue
+            more = ("--resume",) if resume and name in RESUMABLE else ()
+            yield Part(name, (*arguments, *more), command)
+
+
+def has_gpu() -> bool:
+    """Whether there is an NVIDIA or AMD GPU."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+
+
+def execute(part: Part) -> str:
+    """Run a part, showing what it prints; '' or what went wrong."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with part.log.open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "benchmarks", *part.words],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        shown = 0
+        while process.poll() is None and time.monotonic() - started < part.command.seconds:
+            time.sleep(0.5)
+            shown = _show(part.log, shown)
+        late = process.poll() is None
+        if late:  # with the processes that it started, which would keep the GPU busy
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    _show(part.log, shown)
+    if late:
+        return f"took more than {part.command.seconds:.0f} s; what it measured until then is kept"
+    if process.returncode == 0:
+        return ""
+    last = part.log.read_text(errors="replace").strip().splitlines()[-1:]
+    return f"exit status {process.returncode}: {' '.join(last)[:160]}"
+
+
+def _show(log: Path, shown: int) -> int:
+    with log.open("rb") as file:
+        file.seek(shown)
+        new = file.read()
+    sys.stdout.write(new.decode(errors="replace"))
+    sys.stdout.flush()
+    return shown + len(new)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Which parts."""
+    parser.add_argument("words", nargs="*", metavar="WORD", help="only these commands, or groups of `run`")
+    parser.add_argument("--list", action="store_true", help="print the command of each part, and run none")
+    parser.add_argument("--resume", action="store_true", help="leave out what was measured from this source")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the parts; the exit status is 1 if one failed."""
+    chosen = list(parts(options.words, options.resume))
+    if options.list:
+        for part in chosen:
+            needs = "a GPU, " if part.command.gpu else ""
+            print(
+                f"python -m benchmarks {' '.join(part.words):45s} # {needs}at most {part.command.seconds:.0f} s"
+            )
+        return 0
+    table: list[tuple[str, float, str]] = []
+    for part in chosen:
+        name = " ".join(part.words)
+        print(f"\n=== {name}", flush=True)
+        started = time.monotonic()
+        said = "left out: it needs a GPU" if part.command.gpu and not has_gpu() else execute(part)
+        table.append((name, time.monotonic() - started, said))
+    print(f"\n{'part':40s} {'seconds':>8s}")
+    for name, seconds, said in table:
+        print(f"{name:40s} {seconds:8.0f} {said or 'done'}")
+    failed = [name for name, _, said in table if said and not said.startswith("left out")]
+    print(f"{len(table)} parts, {len(failed)} failed; logs in {LOGS}")
+    return 1 if failed else 0

@@ -1,0 +1,42 @@
+"""The commands of `python -m benchmarks`, and how `all` calls each of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from benchmarks.groups import GROUPS
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        text: what it does, for --help.
+        module: what implements it, with `arguments(parser)` and `run(options) -> exit status`; by default
+            benchmarks.NAME. Where it keeps results/DEVICE/NAME.json in a form of its own, and not as the rows of
+            `benchmarks.rows`, it also has `page(path) -> Markdown` for the report.
+        parts: the arguments with which `all` calls it, a process for each; none where it is no part of `all`.
+        gpu: whether it needs one; without, `all` says that it was left out.
+        seconds: after which `all` ends a part.
+    """
+
+    text: str
+    module: str = ""
+    parts: tuple[tuple[str, ...], ...] = ((),)
+    gpu: bool = True
+    seconds: float = 600.0
+
+
+# In the order in which `all` runs them; the report comes last.
+COMMANDS = {
+    "offline": Command("what ops move and hold, without a GPU, compared with what is kept", gpu=False),
+    "run": Command("time a group of ops beside their peers", parts=tuple((group,) for group in GROUPS)),
+    "report": Command("tables and plots of the rows that are kept", gpu=False),
+    "all": Command("every command that measures, then the report", parts=()),
+}
+
+
+def module_of(name: str) -> str:
+    """Where a command is implemented."""
+    return COMMANDS[name].module or f"benchmarks.{name}"

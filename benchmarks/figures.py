@@ -1,0 +1,111 @@
+"""The README's figures: a table in which each is a link to its row, written by `python -m benchmarks report`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.rows import RESULTS, Row, Run, load
+
+BEGIN = "<!-- figures: written by `python -m benchmarks report` from the rows; do not edit -->"
+END = "<!-- figures: end -->"
+
+PEERS = ("ours", "liger-kernel", "torch.compile", "torch eager")
+
+SHOWN = (
+    ("norms", "rms_norm 8192x4096", "forward"),
+    ("norms", "rms_norm 8192x4096", "backward"),
+    ("norms", "layer_norm 8192x4096", "backward"),
+    ("position", "rope 8192 tokens, 32+8 heads of 128", "forward"),
+    ("gates", "swiglu 8192x14336", "backward"),
+    ("cross_entropy", "cross_entropy 8192x128256", "forward and backward"),
+    ("divergences", "jsd 8192x128256", "forward and backward"),
+    (
+        "linear_cross_entropy",
+        "linear_cross_entropy 8192 tokens, hidden 4096, vocabulary 128256",
+        "forward and backward",
+    ),
+    (
+        "linear_cross_entropy",
+        "linear_cross_entropy 8192 tokens, hidden 2304, vocabulary 256000",
+        "forward and backward",
+    ),
+    (
+        "linear_cross_entropy_less",
+        "linear_cross_entropy 8192 tokens, hidden 4096, vocabulary 128256, half the labels ignored",
+        "forward and backward",
+    ),
+    (
+        "logprobs",
+        "linear_logprobs 8192 tokens, hidden 4096, vocabulary 128256, head, logp alone",
+        "forward and backward",
+    ),
+    (
+        "linear_jsd",
+        "linear_jsd 8192 tokens, hidden 4096 and 4096, vocabulary 128256",
+        "forward and backward",
+    ),
+    (
+        "preference",
+        "dpo 4 pairs of 1024 tokens, hidden 4096, vocabulary 128256, reference model",
+        "forward and backward",
+    ),
+    ("policy", "grpo 8 answers of 1024 tokens, hidden 4096, vocabulary 128256", "forward and backward"),
+)
+"""Group, entry and pass: an op of each kind, won or lost."""
+
+
+def newest(results: Path = RESULTS) -> str:
+    """The folder of the device with the newest rows; '' without any."""
+    dates = {
+        path.parent.name: max(run.date for run in load(path))
+        for path in sorted(results.glob("*/*.json"))
+        if path.stem in {group for group, _, _ in SHOWN}
+    }
+    return max(dates, key=lambda name: dates[name]) if dates else ""
+
+
+def cell(row: Row, link: str) -> str:
+    """A share of the ceiling on the device, and the memory where a head is involved."""
+    assert row.device_share is not None
+    memory = f" ({(row.peak_mb or 0) / 1e3:.1f} GB)" if row.of == "products" else ""
+    return f"[{row.device_share:.2f}{memory}]({link}#{row.anchor})"
+
+
+def lines(results: Path = RESULTS) -> Iterator[str]:
+    """The table, line by line."""
+    folder = newest(results)
+    if not folder:
+        return
+    runs: dict[str, tuple[Run, ...]] = {}
+    found: dict[tuple[str, str, str], Row] = {}
+    for group in dict.fromkeys(group for group, _, _ in SHOWN):
+        runs[group] = load(results / folder / f"{group}.json")
+        for row in (row for run in runs[group] for row in run.rows):
+            if row.device_us is not None:
+                found[row.entry, row.provider, row.which] = row
+    run = max((run for loaded in runs.values() for run in loaded), key=lambda run: run.date)
+    versions = ", ".join(
+        f"{n} {run.versions[n]}" for n in ("torch", "triton", "liger-kernel") if n in run.versions
+    )
+    yield f"{run.device}, {versions}; each figure is a link to its row."
+    yield ""
+    yield f"| op, bf16 | of | {' | '.join(PEERS)} |"
+    yield f"|---|---|{'---|' * len(PEERS)}"
+    for group, entry, which in SHOWN:
+        mine = found.get((entry, "ours", which))
+        if mine is None:
+            continue
+        link = f"docs/benchmarks/{folder}/{group}.md"
+        rows = (found.get((entry, peer, which)) for peer in PEERS)
+        cells = " | ".join("" if row is None else cell(row, link) for row in rows)
+        yield f"| {entry}, {which} | {mine.of} | {cells} |"
+
+
+def renewed(text: str, results: Path = RESULTS) -> str:
+    """The README with its figures written anew; without the marks for them, as it is."""
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not (begin and end):
+        return text
+    return f"{head}{begin}\n{chr(10).join(lines(results))}\n{end}{tail}"

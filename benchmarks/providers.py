@@ -1,0 +1,103 @@
+"""Who else computes the same: packages that a user could install, each called through one interface.
+
+A provider that is not there is told of, with the reason, and never left out silently.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Iterable
+from typing import Any
+
+Function = Callable[..., Any]
+
+EAGER = "torch eager"
+COMPILED = "torch.compile"
+FUSED = "torch fused"
+LIGER = "liger-kernel"
+
+
+class Absent(Exception):
+    """A function of a provider is not there; the text says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Provider:
+    """One implementation beside ours.
+
+    Attributes:
+        name: in rows and tables; a variant of it is "NAME: VARIANT".
+        module: what is imported.
+        text: what it is.
+    """
+
+    name: str
+    module: str
+    text: str
+
+    @functools.cached_property
+    def absent(self) -> str:
+        """Why it cannot be had; '' where it can."""
+        top = self.module.split(".")[0]
+        if importlib.util.find_spec(top) is None:
+            return "not installed"
+        try:
+            importlib.import_module(self.module)
+        except Exception as failure:  # of any kind: it is another's import
+            return f"does not import: {type(failure).__name__}: {' '.join(str(failure).split())[:160]}"
+        return ""
+
+
+PROVIDERS = {
+    p.name: p
+    for p in (
+        Provider(EAGER, "torch", "the plain formula in PyTorch"),
+        Provider(COMPILED, "torch", "the plain formula under torch.compile"),
+        Provider(FUSED, "torch.nn.functional", "PyTorch's own fused function"),
+        Provider(LIGER, "liger_kernel.transformers.functional", "LinkedIn's Triton kernels, as by default"),
+        Provider("quack", "quack", "kernels in CuTe's language, for Hopper and newer"),
+        Provider(
+            "cut-cross-entropy", "cut_cross_entropy", "Apple's cross entropy in blocks of the vocabulary"
+        ),
+        Provider("trl", "trl", "the chunked losses of Hugging Face's TRL"),
+    )
+}
+
+
+def provider_of(name: str) -> str:
+    """The provider of a variant."""
+    return name.split(":")[0]
+
+
+def absent(names: Iterable[str]) -> dict[str, str]:
+    """Of these implementations, the providers that cannot be had, each with the reason."""
+    found = {name: PROVIDERS[name].absent for name in map(provider_of, names) if name in PROVIDERS}
+    return {name: reason for name, reason in found.items() if reason}
+
+
+def peer(provider: str, path: str) -> Function:
+    """The function at `path`, imported when it is first called.
+
+    The call raises Absent where the provider, or this function of it, is not there.
+    """
+
+    @functools.cache
+    def load() -> Function:
+        if reason := PROVIDERS[provider].absent:
+            raise Absent(reason)
+        try:
+            function: Function = pkgutil.resolve_name(path)
+        except (ImportError, AttributeError) as failure:
+            raise Absent(f"no {path}: {' '.join(str(failure).split())[:160]}") from failure
+        return function
+
+    return lambda *arguments, **options: load()(*arguments, **options)
+
+
+def liger(name: str) -> Function:
+    """A function of liger-kernel's functional interface."""
+    return peer(LIGER, f"{PROVIDERS[LIGER].module}.{name}")
