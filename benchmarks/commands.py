@@ -32,6 +32,7 @@ class Command:
 COMMANDS = {
     "offline": Command("what ops move and hold, without a GPU, compared with what is kept", gpu=False),
     "run": Command("time a group of ops beside their peers", parts=tuple((group,) for group in GROUPS)),
+    "memory": Command("peak memory of an op and its peers, each in a fresh process"),
     "report": Command("tables and plots of the rows that are kept", gpu=False),
     "all": Command("every command that measures, then the report", parts=()),
 }

@@ -15,6 +15,9 @@ ROWS = 48
 FACTOR = 4.0
 """How many times torch eager's error an implementation may make, or of one rounding where there is no eager one."""
 
+EAGER_ROUNDINGS = 2.0
+"""No more of torch eager's error counts: a formula that is wrong is no measure of the others."""
+
 
 def tensors_of(result: Any) -> list[torch.Tensor]:
     """The tensors of a function's result."""
@@ -92,5 +95,6 @@ def error(entry: Entry, function: Function, operands: Operands, right: list[torc
 
 
 def limit(eager_error: float | None, dtype: torch.dtype) -> float:
-    """The largest error of an implementation that is timed."""
-    return FACTOR * max(eager_error or 0.0, torch.finfo(dtype).eps)
+    """The largest error of an implementation that is timed; torch eager's own may be `limit(inf, dtype)`."""
+    rounding = torch.finfo(dtype).eps
+    return FACTOR * min(max(eager_error or 0.0, rounding), EAGER_ROUNDINGS * rounding)

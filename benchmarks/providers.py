@@ -63,7 +63,7 @@ PROVIDERS = {
         Provider(
             "cut-cross-entropy", "cut_cross_entropy", "Apple's cross entropy in blocks of the vocabulary"
         ),
-        Provider("trl", "trl", "the chunked losses of Hugging Face's TRL"),
+        Provider("trl", "trl.kernels.chunked_logprob", "the chunked losses of Hugging Face's TRL"),
     )
 }
 

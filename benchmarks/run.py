@@ -123,7 +123,8 @@ def measured(entry: Entry, copy: Copy, monitor: Monitor, gone: Iterable[str] = (
         except Exception as failure:  # it is a result, and no reason to lose the others
             yield _failed(entry, name, failure)
             continue
-        if errors[name] > gate.limit(errors.get(EAGER), dtype) and name != EAGER:
+        reach = float("inf") if name == EAGER else errors.get(EAGER)
+        if errors[name] > gate.limit(reach, dtype):
             yield Row(entry.name, name, "", error=errors[name], note="not timed: its error is out of line")
             del functions[name]
     del right

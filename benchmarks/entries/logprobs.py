@@ -40,14 +40,14 @@ def entries() -> Iterator[Entry]:
         {EAGER: _plain},
         step=True,
     )
-    yield _fused(n, h, v, alone=True, keep=True, target=0.92, memory=True)
-    yield _fused(n, h, v, alone=True, keep=False, target=0.92, memory=True)
-    yield _fused(n, h, v, alone=True)
-    yield _fused(n, h, v)
-    yield _fused(n, h, v, frozen=True, alone=True)
+    yield entry(n, h, v, alone=True, keep=True, target=0.92, memory=True)
+    yield entry(n, h, v, alone=True, keep=False, target=0.92, memory=True)
+    yield entry(n, h, v, alone=True)
+    yield entry(n, h, v)
+    yield entry(n, h, v, frozen=True, alone=True)
 
 
-def _fused(
+def entry(
     n: int,
     h: int,
     v: int,

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import re
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from liger_triton.rms_norm import RMS_NORM, Options
 # The benchmarks are no part of what is installed. At the end of the path the checkout hides nothing that is.
 sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks import all as everything
-from benchmarks import figures, gate, nvml, providers, report, timing
+from benchmarks import figures, gate, memory, nvml, providers, report, run, timing
 from benchmarks.aims import aims
 from benchmarks.commands import COMMANDS, Command, module_of
-from benchmarks.entries import entries
+from benchmarks.entries import entries, linear_cross_entropy, linear_jsd, logprobs, policy, preference
 from benchmarks.entry import Entry
 from benchmarks.groups import GROUPS
 from benchmarks.rows import Row, Run, Spread, keep, load, rows_of, save
@@ -52,6 +53,41 @@ def test_the_gate(wrong: bool) -> None:
     assert (found > gate.limit(None, torch.bfloat16)) == wrong
 
 
+def test_a_wrong_formula_is_no_measure_of_the_others() -> None:
+    rounding = torch.finfo(torch.bfloat16).eps
+    assert gate.limit(None, torch.bfloat16) == gate.limit(rounding / 8, torch.bfloat16) == 4 * rounding
+    assert gate.limit(1.5 * rounding, torch.bfloat16) == 6 * rounding
+    assert gate.limit(0.5, torch.bfloat16) == gate.limit(float("inf"), torch.bfloat16) == 8 * rounding
+
+
+HEADS = {
+    "linear_cross_entropy": lambda: linear_cross_entropy.entry(96, 32, 80),
+    "half": lambda: linear_cross_entropy.entry(96, 32, 80, half=True),
+    "frozen": lambda: linear_cross_entropy.entry(96, 32, 80, frozen=True),
+    "forward": lambda: linear_cross_entropy.entry(96, 32, 80, forward=True),
+    "one chunk": lambda: linear_cross_entropy.entry(96, 32, 80, one_chunk=True),
+    "log-probs": lambda: logprobs.entry(96, 32, 80),
+    "log-probs, recomputed": lambda: logprobs.entry(96, 32, 80, alone=True, keep=False),
+    "linear_jsd": lambda: linear_jsd.entry(96, 32, 48, 80),
+    "dpo": lambda: preference.entry(2, 24, 32, 80),
+    "grpo": lambda: policy.entry(4, 24, 32, 80),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_ours_and_the_plain_formula_pass_the_gate(name: str) -> None:
+    torch.manual_seed(0)
+    entry = HEADS[name]()
+    operands = entry.draw("cpu")
+    right = gate.exact(entry, operands)
+    for implementation in ("ours", providers.EAGER, "ours: per token (recomputes)"):
+        function = run.functions_of(dataclasses.replace(entry, compiled=False)).get(implementation)
+        if function is not None:
+            assert gate.error(entry, function, operands, right) <= gate.limit(None, torch.bfloat16)
+    wrong = [t * 1.1 if t.is_floating_point() else t for t in right]
+    assert gate.error(entry, entry.function, operands, wrong) > gate.limit(None, torch.bfloat16)
+
+
 # ------------------------------------------------------------------------------------------------- rows, pages
 
 
@@ -69,11 +105,11 @@ def run_of(found: tuple[Row, ...], **more: Any) -> Run:
 
 
 def test_rows_are_kept_as_they_are(tmp_path: Path) -> None:
-    run = run_of(rows(), absent={"quack": "not installed"}, hardware={"driver": "1"}, source="abc")
-    save(tmp_path / "gpu" / "norms.json", [run])
-    assert load(tmp_path / "gpu" / "norms.json") == (run,)
+    kept = run_of(rows(), absent={"quack": "not installed"}, hardware={"driver": "1"}, source="abc")
+    save(tmp_path / "gpu" / "norms.json", [kept])
+    assert load(tmp_path / "gpu" / "norms.json") == (kept,)
     assert load(tmp_path / "none.json") == ()
-    assert run.rows[0].device_share == 0.25
+    assert kept.rows[0].device_share == 0.25
     assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0, 3)
 
 
@@ -83,13 +119,12 @@ def test_an_entry_measured_anew_replaces_its_rows_alone(tmp_path: Path) -> None:
     save(path, [run_of((*rows(), other))])
     again = dataclasses.replace(rows()[0], peak_mb=6.0)
     keep(path, dataclasses.replace(run_of((again,)), date="2026-01-02"), load(path))
-    assert [run.date for run in load(path)] == ["2026-01-01", "2026-01-02"]
+    assert [r.date for r in load(path)] == ["2026-01-01", "2026-01-02"]
     assert rows_of(load(path)) == [other, again]
 
 
 def test_pages(tmp_path: Path) -> None:
-    run = run_of(rows(), absent={"quack": "not installed"})
-    save(tmp_path / "results" / "gpu" / "norms.json", [run])
+    save(tmp_path / "results" / "gpu" / "norms.json", [run_of(rows(), absent={"quack": "not installed"})])
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{figures.BEGIN}\nold\n{figures.END}\nafter\n")
     options = argparse.Namespace(results=tmp_path / "results", output=tmp_path / "docs", readme=readme)
@@ -190,6 +225,54 @@ def test_without_nvml_it_is_said(tmp_path: Path) -> None:
     assert nvml.middle([]) is None
     readings = [nvml.Reading(1.0, 2.0, 3.0), nvml.Reading(3.0, 2.0, 1.0), nvml.Reading(2.0, 2.0, 2.0)]
     assert nvml.middle(readings) == nvml.Reading(2.0, 2.0, 2.0)
+
+
+# ------------------------------------------------------------------------------------------------- memory
+
+
+def test_memory_is_planned_without_a_gpu() -> None:
+    n, h, v = 32_768, 256, 32_000
+    entry = linear_cross_entropy.entry(n, h, v)
+    gradients, logits = 2 * (n * h + v * h) / 1e6, 2 * n * v / 1e6
+    ours, eager = (memory.planned(entry, f) for f in (entry.function, entry.peers[providers.EAGER]))
+    assert ours is not None and eager is not None
+    assert gradients < ours < gradients + logits
+    assert eager > 3 * logits  # in bfloat16, and twice that in float32
+
+
+def test_processes_wait_for_room() -> None:
+    room, order = memory.Room(10.0), []
+    started = threading.Event()
+
+    def second() -> None:
+        started.set()
+        with room.of(20.0):  # more than there is: all of it
+            order.append("second")
+
+    with room.of(6.0):
+        thread = threading.Thread(target=second)
+        thread.start()
+        started.wait()
+        with room.of(4.0):
+            order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_the_page_of_memory(tmp_path: Path) -> None:
+    found = [memory.Peak("op", "ours", 12.0, 14.0, 10.0), memory.Peak("op", "trl", note="failed: no")]
+    path = tmp_path / "gpu" / "memory.json"
+    head = {
+        "device": "GPU",
+        "date": "",
+        "command": "",
+        "versions": {},
+        "source": "",
+        "absent": {"quack": "no"},
+    }
+    memory._save(path, head, found)
+    assert "| op | ours | 12 | 14 | 10 | 1.20 |" in memory.page(path)
+    assert "failed: no" in memory.page(path) and "- Absent: quack, no." in memory.page(path)
 
 
 # ------------------------------------------------------------------------------------------------- all
