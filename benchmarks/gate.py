@@ -44,7 +44,7 @@ def few_rows(entry: Entry, operands: Operands) -> Operands:
     return tuple(found)
 
 
-def _results(function: Function, operands: Operands) -> list[torch.Tensor]:
+def results(function: Function, operands: Operands) -> list[torch.Tensor]:
     """Outputs and gradients, for cotangents that depend on the outputs' shapes alone."""
     wanted = [t for t in operands if t is not None and t.requires_grad]
     if not wanted:
@@ -81,17 +81,26 @@ def exact(entry: Entry, operands: Operands) -> list[torch.Tensor]:
         elif t is not None and t.dtype in (torch.int8, torch.uint8):  # torch multiplies those on a CPU only
             t = t.cpu()
         wide.append(t)
-    return _results(reference_of(entry), tuple(wide))
+    return results(reference_of(entry), tuple(wide))
+
+
+def difference(found: list[torch.Tensor], right: list[torch.Tensor]) -> float:
+    """The largest relative difference (Euclidean norm) of two lists of outputs and gradients."""
+    worst = 0.0
+    for a, b in zip(found, right, strict=True):
+        wide = (
+            torch.float64 if b.numel() < 2**24 else torch.float32
+        )  # of whole operands there is no room for more
+        a, b = a.to(b.device, wide), b.to(wide)
+        size = b.norm().item()
+        off = (a - b).norm().item()
+        worst = max(worst, off / size if size else off)
+    return worst if worst == worst else float("inf")  # NaN is no small error
 
 
 def error(entry: Entry, function: Function, operands: Operands, right: list[torch.Tensor]) -> float:
-    """The largest relative error (Euclidean norm) of outputs and gradients, `right` being the `exact` ones."""
-    worst = 0.0
-    for a, b in zip(_results(function, few_rows(entry, operands)), right, strict=True):
-        size = b.double().norm().item()
-        difference = (a.double().to(b.device) - b.double()).norm().item()
-        worst = max(worst, difference / size if size else difference)
-    return worst if worst == worst else float("inf")  # NaN is no small error
+    """Of outputs and gradients of a few tokens, `right` being the `exact` ones."""
+    return difference(results(function, few_rows(entry, operands)), right)
 
 
 def limit(eager_error: float | None, dtype: torch.dtype) -> float:
