@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from benchmarks.groups import GROUPS
+from benchmarks.offline import SECTIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,11 @@ class Command:
 
 # In the order in which `all` runs them; the report comes last.
 COMMANDS = {
-    "offline": Command("what ops move and hold, without a GPU, compared with what is kept", gpu=False),
+    "offline": Command(
+        "what ops move and hold, without a GPU, compared with what is kept",
+        parts=tuple((section,) for section in SECTIONS),
+        gpu=False,
+    ),
     "run": Command("time a group of ops beside their peers", parts=tuple((group,) for group in GROUPS)),
     "memory": Command("peak memory of an op and its peers, each in a fresh process"),
     "report": Command("tables and plots of the rows that are kept", gpu=False),

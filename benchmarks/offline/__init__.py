@@ -16,6 +16,7 @@ from benchmarks.offline.section import CHECKOUT, Section, compare
 SECTIONS = {
     "traffic": "bytes of every call of the catalogue, by the formulas of its launches",
     "peaks": "memory of every call of the catalogue and of the chunked losses, planned by torch",
+    "xla": "memory and kernels of JAX programs, compiled by XLA for an H200",
 }
 """Those that take seconds come first."""
 

@@ -1,80 +1,97 @@
-"""Memory of the fused linear cross entropy, as XLA plans it for an H200 on a machine without one."""
+"""Memory and kernels of JAX programs, as XLA plans them for an H200 on a machine without one."""
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import copy
 
-import h200_target
+import checkout  # noqa: F401
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("jax_plugins") is None
-    or importlib.util.find_spec("jax_plugins.xla_cuda13") is None
-    or not importlib.util.find_spec("jax_plugins.xla_cuda13").submodule_search_locations  # type: ignore[union-attr]
-    or importlib.util.find_spec("jax_cuda13_plugin") is None,
-    reason="needs jax-cuda13-plugin and jax-cuda13-pjrt (requirements-aot.txt)",
-)
+from benchmarks.offline import xla, xla_kernels
+from benchmarks.offline.section import Figures
 
-TOKENS, HIDDEN, VOCAB = 8192, 4096, 128256
-GRADIENTS = 2 * (TOKENS * HIDDEN + HIDDEN * VOCAB)
+needs_the_compiler = pytest.mark.skipif(bool(xla.SECTION.missing()), reason=xla.SECTION.missing())
 
-SCRIPT = """
-import json, sys
-import jax, jax.numpy as jnp
-from jax.experimental import topologies
-import h200_target, liger_jax
-from liger.device import H200
 
-tokens, hidden, vocab = map(int, sys.argv[1:4])
-reduction, layout = sys.argv[4:6]
-topology = topologies.get_topology_desc(platform="cuda", target_config=h200_target.TARGET, topology="1x1x1")
-mesh = topologies.make_mesh(topo=topology, mesh_shape=(1,), axis_names=("x",))
-sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-spec = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+@pytest.fixture(scope="module")
+def found() -> Figures:
+    return xla.SECTION.measure([])
 
-def loss(x, kernel, labels):
-    return liger_jax.linear_softmax_cross_entropy(
-        x, kernel, labels, kernel_layout=layout, reduction=reduction
-    ).mean()
 
-with liger_jax.planning_for(H200):
-    compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(
-        spec((tokens, hidden), jnp.bfloat16),
-        spec((hidden, vocab) if layout == "hv" else (vocab, hidden), jnp.bfloat16),
-        spec((tokens,), jnp.int32),
-    ).compile()
-memory = compiled.memory_analysis()
-print(json.dumps({"temporary": memory.temp_size_in_bytes, "output": memory.output_size_in_bytes}))
+@needs_the_compiler
+def test_nothing_grew(found: Figures) -> None:
+    if reason := xla.SECTION.skipped():
+        pytest.skip(reason)
+    assert xla.SECTION.complaints(found) == []
+
+
+@needs_the_compiler
+def test_memory_of_the_fused_loss(found: Figures) -> None:
+    """With every version of JAX: one chunk's logits (525 MB) and parts of products, beyond inputs and gradients."""
+    size = "8192x4096x128256"
+    gradients = 2 * (8192 * 4096 + 4096 * 128_256)
+    for reduction, limit in (("mean", 0.75e9), ("none", 1.2e9)):
+        for layout in ("hv", "vh"):
+            line = found[f"linear_cross_entropy {size}, {reduction}, {layout}"]
+            # The gradients, the loss, and nothing else comes out; XLA rounds each buffer up.
+            outputs = gradients + (4 * 8192 if reduction == "none" else 0)
+            assert outputs <= line["output"] <= outputs + 1024
+            assert 0.5e9 < line["temporary"] < limit
+    for name, line in found.items():
+        if name.startswith("linear_"):
+            assert line["temporary"] < line["plain_temporary"] / 3, name
+
+
+@pytest.mark.parametrize("field", ["temporary", "output", "argument", "kernels"])
+def test_what_grew_is_named(field: str) -> None:
+    held = xla.SECTION.held()
+    name = next(iter(held))
+    more = copy.deepcopy(held)
+    more[name][field] += 1  # type: ignore[index]
+    (said,) = xla.SECTION.complaints(more)
+    assert said.startswith(f"{name}: {field} grew from")
+    more[name]["plain_" + field] += 1  # type: ignore[index]
+    assert len(xla.SECTION.complaints(more)) == 1  # XLA's own is only shown
+
+
+PROGRAM = """HloModule jit_f, is_scheduled=true
+
+%fused_add (p.1: f32[8], p.2: f32[8]) -> f32[8] {
+  %p.1 = f32[8]{0} parameter(0)
+  %p.2 = f32[8]{0} parameter(1)
+  ROOT %add = f32[8]{0} add(%p.1, %p.2)
+}
+
+%body (state: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %state = (s32[], f32[8]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %x = f32[8]{0} get-tuple-element(%state), index=1
+  %next = s32[] fusion(%i), kind=kLoop, calls=%fused_add
+  %kernel = (f32[8]{0}, f32[0]{0}, /*index=2*/f32[8]{0}) custom-call(%x), custom_call_target="triton_kernel_call"
+  %y = f32[8]{0} get-tuple-element(%kernel), index=0
+  ROOT %both = (s32[], f32[8]{0}) tuple(%next, %y)
+}
+
+%condition (state: (s32[], f32[8])) -> pred[] {
+  %state = (s32[], f32[8]{0}) parameter(0)
+  ROOT %less = pred[] fusion(%state), kind=kLoop, calls=%fused_add
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %zero = s32[] constant(0)
+  %start = (f32[8]{0}, f32[8]{0}) copy-start(%a)
+  %copied = f32[8]{0} copy-done(%start)
+  %tuple = (s32[], f32[8]{0}) tuple(%zero, %copied)
+  %loop = (s32[], f32[8]{0}) while(%tuple), condition=%condition, body=%bodyTRIPS
+  ROOT %out = f32[8]{0} get-tuple-element(%loop), index=1
+}
 """
 
 
-@pytest.mark.parametrize("layout", ["hv", "vh"])
-@pytest.mark.parametrize(("reduction", "limit"), [("mean", 0.75e9), ("none", 1.2e9)])
-def test_memory_beyond_inputs_and_gradients(
-    reduction: str, limit: float, layout: str, record_property: pytest.RecordProperty
-) -> None:
-    # In a process of its own: the compiler's flags are read once, and autotuning would look for a GPU.
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_gpu_autotune_level=0",
-        "PYTHONPATH": os.pathsep.join(
-            filter(None, [str(Path(h200_target.__file__).parent), os.environ.get("PYTHONPATH")])
-        ),
-    }
-    arguments = map(str, (TOKENS, HIDDEN, VOCAB, reduction, layout))
-    process = subprocess.run(
-        [sys.executable, "-P", "-c", SCRIPT, *arguments], env=environment, capture_output=True, text=True
-    )
-    assert process.returncode == 0, process.stderr
-    memory = json.loads(process.stdout.splitlines()[-1])
-    record_property("temporary_bytes", memory["temporary"])
-    # The gradients, the loss, and nothing else comes out; XLA rounds each buffer up.
-    assert GRADIENTS <= memory["output"] <= GRADIENTS + 1024
-    # One chunk's logits (525 MB), and parts of products.
-    assert 0.5e9 < memory["temporary"] < limit, memory
+def test_kernels_are_counted() -> None:
+    assert xla_kernels.count(PROGRAM.replace("TRIPS", "")) == 4
+    trips = ', backend_config={"known_trip_count":{"n":"5"},"known_init_step":{"init":"0","step":"1"}}'
+    assert xla_kernels.count(PROGRAM.replace("TRIPS", trips)) == 1 + 5 * 3
+    with pytest.raises(ValueError, match="no ENTRY computation"):
+        xla_kernels.count("func.func @main() { }")
