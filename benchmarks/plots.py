@@ -37,7 +37,7 @@ def bars(rows: Iterable[Row], target: Path) -> None:
     y, ticks, named = 0.0, [], set()
     for found in groups.values():
         start = y
-        for row in found:
+        for row in sorted(found, key=lambda row: not row.is_ours):
             provider, _, variant = row.provider.partition(":")
             label = "" if row.provider in named else row.provider
             named.add(row.provider)

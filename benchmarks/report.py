@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -148,12 +147,12 @@ def is_rows(path: Path) -> bool:
 
 
 def own_page(path: Path) -> str | None:
-    """The page that a command makes of its results, if it does."""
-    name = path.stem
-    if name not in COMMANDS or importlib.util.find_spec(module_of(name)) is None:
-        return None
-    page = getattr(importlib.import_module(module_of(name)), "page", None)
-    return None if page is None else page(path)
+    """The page that a command makes of its results NAME.json or NAME-....json, if it does."""
+    for name in COMMANDS:
+        if path.stem == name or path.stem.startswith(f"{name}-"):
+            page = getattr(importlib.import_module(module_of(name)), "page", None)
+            return None if page is None else page(path)
+    return None
 
 
 INDEX = """# Measurements
@@ -163,12 +162,27 @@ anew. How: [benchmarks/README.md](../../benchmarks/README.md).
 """
 
 
-def index_of(device: str, pages: list[tuple[str, str]], runs: Sequence[Run]) -> str:
+def overview(rows: Iterable[Row], target: Path) -> bool:
+    """A plot of the ops that the README shows; whether there is any."""
+    shown = [(entry, which) for _, entry, which in figures.SHOWN]
+    found = [
+        r
+        for r in rows
+        if (r.entry, r.which) in shown and r.provider in figures.PEERS and r.device_share is not None
+    ]
+    if found:
+        bars(sorted(found, key=lambda r: shown.index((r.entry, r.which))), target)
+    return bool(found)
+
+
+def index_of(device: str, pages: list[tuple[str, str]], runs: Sequence[Run], picture: str = "") -> str:
     """The part of the first page about one device; `pages` are (link, what is on it)."""
     rows = rows_of(runs)
     found = list(aims(rows))
     missed = [aim for aim in found if not aim.met]
     parts = [f"\n## {device}\n\n", "".join(f"- [{text}]({link})\n" for link, text in pages)]
+    if picture:
+        parts.append(f"\n![shares of the ceiling]({picture})\n")
     if gone := absent_of(runs):
         parts.append("\nAbsent: " + "; ".join(f"{name} ({reason})" for name, reason in gone.items()) + ".\n")
     if found:
@@ -223,7 +237,8 @@ def run(options: argparse.Namespace) -> int:
             pages.append((f"{folder}/{path.stem}.md", text.splitlines()[0].lstrip("# ")))
             print(target / f"{path.stem}.md")
         device = every[-1].device if every else folder
-        index += index_of(device, pages, every)
+        picture = f"{folder}/overview.svg" if overview(rows_of(every), target / "overview") else ""
+        index += index_of(device, pages, every, picture)
     (options.output / "README.md").write_text(index)
     if options.readme.exists():
         options.readme.write_text(figures.renewed(options.readme.read_text(), options.results))
