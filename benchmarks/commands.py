@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from benchmarks.groups import GROUPS
+from benchmarks.models.parts import PARTS
 from benchmarks.offline import SECTIONS
 
 
@@ -38,6 +39,7 @@ COMMANDS = {
     ),
     "run": Command("time a group of ops beside their peers", parts=tuple((group,) for group in GROUPS)),
     "memory": Command("peak memory of an op and its peers, each in a fresh process"),
+    "models": Command("train whole models beside their peers", parts=PARTS),
     "report": Command("tables and plots of the rows that are kept", gpu=False),
     "all": Command("every command that measures, then the report", parts=()),
 }

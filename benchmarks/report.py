@@ -11,6 +11,7 @@ import importlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks import figures
 from benchmarks.aims import Aim, aims, compared
@@ -146,13 +147,25 @@ def is_rows(path: Path) -> bool:
     return isinstance(found, dict) and "runs" in found
 
 
-def own_page(path: Path) -> str | None:
-    """The page that a command makes of its results NAME.json or NAME-....json, if it does."""
+def _of_command(path: Path, function: str) -> Any:
+    """A function of the command whose results NAME.json or NAME-....json these are; None where there is none."""
     for name in COMMANDS:
         if path.stem == name or path.stem.startswith(f"{name}-"):
-            page = getattr(importlib.import_module(module_of(name)), "page", None)
-            return None if page is None else page(path)
+            return getattr(importlib.import_module(module_of(name)), function, None)
     return None
+
+
+def own_page(path: Path) -> str | None:
+    """The page that a command makes of its results, if it does."""
+    page = _of_command(path, "page")
+    return None if page is None else page(path)
+
+
+def own_plots(path: Path, target: Path) -> None:
+    """Let a command that makes its page draw the plots that the page shows."""
+    plots = _of_command(path, "plots")
+    if plots is not None:
+        plots(path, target)
 
 
 INDEX = """# Measurements
@@ -225,6 +238,8 @@ def run(options: argparse.Namespace) -> int:
         every: list[Run] = []
         for path in paths:
             text = own_page(path)
+            if text is not None:
+                own_plots(path, target)
             if text is None and is_rows(path):
                 runs = load(path)
                 every += runs

@@ -1,0 +1,194 @@
+"""What is run in one process, and what comes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+TORCH_ARMS = ("eager", "compile", "liger", "ours", "ours-compile")
+"""Hugging Face's model as it is, under torch.compile, with liger-kernel, with this package, and both of these."""
+
+FLAX_ARMS = ("flax-plain", "flax-ours")
+"""This package's Flax decoder on plain Flax layers, which XLA compiles, and on this package's."""
+
+ARMS = TORCH_ARMS + FLAX_ARMS
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One model trained in one way.
+
+    Attributes:
+        model: a name of `benchmarks.models.shapes`.
+        arm: one of `ARMS`.
+        what: "step" for the time and memory of a step, "longest" for the longest context that fits, "curve" for the
+            losses of a training.
+        tokens: of a step; of a longest context, the first length that is tried.
+        sequence: tokens of one sequence.
+        checkpointing: whether a layer's activations are computed again in the backward pass.
+        train: "full" for all weights, "lora" for adapters of rank 16 on all linear layers but the head.
+        valid: share of the labels that count; the others are prompts, as in fine-tuning on instructions.
+        optimizer: "adamw" or "sgd", whose states are in the weights' dtype.
+        dtype: of the weights.
+        steps: how many are timed, or make the curve.
+        profile: whether the kernels that take the most time are named.
+        seconds: a longest context is looked for until so many have gone.
+    """
+
+    model: str
+    arm: str
+    what: str = "step"
+    tokens: int = 8192
+    sequence: int = 8192
+    checkpointing: bool = False
+    train: str = "full"
+    valid: float = 1.0
+    optimizer: str = "adamw"
+    dtype: str = "bfloat16"
+    steps: int = 10
+    profile: bool = False
+    seconds: float = 90.0
+
+    def __post_init__(self) -> None:
+        if self.tokens % self.sequence:
+            raise ValueError(
+                f"tokens is {self.tokens}, which is not a number of sequences of {self.sequence}; change one of them."
+            )
+
+    @property
+    def batch(self) -> int:
+        """Sequences."""
+        return self.tokens // self.sequence
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        """Equal for cases that differ in the arm alone."""
+        return (
+            self.what,
+            self.model,
+            self.train,
+            self.optimizer,
+            self.checkpointing,
+            self.valid,
+            self.tokens,
+            self.sequence,
+            self.dtype,
+            self.is_flax,
+        )
+
+    @property
+    def is_flax(self) -> bool:
+        """Whether JAX runs it."""
+        return self.arm in FLAX_ARMS
+
+    @property
+    def title(self) -> str:
+        """What the group is, in words."""
+        parts = [self.model, "Flax" if self.is_flax else "", "LoRA" if self.train == "lora" else "full"]
+        parts.append("" if self.optimizer == "adamw" else self.optimizer.upper())
+        parts.append("checkpointed" if self.checkpointing else "")
+        if self.what != "longest":
+            parts.append(f"{self.batch} x {self.sequence} tokens")
+        parts.append("" if self.valid == 1 else f"{self.valid:.0%} of the labels count")
+        parts.append("" if self.dtype == "bfloat16" else self.dtype)
+        return ", ".join(filter(None, parts))
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Milliseconds: the median and the 20th and 80th percentile of a number of steps."""
+
+    median: float
+    low: float
+    high: float
+    samples: int
+
+    @classmethod
+    def of(cls, samples: list[float]) -> Times:
+        """Of at least one step."""
+        ordered = sorted(samples)
+
+        def at(share: float) -> float:
+            return round(ordered[min(int(share * len(ordered)), len(ordered) - 1)], 3)
+
+        return cls(at(0.5), at(0.2), at(0.8), len(ordered))
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What came of a case; what was not found is None.
+
+    Attributes:
+        case: the case.
+        step: time from the end of a step to the end of the next one, on the device's clock.
+        wall_ms: the same by the wall clock, all steps over their number.
+        busy_ms: time of a step in which the device computes, the sum over its kernels.
+        launches: kernels and copies of a step.
+        peak_gb: memory allocated at most in a step, weights, gradients and optimiser states included, in 1e9 bytes.
+        reserved_gb: memory that the allocator had taken from the device.
+        tflops: floating point operations of the model in a step, in 1e12: those of recomputation do not count, those
+            of the head count for every token.
+        product_tflops: rate of a matrix product of 8192 x 8192 x 8192 in the same process, before and after.
+        losses: of the steps, beginning with the first one that was made; of a step's case, the first alone.
+        kernels: (name, calls, milliseconds) of a step, longest first.
+        fits: the longest context that a step was made of.
+        fails: the shortest one that ran out of memory.
+        probes: (tokens, milliseconds or None, peak in 1e9 bytes) of the search.
+        setup_s: seconds until the first step was made, with building and compiling.
+        note: why there is no result.
+    """
+
+    case: Case
+    step: Times | None = None
+    wall_ms: float | None = None
+    busy_ms: float | None = None
+    launches: int | None = None
+    peak_gb: float | None = None
+    reserved_gb: float | None = None
+    tflops: float | None = None
+    product_tflops: tuple[float, float] | None = None
+    losses: tuple[float, ...] = ()
+    kernels: tuple[tuple[str, int, float], ...] = ()
+    fits: int | None = None
+    fails: int | None = None
+    probes: tuple[tuple[int, float | None, float], ...] = ()
+    setup_s: float | None = None
+    note: str = ""
+
+    @property
+    def tokens_s(self) -> float | None:
+        """Tokens per second."""
+        return None if self.step is None else self.case.tokens / self.step.median * 1e3
+
+    @property
+    def utilisation(self) -> float | None:
+        """The model's operations over what the matrix product would have done in the same time."""
+        if self.step is None or self.tflops is None or self.product_tflops is None:
+            return None
+        rate = sum(self.product_tflops) / 2
+        return self.tflops / (self.step.median / 1e3) / rate
+
+    def to_json(self) -> str:
+        """One line, without what was not found."""
+        found = {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if value is not None and value != () and value != ""
+        }
+        return json.dumps(found)
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Result:
+        """Of what `to_json` wrote, parsed."""
+        values = dict(found)
+        values["case"] = Case(**values["case"])
+        if "step" in values:
+            values["step"] = Times(**values["step"])
+        for name in ("product_tflops", "losses"):
+            if name in values:
+                values[name] = tuple(values[name])
+        for name in ("kernels", "probes"):
+            if name in values:
+                values[name] = tuple(tuple(each) for each in values[name])
+        return cls(**values)

@@ -1,0 +1,103 @@
+"""Cases one after the other, each in a fresh process that has its imports behind it when its turn comes.
+
+A fresh process, because liger-kernel changes classes for the whole process, and because what an earlier case has
+allocated, compiled or fragmented must not show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from benchmarks.models.case import Case, Result
+from benchmarks.models.worker import MARK
+
+ROOT = Path(__file__).parent.parent.parent
+AHEAD = 2
+"""Processes that import while another one has the device."""
+
+
+NOT_RUN = "not run: the time was up"
+
+
+class Worker:
+    """A process that waits to be told."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the process
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.models.worker", json.dumps(dataclasses.asdict(case))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+
+    def result(self, limit: float) -> tuple[Result, dict[str, Any]]:
+        """Run the case; the result and the machine, of which nothing is known where the process was ended."""
+        try:
+            output, _ = self.process.communicate("go\n", timeout=limit)
+        except subprocess.TimeoutExpired:
+            self.end()
+            return Result(self.case, note=f"no result within {limit:.0f} s"), {}
+        for line in reversed(output.splitlines()):
+            if line.startswith(MARK):
+                found = json.loads(line.removeprefix(MARK))
+                result = Result.from_json(found["result"])
+                if result.note.startswith("failed"):
+                    sys.stderr.write(self.said())
+                return result, found["machine"]
+        said = self.said()
+        sys.stderr.write(said)
+        last = said.strip().splitlines()[-1][:200] if said.strip() else ""
+        return Result(self.case, note=f"failed: exit status {self.process.returncode}: {last}"), {}
+
+    def said(self) -> str:
+        """The end of what it wrote to its standard error."""
+        self.errors.seek(0)
+        return self.errors.read()[-3000:]
+
+    def end(self) -> None:
+        """Kill it and the processes it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+
+def results(cases: Sequence[Case], limit: float, seconds: float) -> Iterator[tuple[Result, dict[str, Any]]]:
+    """The results of the cases in turn.
+
+    Args:
+        cases: what to run.
+        limit: seconds after which a case is ended.
+        seconds: after so many no case is begun, and the one that runs is ended.
+    """
+    start = time.perf_counter()
+    waiting: list[Worker] = []
+    try:
+        for i in range(len(cases)):
+            while len(waiting) <= AHEAD and i + len(waiting) < len(cases):
+                waiting.append(Worker(cases[i + len(waiting)]))
+            left = seconds - (time.perf_counter() - start)
+            worker = waiting.pop(0)
+            if left <= 0:
+                worker.end()
+                yield Result(worker.case, note=NOT_RUN), {}
+                continue
+            yield worker.result(min(limit, left))
+    finally:
+        for worker in waiting:
+            worker.end()

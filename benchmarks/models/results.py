@@ -1,0 +1,67 @@
+"""The results of whole models: results/DEVICE/models.json, a list of sittings.
+
+A case that is run anew has its result in the newer sitting only, so that the file can be filled by several commands and
+every result still stands under the versions, the source and the date that it was measured with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from benchmarks.models.case import Case, Result
+
+
+@dataclasses.dataclass(frozen=True)
+class Sitting:
+    """The results of one command.
+
+    Attributes:
+        device: its name.
+        memory_gb: of the device, in 1e9 bytes.
+        date: of the measurement.
+        command: what was called.
+        versions: of packages.
+        source: digest of the package's source.
+        rows: the results.
+    """
+
+    device: str
+    memory_gb: float
+    date: str
+    command: str
+    versions: dict[str, str]
+    source: str
+    rows: tuple[Result, ...]
+
+    def without(self, cases: Collection[Case]) -> Sitting:
+        """What is left when these are taken out."""
+        return dataclasses.replace(self, rows=tuple(row for row in self.rows if row.case not in cases))
+
+
+def load(path: Path) -> list[Sitting]:
+    """Every sitting that is kept in a file; none where there is no file."""
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())["sittings"]
+    return [Sitting(**each | {"rows": tuple(map(Result.from_json, each["rows"]))}) for each in found]
+
+
+def save(path: Path, sittings: Sequence[Sitting]) -> None:
+    """Write them, one result per line, so that a change shows as the lines that changed."""
+    texts = []
+    for sitting in sittings:
+        head = {f.name: getattr(sitting, f.name) for f in dataclasses.fields(sitting) if f.name != "rows"}
+        rows = ",\n".join("      " + row.to_json() for row in sitting.rows)
+        texts.append(json.dumps(head, indent=2).removesuffix("\n}") + ',\n  "rows": [\n' + rows + "\n  ]\n}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"sittings": [\n' + ",\n".join(texts) + "\n]}\n")
+
+
+def add(path: Path, before: Sequence[Sitting], sitting: Sitting) -> None:
+    """Write a sitting after those of `before`, which lose the cases that it has."""
+    cases = {row.case for row in sitting.rows}
+    left = (older.without(cases) for older in before)
+    save(path, [*(older for older in left if older.rows), sitting])

@@ -1,0 +1,215 @@
+"""The benchmarks of whole models: the arms train the same model, and whatever happens to a case becomes a row."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+# The benchmarks are no part of what is installed. At the end of the path the checkout hides nothing that is.
+sys.path.append(str(Path(__file__).parents[2]))
+from benchmarks import report
+from benchmarks.models import arms, command, data, longest, pool, results, step, worker
+from benchmarks.models.case import Case, Result, Times
+from benchmarks.models.results import Sitting
+
+sys.path.pop()
+
+TINY = Case("llama-tiny", "eager", tokens=64, sequence=32, steps=2, dtype="float32")
+
+
+def losses(**changes: Any) -> list[float]:
+    """Those of a short training."""
+    case = dataclasses.replace(TINY, what="curve", steps=4, **changes)
+    result = worker.result_of(case)
+    assert not result.note
+    return list(result.losses)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model": "gemma-tiny", "checkpointing": True},
+        {"train": "lora", "checkpointing": True, "valid": 0.5},
+    ],
+    ids=["full", "gemma2 checkpointed", "lora"],
+)
+def test_the_arms_train_the_same_model(changes: dict[str, Any]) -> None:
+    ours = losses(arm="ours", **changes)
+    assert ours == pytest.approx(losses(arm="eager", **changes), abs=1e-3)
+    assert ours[-1] < ours[0] and math.isfinite(ours[-1])
+
+
+def test_the_flax_arms_train_the_same_model() -> None:
+    ours = losses(arm="flax-ours")
+    assert ours == pytest.approx(losses(arm="flax-plain"), abs=1e-3)
+    assert ours[-1] < ours[0]
+
+
+def test_a_step_has_its_time_and_operations() -> None:
+    result = worker.result_of(dataclasses.replace(TINY, arm="ours"))
+    assert result.step is not None and result.step.samples == 2 and result.tokens_s and result.utilisation
+    # Six for every token and weight of a linear layer, and attention to half of the tokens of each sequence.
+    weights = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96) + 64 * 211
+    assert result.tflops is not None
+    assert result.tflops * 1e12 == 6 * weights * 64 + 2 * 2 * 12 * (32 * 32 / 2) * 64
+    assert result.losses[0] == pytest.approx(math.log(211), abs=0.1)
+
+
+def test_flops_of_frozen_layers_and_windows() -> None:
+    lora = dataclasses.replace(TINY, train="lora")
+    full, adapted = (arms.model_flops(c, arms.build(c, "cpu")) for c in (TINY, lora))
+    frozen = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96) + 64 * 211
+    adapters = 2 * arms.RANK * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 96))
+    assert adapted - full == (6 * adapters - 2 * frozen) * TINY.tokens
+    gemma = dataclasses.replace(TINY, model="gemma-tiny")
+    windows = [min(32, w) for w in (8, 32)]
+    pairs = sum(32 * w - w * w / 2 for w in windows)
+    weights = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96) + 64 * 211
+    assert arms.model_flops(gemma, arms.build(gemma, "cpu")) == 6 * weights * 64 + 12 * pairs * 64 * 2
+
+
+def test_labels_of_prompts_do_not_count() -> None:
+    tokens = data.uniform(0, 2, 1024, 211)
+    labels = data.labels_of(tokens, 0.25)
+    assert (labels[:, :384] == data.IGNORE_INDEX).all() and (labels[:, 384:512] == tokens[:, 384:512]).all()
+    assert (data.labels_of(tokens, 1.0) == tokens).all()
+    walks = data.walks(0, 3, 2, 50, 20)
+    following = {(a, b) for row in walks.reshape(6, 50) for a, b in itertools.pairwise(row)}
+    assert len(following) <= 20 * data.SUCCESSORS
+
+
+def test_running_out_of_memory_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB.")
+
+    monkeypatch.setattr(step.Training, "step", fail)
+    assert worker.result_of(TINY).note == "out of memory"
+    found = worker.result_of(dataclasses.replace(TINY, what="longest"))
+    assert found.fits is None and found.fails == 64 and found.note == "no length fits"
+
+    monkeypatch.setattr(step.Training, "step", lambda _: 1 / 0)
+    assert worker.result_of(TINY).note == "failed: ZeroDivisionError: division by zero"
+
+
+@pytest.mark.parametrize("limit", [700, 5000, 100_000, 131_072])
+def test_the_longest_context_is_found(limit: int) -> None:
+    tried = []
+
+    def probe(tokens: int) -> longest.Probe:
+        tried.append(tokens)
+        return tokens, 1.0 if tokens <= limit else None, min(5 + tokens * 75e-5, 5 + limit * 75e-5)
+
+    done = longest.search(probe, 8192, 5 + limit * 75e-5, 60.0)
+    fits = max((p[0] for p in done if p[1] is not None), default=0)
+    fails = min(p[0] for p in done if p[1] is None)
+    assert fits <= limit < fails
+    assert fails - fits <= max(longest.MULTIPLE, longest.TOLERANCE * fits)
+    assert len(tried) == len(set(tried)) <= 8
+
+
+def test_a_search_ends_before_its_time_does() -> None:
+    done = longest.search(lambda tokens: (tokens, tokens * 1e3, 1.0), 1024, 80.0, 4000.0)
+    assert [p[0] for p in done] == [1024]  # twice the length may take four times as long
+
+
+def options(*words: str) -> argparse.Namespace:
+    """What the command line means."""
+    parser = argparse.ArgumentParser()
+    command.arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_cases_of_a_command_line() -> None:
+    found = command.cases(
+        options("llama-3.2", "--arms", "ours,liger", "--tokens", "4096,8192", "--train", "full,lora")
+    )
+    assert [(c.arm, c.train, c.tokens, c.sequence) for c in found] == [
+        (arm, train, tokens, tokens)
+        for train in ("full", "lora")
+        for tokens in (4096, 8192)
+        for arm in ("ours", "liger")
+    ]
+    assert all(c.model == "llama-3.2-1b" for c in found)
+    (curve,) = command.cases(options("--what", "curve", "--arms", "flax-ours"))
+    assert (curve.model, curve.batch, curve.sequence, curve.steps) == ("llama-110m", 4, 1024, 100)
+    assert command.cases(options("qwen3", "--arms", "flax-ours")) == []
+    with pytest.raises(ValueError, match="not a number of sequences"):
+        command.cases(options("qwen3", "--sequence", "3000"))
+
+
+def some_results() -> tuple[Result, ...]:
+    times = Times.of([100.0, 101.0, 102.0])
+    fast, slow = (dataclasses.replace(TINY, arm=arm, model="llama-3.2-1b") for arm in ("ours", "eager"))
+    common: dict[str, Any] = {
+        "tflops": 9.0,
+        "product_tflops": (600.0, 610.0),
+        "peak_gb": 20.0,
+        "reserved_gb": 21.0,
+    }
+    long, curve = ([dataclasses.replace(c, what=what) for c in (fast, slow)] for what in ("longest", "curve"))
+    return (
+        Result(fast, step=times, wall_ms=101.0, losses=(5.0,), kernels=(("gemm", 3, 1.5),), **common),
+        Result(slow, note="out of memory", peak_gb=79.0),
+        Result(long[0], fits=65536, fails=66560, probes=((8192, 100.0, 9.0), (65536, 500.0, 70.0))),
+        Result(long[1], fits=16384, fails=17408, probes=((8192, 100.0, 19.0), (17408, None, 79.0))),
+        Result(curve[0], losses=(5.0, 4.0, 3.0)),
+        Result(curve[1], losses=(5.0, 4.001, 3.0)),
+    )
+
+
+def sitting(rows: tuple[Result, ...]) -> Sitting:
+    """A sitting with these."""
+    return Sitting("GPU", 80.0, "2026-01-01", "python -m benchmarks models", {"torch": "2"}, "abc", rows)
+
+
+def test_results_are_kept_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "models.json"
+    rows = some_results()
+    results.add(path, results.load(path), sitting(rows))
+    assert results.load(path) == [sitting(rows)]
+    again = dataclasses.replace(rows[1], note="")
+    results.add(path, results.load(path), sitting((again,)))
+    assert results.load(path) == [sitting((rows[0], *rows[2:])), sitting((again,))]
+
+
+def test_the_report_shows_the_results(tmp_path: Path) -> None:
+    results.save(tmp_path / "results" / "gpu" / "models.json", [sitting(some_results())])
+    docs = tmp_path / "docs"
+    parser = argparse.ArgumentParser()
+    report.arguments(parser)
+    words = [
+        "--results",
+        str(tmp_path / "results"),
+        "--output",
+        str(docs),
+        "--readme",
+        str(tmp_path / "none"),
+    ]
+    assert report.run(parser.parse_args(words)) == 0
+    assert "gpu/models.md" in (docs / "README.md").read_text()
+    text = (docs / "gpu" / "models.md").read_text()
+    assert "| ours | 101.0 (100.0 to 102.0) | 634 |" in text
+    assert "| eager | out of memory (at 79.0 GB)" in text
+    assert "| ours | 65,536 |" in text
+    assert "| ours | 5.0000 | 3.0000 | 1.0e-03 at step 2 |" in text
+    for name in ("steps", "longest", "curves"):
+        for suffix in ("png", "svg"):
+            assert (docs / "gpu" / f"models-{name}.{suffix}").stat().st_size > 1000
+
+
+def test_a_case_runs_in_a_process_of_its_own() -> None:
+    ((late, machine),) = pool.results([TINY], limit=0.01, seconds=300.0)
+    assert late.note == "no result within 0 s" and machine == {}
+    ((late, machine),) = pool.results([TINY], limit=300.0, seconds=0.0)
+    assert late.note == "not run: the time was up" and machine == {}
+    ((result, machine),) = pool.results([TINY], limit=300.0, seconds=300.0)
+    assert result.step is not None and "torch" in machine["versions"]
