@@ -36,8 +36,7 @@ class Entry:
             then compared with their time, and with a copy of the least bytes otherwise.
         step: measure forward and backward pass as one, as of a loss, and not one by one.
         outputs: names of the outputs that the functions return; None for all that are differentiable.
-        moved: least bytes (forward, backward, both as one) where `least_bytes` does not know (look-ups of rows, two
-            gradients that are one array).
+        moved: least bytes (forward, backward, both as one) where `least_bytes` does not know (look-ups of rows).
         reference: the outputs in float64, where there is no op.
         few: the operands of a problem that is small enough to be checked, where there is no op.
         compiled: measure torch eager under torch.compile as well.

@@ -212,8 +212,10 @@ def least_bytes(op: Op, options: Any, operands: Sequence[Spec | None], needs: Ne
     """Least bytes that any implementation moves: in the forward pass, in the backward pass, and in both as one.
 
     Forward, each operand is read and each output is written once. Backward, each operand or output that the op's
-    formula reads and each cotangent is read, and each gradient is written once. A loss that is given its cotangent
-    beforehand reads its operands once for both.
+    formula reads and each cotangent is read, and each gradient is written once; two operands that share a gradient have
+    one. A loss that is given its cotangent beforehand reads its operands once for both passes.
+
+    An operand counts whole also where an op looks up some of its rows alone (embeddings, positions).
     """
 
     def total(*specs: Spec | None) -> int:
@@ -222,8 +224,9 @@ def least_bytes(op: Op, options: Any, operands: Sequence[Spec | None], needs: Ne
     outputs, _ = op.infer(tuple(operands), options, (False,) * len(operands))
     arrays = dict(zip((o.name for o in op.operands), operands, strict=True))
     arrays |= dict(zip((o.name for o in op.outputs), outputs, strict=True))
-    gradients = total(*(spec for spec, need in zip(operands, needs, strict=True) if need))
-    read = (arrays[name] for name in op.keeps(options, op.computed(needs)))
+    computed = op.computed(needs)
+    gradients = total(*(spec for spec, need in zip(operands, computed, strict=True) if need))
+    read = (arrays[name] for name in op.keeps(options, computed))
     cotangents = (spec for spec, output in zip(outputs, op.outputs, strict=True) if output.differentiable)
     forward = total(*operands, *outputs)
     return forward, total(*read, *cotangents) + gradients, forward + gradients

@@ -39,12 +39,6 @@ def _with_residual_and_bias(n: int, h: int) -> Operands:
     return draw(n, h), draw(n, h), draw(h), draw(h)
 
 
-def _four(n: int, h: int) -> tuple[int, int, int]:
-    """Four matrices each way: the gradients of both summands are the same array."""
-    matrix = 2 * n * h
-    return 4 * matrix, 4 * matrix, 8 * matrix
-
-
 def plain_rms_norm(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """As the models of Hugging Face have it: x / rms(x) is rounded before the weight."""
     wide = x.float()
@@ -115,7 +109,6 @@ def entries() -> Iterator[Entry]:
                 LIGER: lambda x, r, w: liger_add(x, r, w, EPS, in_place=False),
                 "quack": lambda x, r, w: quack(x, w, residual=r, eps=EPS, prenorm=True),
             },
-            moved=_four(n, h),
             target=ADD,
             ahead=TWICE,
         )
@@ -140,7 +133,6 @@ def entries() -> Iterator[Entry]:
             functools.partial(_with_residual_and_bias, n, h),
             f.liger_fused_add_layer_norm,
             {EAGER: _plain_add_layer_norm},
-            moved=_four(n, h),
             target=ADD,
         )
     for n, c, side in ((16, 320, 64), (64, 1280, 8), (1, 128, 512)):

@@ -1,8 +1,8 @@
 """`python -m benchmarks offline`: what can be said of speed and memory without a GPU, and held.
 
 Every section has figures in results/offline-SECTION.json, one line per name; a figure that grew fails, until `--write`
-says that it was meant. `python -m benchmarks offline traffic norm --write` renews the names of one section that have
-"norm" in them.
+says that it was meant. `python -m benchmarks offline compiled norm --write` renews the names of one section that have
+"norm" in them, which takes seconds where all of them take minutes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from benchmarks.offline.section import CHECKOUT, Section, compare
 SECTIONS = {
     "traffic": "bytes of every call of the catalogue, by the formulas of its launches",
     "peaks": "memory of every call of the catalogue and of the chunked losses, planned by torch",
+    "counted": "bytes of small calls, counted in the interpreter",
+    "compiled": "registers, spills and shared memory of every launch, for every target",
     "xla": "memory and kernels of JAX programs, compiled by XLA for an H200",
 }
 """Those that take seconds come first."""

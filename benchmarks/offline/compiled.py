@@ -6,6 +6,11 @@ always fails. The figures hold for one version of Triton, whose wheel brings the
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
+from collections.abc import Collection
+from concurrent.futures import ProcessPoolExecutor
+
 from benchmarks.offline.occupancy import resident_warps
 from benchmarks.offline.section import Figures, Line, Section, Words, asked
 from liger import interpret
@@ -20,14 +25,31 @@ def figures(launch: Launch, report: Report) -> list[int]:
     return [launch.num_warps, report.registers, report.shared_bytes, report.spill_bytes]
 
 
+def _compiled(target: str, names: Collection[str]) -> dict[str, list[int]]:
+    device = PRESETS[target]
+    return {
+        entry.name: figures(entry.launch, compile_launch(entry.launch, device))
+        for entry in _catalogue(device)
+        if entry.name in names
+    }
+
+
+_catalogue = functools.cache(catalogue)
+
+
 def measure(words: Words) -> Figures:
-    """By the launch's name, the figures for every target."""
+    """By the launch's name, the figures for every target; compiled by as many processes as there are cores."""
     found: dict[str, dict[str, list[int]]] = {}
+    parts = []
     for target, device in PRESETS.items():
-        for entry in catalogue(device):
-            if asked(entry.name, words):
-                of_target = found.setdefault(entry.name, {})
-                of_target[target] = figures(entry.launch, compile_launch(entry.launch, device))
+        names = [entry.name for entry in _catalogue(device) if asked(entry.name, words)]
+        parts += [(target, names[i : i + 16]) for i in range(0, len(names), 16)]
+    if not parts:
+        return {}
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for (target, _), of_part in zip(parts, pool.map(_compiled, *zip(*parts, strict=True)), strict=True):
+            for name, line in of_part.items():
+                found.setdefault(name, {})[target] = line
     return dict(found)
 
 

@@ -1,6 +1,8 @@
 """Bytes that every call of the catalogue moves, planned for an H200, beside the least that any implementation moves.
 
-That formulas and launches agree with what kernels do is tested in the interpreter. Matrix products are not counted.
+That formulas and launches agree with what kernels do is tested in the interpreter. Matrix products are not counted. An
+op that looks up rows of a table, or is asked for few of its gradients, may move less than that least, which counts
+arrays whole.
 """
 
 from __future__ import annotations

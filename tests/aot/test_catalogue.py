@@ -1,4 +1,7 @@
-"""Every launch of the catalogue compiles for every target, without spills and by 16 bytes where rows allow."""
+"""Every launch of the catalogue compiles for every target, without spills and by 16 bytes where rows allow.
+
+With the version of Triton that figures are held for, no multiprocessor holds fewer of a launch's warps than before.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,21 @@ import importlib
 import pkgutil
 import re
 
+import checkout  # noqa: F401
 import pytest
 import triton
 
 import liger_triton
+from benchmarks.offline import compiled
 from liger.aot import Report, compile_launch
 from liger.device import PRESETS, Device
 from liger.launch import DTYPE_BYTES, Launch
 from liger.memory_access import widths
 from liger_triton.catalogue import Entry, catalogue, find
 from liger_triton.ops import OPS
+
+HELD = compiled.SECTION.held()
+NOT_COMPARED = compiled.SECTION.skipped()
 
 CASES = [(target, entry) for target, device in PRESETS.items() for entry in catalogue(device)]
 
@@ -88,6 +96,10 @@ def test_compiles_well(target: str, entry: Entry) -> None:
     launch = entry.launch
     report = compile_launch(launch, PRESETS[target])
     assert report.spill_bytes == 0
+    if not NOT_COMPARED:
+        assert target in HELD.get(entry.name, {}), "new; python -m benchmarks offline compiled NAME --write"
+        found = {target: compiled.figures(launch, report)}
+        assert compiled.complain(found, {target: HELD[entry.name][target]}) == []
     assert report.shared_bytes <= PRESETS[target].shared_bytes
     read, written = accessed(launch)
     assert set(report.loads) == read
@@ -117,6 +129,27 @@ def test_two_bit_weights_meet_the_integer_matrix_units(target: str, entry: Entry
     n_packed, n_cols = entry.launch.inputs[1].shape
     if n_packed % 16 == n_cols % 16 == 0 and n_packed * n_cols > 10_000:
         assert min(report.loads["packed_ptr"]) >= 8
+
+
+def test_what_is_held_is_in_the_catalogue() -> None:
+    if NOT_COMPARED:
+        pytest.skip(NOT_COMPARED)
+    gone = {(target, name) for name, line in HELD.items() for target in line} - {
+        (t, e.name) for t, e in CASES
+    }
+    assert not gone, "python -m benchmarks offline compiled NAME --write"
+
+
+def test_a_worse_launch_is_found() -> None:
+    """The comparison can fail: with half the warps, each of twice the work, registers no longer suffice."""
+    entry = find("rms_norm-8192-bf16/norm_backward", PRESETS["sm_90"])
+    fewer = dataclasses.replace(entry.launch, num_warps=entry.launch.num_warps // 2)
+    held, found = (
+        {"sm_90": compiled.figures(launch, compile_launch(launch, PRESETS["sm_90"]))}
+        for launch in (entry.launch, fewer)
+    )
+    assert compiled.complain(held, held) == []
+    assert compiled.complain(found, held)
 
 
 def test_odd_rows_are_found_narrow() -> None:

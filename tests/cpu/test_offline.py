@@ -14,6 +14,9 @@ import pytest
 from benchmarks import offline
 from benchmarks.offline import compiled, occupancy, peaks, section, traffic
 from liger.device import PRESETS
+from liger.launch import Spec
+from liger.plan import least_bytes
+from liger_triton import rms_norm
 
 
 @pytest.mark.parametrize("held", [traffic.SECTION, peaks.SECTION], ids=lambda s: s.name)
@@ -81,6 +84,20 @@ def test_fewer_warps_and_spills_are_named() -> None:
 )
 def test_resident_warps(target: str, launch: tuple[int, int, int], resident: int) -> None:
     assert occupancy.resident_warps(PRESETS[target], *launch) == resident
+
+
+def test_least_bytes() -> None:
+    """Each array once; the gradient of both summands is one array."""
+    matrix, vector = Spec((100, 64), "bfloat16"), Spec((64,), "bfloat16")
+    operands = (matrix, matrix, vector)
+    forward, backward, both = least_bytes(rms_norm.ADD_RMS_NORM, rms_norm.Options(), operands, (True,) * 3)
+    assert forward == 4 * matrix.nbytes + vector.nbytes
+    # The sum and the weight, two cotangents; one gradient of the summands, one of the weight.
+    assert backward == 4 * matrix.nbytes + 2 * vector.nbytes
+    assert both == forward + matrix.nbytes + vector.nbytes
+    assert least_bytes(rms_norm.ADD_RMS_NORM, rms_norm.Options(), operands, (False, True, False))[1] == (
+        4 * matrix.nbytes + vector.nbytes
+    )
 
 
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: section.Figures) -> section.Section:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import checkout  # noqa: F401
 import numpy as np
 import pytest
-from cases import CASES, REPRESENTATIVES, Case, normal, together
+from cases import CASES, Case, normal, together
+from counted import HELD, RUNS, WIDEST, count, figures, with_distinct_ids
 from torch_runner import run
 
+from benchmarks.offline.counted import SECTION
 from liger import traffic
 from liger_triton import embedding, rms_norm
 from liger_triton.ops import OPS
@@ -28,92 +31,21 @@ STREAMED_TWICE = {
 UNTIL_DONE = {"sparsemax_forward_wide"}
 """Kernels that read an array as often as its numbers ask for; their formula is the least."""
 
-WIDEST = Case(
-    "rms_norm-widest-held-row",
-    rms_norm.RMS_NORM,
-    rms_norm.Options(),
-    together(normal(3, 9000), normal(9000)),
-)
-
-
-ROWS, VOCAB, HIDDEN = 64, 301, 24
-LABELS = {"labels", "ids"}
-
-
-def distinct_labels(rng: np.random.Generator) -> np.ndarray:
-    return rng.permutation(VOCAB)[:ROWS].astype(np.int32)
-
-
-def with_many_rows(case: Case) -> Case:
-    """A loss on so many rows that the few numbers all rows share do not count.
-
-    No label is ignored and no label or id occurs twice: how much less is read then, a formula in shapes does not know.
-    """
-    if case.op is embedding.EMBEDDING:
-        return with_distinct_ids(case, embedding.CHUNK - 1)  # no chunk to be looked at
-    if not LABELS & {operand.name for operand in case.op.operands}:
-        return case
-    given = dict(zip((operand.name for operand in case.op.operands), case.operands(), strict=True))
-    vh = getattr(case.options, "weight_layout", "vh") == "vh"
-    sizes = {
-        "logits": (ROWS, VOCAB),
-        "x": (ROWS, HIDDEN),
-        "weight": (VOCAB,) if "logits" in given else (VOCAB, HIDDEN) if vh else (HIDDEN, VOCAB),
-        "bias": (VOCAB,),
-        "class_weight": (VOCAB,),
-        "student": (ROWS, VOCAB),
-        "teacher": (ROWS, VOCAB),
-    }
-    for model in ("student", "teacher"):
-        sizes |= {f"{model}_{name}": sizes[name] for name in ("x", "weight", "bias")}
-    options = case.options
-    if hasattr(options, "chunk_bytes"):  # two chunks
-        options = dataclasses.replace(options, chunk_bytes=ROWS // 2 * VOCAB * 4)
-    return dataclasses.replace(
-        case,
-        options=options,
-        make=together(
-            *(
-                None if value is None else distinct_labels if name in LABELS else normal(*sizes[name])
-                for name, value in given.items()
-            )
-        ),
-    )
-
-
-def with_distinct_ids(case: Case, n_tokens: int) -> Case:
-    _, weight, _ = case.operands()
-    assert weight is not None
-    vocab = n_tokens + 9
-    rows = np.setdiff1d(np.arange(vocab), [case.options.padding_idx])
-    return dataclasses.replace(
-        case,
-        make=together(
-            lambda rng: rng.permutation(rows)[:n_tokens].astype(np.int32),
-            normal(vocab, weight.shape[1]),
-            None,
-        ),
-    )
-
-
-RUNS = [
-    *((case, "bfloat16") for case in (*CASES, WIDEST)),
-    *((case, "float32") for case in (*REPRESENTATIVES, WIDEST)),
-]
-
 
 @pytest.mark.parametrize(("case", "dtype"), RUNS, ids=[f"{case.name}-{dtype}" for case, dtype in RUNS])
 def test_launches_move_what_they_say(case: Case, dtype: str) -> None:
-    with traffic.count() as counted:
-        run(with_many_rows(case), dtype)
-    if not counted.counts:
+    counts = count(case, dtype)
+    name = f"{case.name}-{dtype}"
+    if name in HELD:
+        assert SECTION.complaints({name: figures(case, dtype, counts)}, [name]) == []
+    if not counts:
         assert any(value is not None and value.size == 0 for value in case.operands()), "nothing was launched"
-    for count in counted.counts:
-        launch = count.launch
+    for of_launch in counts:
+        launch = of_launch.launch
         if launch.name in UNTIL_DONE:
-            assert launch.traffic <= count.moved <= 3 * launch.traffic, launch.name
+            assert launch.traffic <= of_launch.moved <= 3 * launch.traffic, launch.name
         else:
-            assert count.moved == pytest.approx(launch.traffic, rel=0.05), launch.name
+            assert of_launch.moved == pytest.approx(launch.traffic, rel=0.05), launch.name
         assert launch.traffic >= launch.bytes
         if launch.name not in STREAMED_TWICE:
             assert launch.traffic == launch.bytes, launch.name
@@ -130,9 +62,7 @@ def test_the_exceptions_are_needed() -> None:
         "jsd-logits-tokens",
     )
     for case in (*(c for c in CASES if c.name in names), WIDEST):
-        with traffic.count() as counted:
-            run(with_many_rows(case), "float32")
-        twice |= {c.launch.name for c in counted.counts if c.launch.traffic > c.launch.bytes}
+        twice |= {c.launch.name for c in count(case, "float32") if c.launch.traffic > c.launch.bytes}
     assert twice == STREAMED_TWICE
 
 
