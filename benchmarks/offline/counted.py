@@ -1,7 +1,7 @@
 """Bytes that small calls move forward and backward, counted in Triton's interpreter, over the formula's least.
 
-The cases are those of tests/interpreter/test_traffic.py, one for every form of every op, in float32. Matrix products are
-not counted.
+The cases are those of tests/interpreter/test_traffic.py, one for every form of every op, in float32. Products of
+matrices are not counted.
 """
 
 from __future__ import annotations
