@@ -45,13 +45,15 @@ def few_rows(entry: Entry, operands: Operands) -> Operands:
 
 
 def results(function: Function, operands: Operands) -> list[torch.Tensor]:
-    """Outputs and gradients, for cotangents that depend on the outputs' shapes alone."""
+    """Outputs and gradients, for cotangents that depend on the outputs' shapes alone and that every dtype holds."""
     wanted = [t for t in operands if t is not None and t.requires_grad]
     if not wanted:
         return tensors_of(function(*operands))
     outputs = outputs_of(function(*operands))
     generator = torch.Generator(outputs[0].device).manual_seed(0)
-    incoming = [torch.randn(o.shape, generator=generator, device=o.device).to(o.dtype) for o in outputs]
+    incoming = [
+        torch.randn(o.shape, generator=generator, device=o.device).bfloat16().to(o.dtype) for o in outputs
+    ]
     return [*outputs, *torch.autograd.grad(outputs, wanted, incoming)]
 
 

@@ -47,7 +47,7 @@ class Peak:
         entry: op and size.
         provider: the implementation.
         peak_mb: allocated at most, beyond the operands.
-        reserved_mb: what torch's allocator asked the driver for, likewise.
+        reserved_mb: what torch's allocator holds of the driver's at most, likewise.
         planned_mb: the peak on shapes alone; None of what cannot run on them.
         note: why it was not measured.
     """
@@ -91,10 +91,10 @@ def measured(entry: Entry, function: Function) -> tuple[float, float]:
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    before = torch.cuda.memory_allocated()
     kept = step(function, operands)
     torch.cuda.synchronize()
-    peaks = torch.cuda.max_memory_allocated() - allocated, torch.cuda.max_memory_reserved() - reserved
+    peaks = torch.cuda.max_memory_allocated() - before, torch.cuda.max_memory_reserved() - before
     del kept
     return peaks[0] / 1e6, peaks[1] / 1e6
 

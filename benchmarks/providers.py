@@ -59,7 +59,7 @@ PROVIDERS = {
         Provider(COMPILED, "torch", "the plain formula under torch.compile"),
         Provider(FUSED, "torch.nn.functional", "PyTorch's own fused function"),
         Provider(LIGER, "liger_kernel.transformers.functional", "LinkedIn's Triton kernels, as by default"),
-        Provider("quack", "quack", "kernels in CuTe's language, for Hopper and newer"),
+        Provider("quack", "quack.cross_entropy", "kernels in CuTe's language, for Hopper and newer"),
         Provider(
             "cut-cross-entropy", "cut_cross_entropy", "Apple's cross entropy in blocks of the vocabulary"
         ),
@@ -80,7 +80,7 @@ def absent(names: Iterable[str]) -> dict[str, str]:
 
 
 def peer(provider: str, path: str) -> Function:
-    """The function at `path`, imported when it is first called.
+    """The function at `path` (MODULE.NAME, or MODULE:NAME), imported when it is first called.
 
     The call raises Absent where the provider, or this function of it, is not there.
     """

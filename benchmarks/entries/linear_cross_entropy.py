@@ -26,7 +26,8 @@ def _torch_fused(x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, *_: None) ->
 
 def _peers(n: int) -> dict[str, Function]:
     theirs = liger("liger_fused_linear_cross_entropy")
-    cce = peer("cut-cross-entropy", "cut_cross_entropy.linear_cross_entropy")
+    # Its package has a function and a module of this name.
+    cce = peer("cut-cross-entropy", "cut_cross_entropy.linear_cross_entropy:linear_cross_entropy")
     trl = peer("trl", "trl.kernels.chunked_logprob.ChunkedLogProbFunction.apply")
     quack = peer("quack", "quack.linear_cross_entropy.chunked_linear_cross_entropy")
 
