@@ -29,9 +29,9 @@ class Entry:
         options: its options.
         operands: draws the operands in the op's order, on torch's default device, those to differentiate with
             requires_grad. See `draw`.
-        function: the public function of the operands. peers: other implementations by name, of the same operands: those
-        of `benchmarks.providers`, and variants of ours as
-            "ours: VARIANT".
+        function: the public function of the operands.
+        peers: other implementations by name, of the same operands: those of `benchmarks.providers`, and variants of
+            ours as "ours: VARIANT".
         products: the vendor's matrix products that the op cannot do without, as a function of the operands. The op is
             then compared with their time, and with a copy of the least bytes otherwise.
         step: measure forward and backward pass as one, as of a loss, and not one by one.

@@ -116,6 +116,8 @@ def _failed(entry: Entry, name: str, failure: Exception) -> Row:
 
 def measured(entry: Entry, copy: Copy, monitor: Monitor, gone: Iterable[str] = ()) -> Iterator[Row]:
     """The rows of one entry; providers in `gone` are not there at all."""
+    # Code that entries share would soon be compiled for more sizes than torch.compile allows, and then run eagerly.
+    torch.compiler.reset()
     sets = operand_sets(entry)
     least = dict(zip(PASSES, entry.bytes(sets[0]), strict=True))
     functions = {n: f for n, f in functions_of(entry).items() if provider_of(n) not in gone}

@@ -1,13 +1,12 @@
 """Time on the device and by the wall clock, of several candidates in turn.
 
 Candidates take turns, so that a clock that drifts hits them all. Each call takes the next one of several sets of
-operands, together larger than the cache.
+operands, together larger than the cache, and never the set that the candidate before has just read.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -17,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.nvml import Monitor, Reading, middle
 from benchmarks.rows import Spread
+from benchmarks.turns import staggered
 
 Calls = Sequence[Callable[[], object]]
 """The same call of different operands."""
@@ -71,7 +71,7 @@ def samples_of(call_us: float) -> int:
 
 def device_times(candidates: Mapping[str, Calls], samples: Mapping[str, int]) -> dict[str, list[float]]:
     """Microseconds on the device of each call, found by the profiler."""
-    turns = {name: itertools.cycle(calls) for name, calls in candidates.items()}
+    turns = staggered(candidates)
     order = [name for i in range(max(samples.values())) for name in candidates if i < samples[name]]
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         torch.cuda._sleep(1)
@@ -105,7 +105,7 @@ def measure(candidates: Mapping[str, Calls], monitor: Monitor) -> dict[str, Time
     samples = {name: samples_of(us) for name, us in around.items()}
     wall: dict[str, list[float]] = {name: [] for name in candidates}
     readings: dict[str, list[Reading]] = {name: [] for name in candidates}
-    turns = {name: itertools.cycle(calls) for name, calls in candidates.items()}
+    turns = staggered(candidates)
     for i in range(SAMPLES):
         for name, n in blocks.items():
             if i >= samples[name]:

@@ -27,6 +27,7 @@ from benchmarks.entries import entries, linear_cross_entropy, linear_jsd, logpro
 from benchmarks.entry import Entry
 from benchmarks.groups import GROUPS
 from benchmarks.rows import Row, Run, Spread, keep, load, rows_of, save
+from benchmarks.turns import staggered
 
 sys.path.pop()
 
@@ -212,6 +213,13 @@ def test_a_function_that_a_version_has_not_is_absent() -> None:
 def test_kernels_that_overlap_count_once() -> None:
     assert timing.busy([(0, 10), (5, 12), (20, 21), (20, 25)]) == 17
     assert timing.busy([]) == 0
+
+
+def test_candidates_in_turn_take_different_operands() -> None:
+    """What one has just read is in the cache for the next, which must not ask for it."""
+    turns = staggered({"ours": (0, 1, 2), "peer": (0, 1, 2), "copy": (0,)})
+    rounds = [[next(turns[name]) for name in turns] for _ in range(4)]
+    assert rounds == [[0, 1, 0], [1, 2, 0], [2, 0, 0], [0, 1, 0]]
 
 
 def test_slow_calls_are_sampled_less() -> None:
