@@ -38,7 +38,14 @@ COMMANDS = {
         gpu=False,
     ),
     "run": Command("time a group of ops beside their peers", parts=tuple((group,) for group in GROUPS)),
-    "memory": Command("peak memory of an op and its peers, each in a fresh process"),
+    "memory": Command(
+        "peak memory of an op and its peers, each in a fresh process",
+        parts=(
+            ("linear_cross_entropy",),
+            ("linear_logprobs", "linear_jsd"),
+            ("dpo", "grpo", "cross_entropy 4096x"),
+        ),
+    ),
     "models": Command("train whole models beside their peers", parts=PARTS),
     "report": Command("tables and plots of the rows that are kept", gpu=False),
     "all": Command("every command that measures, then the report", parts=()),

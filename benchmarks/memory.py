@@ -11,7 +11,6 @@ import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
-import datetime
 import gc
 import json
 import math
@@ -19,7 +18,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from benchmarks import gate
 from benchmarks.entries import entries
 from benchmarks.entry import Entry, Operands
 from benchmarks.providers import EAGER, PROVIDERS, Absent, Function, absent, provider_of
-from benchmarks.rows import RESULTS, folder_of, source_digest, versions
+from benchmarks.rows import RESULTS, Run, folder_of, keep, load, rows_of
 from benchmarks.run import functions_of
 
 SECONDS = 240.0
@@ -58,6 +57,16 @@ class Peak:
     reserved_mb: float | None = None
     planned_mb: float | None = None
     note: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What is measured anew."""
+        return self.entry, self.provider
+
+
+def read_peak(values: dict[str, Any]) -> Peak:
+    """A row of what JSON holds."""
+    return Peak(**values)
 
 
 def step(function: Function, operands: Operands) -> object:
@@ -99,10 +108,10 @@ def measured(entry: Entry, function: Function) -> tuple[float, float]:
     return peaks[0] / 1e6, peaks[1] / 1e6
 
 
-def chosen(words: Sequence[str]) -> Iterator[Entry]:
-    """The entries whose memory matters, or those named."""
+def chosen(words: Sequence[str], every: bool = False) -> Iterator[Entry]:
+    """The entries whose memory matters, or every one, of those with one of the words."""
     for entry in entries(words=words):
-        if words or entry.memory:
+        if every or entry.memory:
             yield entry
 
 
@@ -162,21 +171,22 @@ def show(peak: Peak) -> str:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Which entries, and where to."""
-    parser.add_argument("words", nargs="*", metavar="WORD", help="entries whose name contains one of these")
+    parser.add_argument(
+        "words", nargs="*", metavar="WORD", help="only entries with one of these in their name"
+    )
+    parser.add_argument("--every", action="store_true", help="also entries of ops that hold nothing large")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results, with one per device")
     parser.add_argument("--resume", action="store_true", help="leave out what was measured from this source")
     parser.add_argument("--of", nargs=2, metavar=("ENTRY", "PROVIDER"), help=argparse.SUPPRESS)
 
 
-def plan(words: Sequence[str]) -> dict[tuple[str, str], Peak]:
+def plan(found: Iterable[Entry]) -> Iterator[Peak]:
     """What is planned of every implementation, absent ones included."""
-    found = {}
-    for entry in chosen(words):
+    for entry in found:
         for name, function in functions_of(entry).items():
             # A peer's kernels do not run on shapes, and what an op of torch's own allocates inside is not seen.
             mb = planned(entry, function) if provider_of(name) in ("ours", EAGER) else None
-            found[entry.name, name] = Peak(entry.name, name, planned_mb=mb and round(mb, 1))
-    return found
+            yield Peak(entry.name, name, planned_mb=mb and round(mb, 1))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -184,62 +194,54 @@ def run(options: argparse.Namespace) -> int:
     if options.of:
         print(json.dumps(_of(*options.of)))
         return 0
-    peaks = plan(options.words)
+    found = list(chosen(options.words, options.every))
     print(f"{'MB beyond the operands':121s} {'peak':>9s} {'reserved':>9s} {'planned':>9s}")
+    peaks = list(plan(found))
     if not torch.cuda.is_available():
-        print("\n".join(map(show, peaks.values())))
+        print("\n".join(map(show, peaks)))
         return 0
     device = torch.cuda.get_device_name()
     path = options.output / folder_of(device) / "memory.json"
+    kept = load(path, read_peak)
+    done = {p.key for run in kept if options.resume and run.is_current for p in run.rows}
     gone = absent(PROVIDERS)
-    head = {
-        "device": device,
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
-        "versions": versions(),
-        "source": source_digest(),
-        "absent": gone,
-    }
-    kept = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    same = all(kept.get(name) == head[name] for name in ("source", "versions"))
-    rows = {(r["entry"], r["provider"]): Peak(**r) for r in kept["rows"]}
-    wanted = [
-        peak
-        for key, peak in peaks.items()
-        if provider_of(peak.provider) not in gone and not (options.resume and same and key in rows)
-    ]
-    operands_mb = {
-        e.name: sum(math.prod(t.shape) * t.element_size() for t in e.draw("meta") if t is not None) / 1e6
-        for e in chosen(options.words)
-    }
-    most = {e: max(p.planned_mb or 0.0 for p in peaks.values() if p.entry == e) for e in operands_mb}
+    wanted = [p for p in peaks if provider_of(p.provider) not in gone and p.key not in done]
+    rows: list[Peak] = []
+    for peak in in_processes(found, peaks, wanted):
+        print(show(peak), flush=True)
+        rows.append(peak)
+        rows.sort(key=wanted_order(wanted))
+        keep(path, Run.now(device, None, rows, absent=gone), kept)
+    print(f"{len(rows)} rows in {path}")
+    return int(any(p.peak_mb is None for p in rows if p.provider == "ours"))
+
+
+def wanted_order(wanted: Sequence[Peak]) -> Callable[[Peak], int]:
+    """The place of a row among those that were asked for."""
+    order = {peak.key: i for i, peak in enumerate(wanted)}
+    return lambda peak: order[peak.key]
+
+
+def in_processes(found: Sequence[Entry], peaks: Sequence[Peak], wanted: Sequence[Peak]) -> Iterator[Peak]:
+    """What is wanted, as it is measured, as many at a time as have room."""
+    operands = {e.name: sum(nbytes(t) for t in e.draw("meta") if t is not None) / 1e6 for e in found}
+    most = {e.name: max(p.planned_mb or 0.0 for p in peaks if p.entry == e.name) for e in found}
     room = Room(0.85 * torch.cuda.mem_get_info()[0] / 1e6)
-    workers = max(1, min(8, (os.cpu_count() or 2) // 2))
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        # A context takes half a GB; peers that cannot be planned take no more than torch eager's does.
+    with concurrent.futures.ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 2) // 2))) as pool:
+        # A context takes half a GB; peers that cannot be planned take no more than torch eager does.
         pending = {
             pool.submit(
-                in_process, p.entry, p.provider, room, 600 + operands_mb[p.entry] + 1.3 * most[p.entry]
+                in_process, p.entry, p.provider, room, 600 + operands[p.entry] + 1.3 * most[p.entry]
             ): p
             for p in wanted
         }
         for done in concurrent.futures.as_completed(pending):
-            peak = dataclasses.replace(pending[done], **done.result())
-            rows[peak.entry, peak.provider] = peak
-            print(show(peak), flush=True)
-            ordered = [rows[key] for key in peaks if key in rows] + [
-                row for key, row in rows.items() if key not in peaks
-            ]
-            _save(path, head, ordered)
-    print(f"{len(wanted)} rows in {path}")
-    return int(any(rows[p.entry, p.provider].peak_mb is None for p in wanted if p.provider == "ours"))
+            yield dataclasses.replace(pending[done], **done.result())
 
 
-def _save(path: Path, head: dict[str, Any], rows: Sequence[Peak]) -> None:
-    lines = ",\n".join("    " + json.dumps(dataclasses.asdict(row)) for row in rows)
-    text = json.dumps(head, indent=2).removesuffix("\n}") + ',\n  "rows": [\n' + lines + "\n  ]\n}\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+def nbytes(t: torch.Tensor) -> int:
+    """Of a tensor that may have no memory."""
+    return math.prod(t.shape) * t.element_size()
 
 
 HEAD = """MB beyond the operands of one step, outputs and gradients included: allocated by tensors, reserved by torch's
@@ -249,19 +251,20 @@ allocator, and planned without a GPU. Each implementation ran in a process of it
 
 def page(path: Path) -> str:
     """The report's page."""
-    found = json.loads(path.read_text())
-    versions_of = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    lines = [
-        "# Peak memory",
-        "",
-        f"Device: {found['device']}; {found['date']}; `{found['command']}`; {versions_of}; source {found['source']}.",
-        *HEAD.splitlines(),
-        *(f"- Absent: {name}, {reason}." for name, reason in found["absent"].items()),
+    runs = load(path, read_peak)
+    lines = ["# Peak memory", "", f"Device: {runs[-1].device}. {HEAD}"]
+    for run in runs:
+        versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+        lines.append(
+            f"- {len(run.rows)} rows of {run.date}: `{run.command}`; {versions}; source {run.source}."
+        )
+        lines += [f"- Absent: {name}, {reason}." for name, reason in run.absent.items()]
+    lines += [
         "",
         "| op | implementation | peak | reserved | planned | peak over planned | |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in (Peak(**r) for r in found["rows"]):
+    for row in rows_of(runs):
         ratio = f"{row.peak_mb / row.planned_mb:.2f}" if row.peak_mb and row.planned_mb else ""
         cells = ("" if mb is None else f"{mb:.0f}" for mb in (row.peak_mb, row.reserved_mb, row.planned_mb))
         lines.append(f"| {row.entry} | {row.provider} | {' | '.join(cells)} | {ratio} | {row.note} |")

@@ -106,9 +106,9 @@ def about(run: Run) -> str:
     """Where rows come from."""
     versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     hardware = "".join(f"; {name} {value}" for name, value in run.hardware.items())
-    before, after = run.copy_tb_s
+    copy = "a copy moved {} TB/s before and {} after; ".format(*run.copy_tb_s) if run.copy_tb_s else ""
     return (
-        f"- {len(run.rows)} rows of {run.date}: `{run.command}`; a copy moved {before} TB/s before and {after} after; "
+        f"- {len(run.rows)} rows of {run.date}: `{run.command}`; {copy}"
         f"{versions}{hardware}{f'; source {run.source}' if run.source else ''}."
     )
 

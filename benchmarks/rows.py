@@ -16,7 +16,7 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,11 @@ class Row:
         """The ceiling's time over the wall clock's."""
         return self._share(self.wall_us)
 
+    @property
+    def key(self) -> str:
+        """What is measured anew as a whole."""
+        return self.entry
+
     def _share(self, time: Spread | None) -> float | None:
         return None if time is None or self.ceiling_us is None else self.ceiling_us / time.median
 
@@ -152,8 +157,8 @@ class Run:
         date: of the day.
         command: that measured them.
         versions: of packages.
-        copy_tb_s: what a copy of 2 GB moved, before and after.
-        rows: what was measured.
+        copy_tb_s: what a copy moved, before and after; None where none was timed.
+        rows: what was measured: of `Row`, or of another dataclass with a `key`.
         source: `source_digest` of the package.
         absent: providers that could not be measured, each with the reason.
         hardware: driver, limits of power and clock.
@@ -163,14 +168,14 @@ class Run:
     date: str
     command: str
     versions: dict[str, str]
-    copy_tb_s: tuple[float, float]
-    rows: tuple[Row, ...]
+    copy_tb_s: tuple[float, float] | None
+    rows: tuple[Any, ...]
     source: str = ""
     absent: Mapping[str, str] = dataclasses.field(default_factory=dict)
     hardware: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def now(cls, device: str, copy_tb_s: tuple[float, float], rows: Iterable[Row], **more: Any) -> Run:
+    def now(cls, device: str, copy_tb_s: tuple[float, float] | None, rows: Iterable[Any], **more: Any) -> Run:
         """Of this process."""
         command = " ".join(["python -m benchmarks", *sys.argv[1:]])
         date = datetime.date.today().isoformat()
@@ -179,27 +184,35 @@ class Run:
     @property
     def drift(self) -> float:
         """By which share the copy's rate changed."""
-        before, after = self.copy_tb_s
+        before, after = self.copy_tb_s or (1.0, 1.0)
         return abs(after / before - 1)
 
-    def without(self, entries: Collection[str]) -> Run:
-        """Without the rows of these entries."""
-        return dataclasses.replace(self, rows=tuple(r for r in self.rows if r.entry not in entries))
+    @property
+    def is_current(self) -> bool:
+        """Whether it is of the source and of the packages that are here now."""
+        return self.source == source_digest() and self.versions == versions()
+
+    def without(self, keys: Collection[object]) -> Run:
+        """Without the rows of these keys."""
+        return dataclasses.replace(self, rows=tuple(r for r in self.rows if r.key not in keys))
 
 
-def _row(values: dict) -> Row:
+def read_row(values: dict[str, Any]) -> Row:
+    """A row of what JSON holds."""
     times = {n: values[n] and Spread(**values[n]) for n in ("device_us", "wall_us")}
     return Row(**(values | times))
 
 
-def load(path: Path) -> tuple[Run, ...]:
+def load(path: Path, row: Callable[[dict[str, Any]], Any] = read_row) -> tuple[Run, ...]:
     """The runs of a file, oldest first; none where there is no file."""
     if not path.exists():
         return ()
-    found = json.loads(path.read_text())["runs"]
-    return tuple(
-        Run(**(r | {"copy_tb_s": tuple(r["copy_tb_s"]), "rows": tuple(map(_row, r["rows"]))})) for r in found
-    )
+    runs = []
+    for found in json.loads(path.read_text())["runs"]:
+        copy = found["copy_tb_s"]
+        rows = tuple(map(row, found["rows"]))
+        runs.append(Run(**(found | {"copy_tb_s": copy and tuple(copy), "rows": rows})))
+    return tuple(runs)
 
 
 def save(path: Path, runs: Iterable[Run]) -> None:
@@ -220,11 +233,11 @@ def save(path: Path, runs: Iterable[Run]) -> None:
 
 
 def keep(path: Path, run: Run, before: Iterable[Run]) -> None:
-    """Write a run after those of `before`, which lose the entries that it has."""
-    entries = {row.entry for row in run.rows}
-    save(path, (*(older.without(entries) for older in before), run))
+    """Write a run after those of `before`, which lose what it has measured anew."""
+    keys = {row.key for row in run.rows}
+    save(path, (*(older.without(keys) for older in before), run))
 
 
-def rows_of(runs: Iterable[Run]) -> list[Row]:
+def rows_of(runs: Iterable[Run]) -> list[Any]:
     """All rows."""
     return [row for run in runs for row in run.rows]

@@ -24,7 +24,7 @@ from benchmarks.entry import BACKWARD, BOTH, FORWARD, PASSES, Entry, Operands
 from benchmarks.groups import GROUPS
 from benchmarks.nvml import Monitor
 from benchmarks.providers import COMPILED, EAGER, PROVIDERS, Absent, Function, absent, provider_of
-from benchmarks.rows import RESULTS, Row, Run, folder_of, keep, load, source_digest, versions
+from benchmarks.rows import RESULTS, Row, Run, folder_of, keep, load
 from benchmarks.timing import Calls, Copy, Times, measure
 
 CACHES = 3
@@ -242,11 +242,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--warm", nargs=2, type=int, metavar=("I", "N"), help=argparse.SUPPRESS)
 
 
-def current(run: Run) -> bool:
-    """Whether a run is of this source and of what is installed now."""
-    return run.source == source_digest() and run.versions == versions()
-
-
 def run(options: argparse.Namespace) -> int:
     """Measure, print and save; the exit status is 1 if the copy drifted or one of ours was not timed."""
     if not torch.cuda.is_available():
@@ -271,7 +266,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _group(group: str, path: Path, options: argparse.Namespace, monitor: Monitor, copy: Copy) -> int:
     kept = load(path)
-    done = {r.entry for run in kept if options.resume and current(run) for r in run.rows}
+    done = {r.entry for run in kept if options.resume and run.is_current for r in run.rows}
     chosen = [e for e in entries([group], options.word) if e.name not in done]
     if not chosen:
         print(f"{group}: nothing to measure")

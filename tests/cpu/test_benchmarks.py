@@ -270,15 +270,12 @@ def test_processes_wait_for_room() -> None:
 def test_the_page_of_memory(tmp_path: Path) -> None:
     found = [memory.Peak("op", "ours", 12.0, 14.0, 10.0), memory.Peak("op", "trl", note="failed: no")]
     path = tmp_path / "gpu" / "memory.json"
-    head = {
-        "device": "GPU",
-        "date": "",
-        "command": "",
-        "versions": {},
-        "source": "",
-        "absent": {"quack": "no"},
-    }
-    memory._save(path, head, found)
+    save(path, [Run("GPU", "", "", {}, None, tuple(found), absent={"quack": "no"})])
+    assert rows_of(load(path, memory.read_peak)) == found
+    again = memory.Peak("op", "trl", 9.0)
+    keep(path, Run("GPU", "", "", {}, None, (again,)), load(path, memory.read_peak))
+    assert rows_of(load(path, memory.read_peak)) == [found[0], again]
+    save(path, [Run("GPU", "", "", {}, None, tuple(found), absent={"quack": "no"})])
     assert "| op | ours | 12 | 14 | 10 | 1.20 |" in memory.page(path)
     assert "failed: no" in memory.page(path) and "- Absent: quack, no." in memory.page(path)
 
@@ -293,6 +290,12 @@ def test_all_has_every_group_and_ends_with_the_report() -> None:
     assert [part.words for part in everything.parts(["norms"], resume=True)] == [("run", "norms", "--resume")]
     for name in COMMANDS:
         assert importlib.util.find_spec(module_of(name)), name
+
+
+def test_every_entry_whose_memory_matters_is_in_a_part() -> None:
+    words = [word for part in COMMANDS["memory"].parts for word in part]
+    flagged = [entry.name for entry in entries() if entry.memory]
+    assert flagged and all(any(word in name for word in words) for name in flagged)
 
 
 def test_a_part_that_fails_does_not_stop_the_rest(
