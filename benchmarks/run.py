@@ -108,7 +108,7 @@ def constants_of(operands: Operands) -> Operands:
 def _failed(entry: Entry, name: str, failure: Exception) -> Row:
     note = (
         f"absent: {failure}"
-        if isinstance(failure, Absent)
+        if isinstance(failure, Absent | ImportError)  # some look for what they need when they are called
         else f"failed: {type(failure).__name__}: {' '.join(str(failure).split())[:100]}"
     )
     return Row(entry.name, name, "", note=note)

@@ -20,14 +20,16 @@ def _operands(n: int, width: int) -> Operands:
 
 
 def _plain_sparsemax(x: torch.Tensor) -> torch.Tensor:
-    """The projection onto the simplex (Martins & Astudillo, arXiv:1602.02068): max(x - tau, 0), tau from a sort."""
-    wide = x.float()
-    ordered = wide.sort(-1, descending=True).values
-    ranks = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=torch.float32)
+    """The projection onto the simplex (Martins & Astudillo, arXiv:1602.02068): max(x - tau, 0), tau from a sort.
+
+    Sums are in float64: equal 16-bit numbers at the edge of the support lie in it or not by one rounding of float32.
+    """
+    ordered = x.double().sort(-1, descending=True).values
+    ranks = torch.arange(1, x.shape[-1] + 1, device=x.device)
     sums = ordered.cumsum(-1) - 1.0
     support = (ordered * ranks > sums).sum(-1, keepdim=True)
     tau = sums.gather(-1, support - 1) / support
-    return (wide - tau).clamp(min=0.0).to(x.dtype)
+    return torch.relu(x.double() - tau).to(x.dtype)  # whose gradient at 0 is 0, unlike that of clamp
 
 
 def entries() -> Iterator[Entry]:
