@@ -47,6 +47,11 @@ COMMANDS = {
         ),
     ),
     "models": Command("train whole models beside their peers", parts=PARTS),
+    "jax": Command(
+        "time the ops on JAX beside XLA's own formulas, optax and tokamax",
+        module="benchmarks.jax_side.run",
+        parts=(("norms",), ("losses",), ("gates", "position"), ("divergences", "tables")),
+    ),
     "report": Command("tables and plots of the rows that are kept", gpu=False),
     "all": Command("every command that measures, then the report", parts=()),
 }

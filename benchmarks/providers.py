@@ -19,6 +19,8 @@ EAGER = "torch eager"
 COMPILED = "torch.compile"
 FUSED = "torch fused"
 LIGER = "liger-kernel"
+XLA = "XLA"
+TOKAMAX = "tokamax"
 
 
 class Absent(Exception):
@@ -64,6 +66,8 @@ PROVIDERS = {
             "cut-cross-entropy", "cut_cross_entropy", "Apple's cross entropy in blocks of the vocabulary"
         ),
         Provider("trl", "trl.kernels.chunked_logprob", "the chunked losses of Hugging Face's TRL"),
+        Provider("optax", "optax", "JAX's losses"),
+        Provider(TOKAMAX, "tokamax", "Google's functions for accelerators on JAX, as by default"),
     )
 }
 

@@ -9,10 +9,9 @@ import torch
 
 from benchmarks.entry import Entry, Operands, draw
 from benchmarks.providers import EAGER, LIGER, liger, peer
+from benchmarks.sizes import SIZES
 from liger_torch import functional as f
 from liger_triton import softmax
-
-SIZES = ((262_144, 128), (16_384, 4096), (2048, 128_256))
 
 
 def _operands(n: int, width: int) -> Operands:
@@ -20,24 +19,21 @@ def _operands(n: int, width: int) -> Operands:
 
 
 def _plain_sparsemax(x: torch.Tensor) -> torch.Tensor:
-    """The projection onto the simplex (Martins & Astudillo, arXiv:1602.02068): max(x - tau, 0), tau by a sort.
-
-    Sums are in float64: equal 16-bit numbers at the edge of the support lie in it or not by one rounding of float32.
-    """
-    ordered = x.double().sort(-1, descending=True).values
-    ranks = torch.arange(1, x.shape[-1] + 1, device=x.device)
+    """The projection onto the simplex (Martins & Astudillo, arXiv:1602.02068): max(x - tau, 0), tau from a sort."""
+    wide = x.float()
+    ordered = wide.sort(-1, descending=True).values
+    ranks = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=torch.float32)
     sums = ordered.cumsum(-1) - 1.0
     support = (ordered * ranks > sums).sum(-1, keepdim=True)
     tau = sums.gather(-1, support - 1) / support
-    inside = x.double() >= ordered.gather(-1, support - 1)
-    return torch.where(inside, x.double() - tau, 0.0).to(x.dtype)
+    return (wide - tau).clamp(min=0.0).to(x.dtype)
 
 
 def entries() -> Iterator[Entry]:
     """Rows of a router, of attention scores and of a vocabulary."""
     liger_softmax, liger_sparsemax = liger("liger_softmax"), liger("liger_sparsemax")
     quack = peer("quack", "quack.softmax.softmax")
-    for n, width in SIZES:
+    for n, width in SIZES.softmax:
         yield Entry(
             f"softmax {n}x{width}",
             softmax.SOFTMAX,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from benchmarks.entry import BOTH, Entry, Operands, draw
 from benchmarks.providers import EAGER, FUSED, LIGER, liger
+from benchmarks.sizes import SIZES
 from liger_torch import functional as f
 from liger_triton import divergence
 
@@ -73,7 +74,7 @@ def entries() -> Iterator[Entry]:
     batch: dict[str, Any] = {"reduction": "batchmean"}
     logits: dict[str, Any] = {"student_space": divergence.LOGITS, "teacher_space": divergence.LOGITS}
     probs: dict[str, Any] = {"student_space": divergence.PROBS, "teacher_space": divergence.PROBS}
-    for n, v in ((8192, 128_256), (16_384, 32_000)):
+    for n, v in SIZES.divergences:
         ahead = TWICE if v == 128_256 else {}
         yield Entry(
             f"kl_div {n}x{v}",

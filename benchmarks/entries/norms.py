@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from benchmarks.entry import BACKWARD, FORWARD, Entry, Operands, draw
 from benchmarks.providers import EAGER, FUSED, LIGER, liger, peer
+from benchmarks.sizes import SIZES
 from liger_torch import functional as f
 from liger_triton import group_norm, layer_norm, rms_norm
 
-SIZES = ((8192, 4096), (8192, 8192), (65_536, 1024), (262_144, 128))
 EPS = 1e-6
 
 NORM = {FORWARD: 0.93, BACKWARD: 0.85}
@@ -81,7 +81,7 @@ def entries() -> Iterator[Entry]:
     liger_rms, liger_add = liger("liger_rms_norm"), liger("liger_fused_add_rms_norm")
     liger_layer, liger_group = liger("liger_layer_norm"), liger("liger_group_norm")
     quack = peer("quack", "quack.rmsnorm.rmsnorm")
-    for n, h in SIZES:
+    for n, h in SIZES.norms:
         yield Entry(
             f"rms_norm {n}x{h}",
             rms_norm.RMS_NORM,

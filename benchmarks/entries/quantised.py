@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.entry import Entry, Operands
 from benchmarks.providers import EAGER, LIGER, peer
+from benchmarks.sizes import SIZES
 from liger.reference import int2_matmul as reference
 from liger_torch import experimental
 from liger_triton import int2_matmul
@@ -32,7 +33,7 @@ def _unpacked_first(a: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
 
 def entries() -> Iterator[Entry]:
     """Projections of Llama-3-8B; for few rows it is memory that counts, for many the product."""
-    for m, k, n in ((1, 4096, 14_336), (16, 4096, 14_336), (64, 14_336, 4096), (8192, 4096, 14_336)):
+    for m, k, n in SIZES.int2_matmul:
         peers = {LIGER: peer(LIGER, "liger_kernel.ops.experimental.mm_int8int2.matmul")}
         if m > 16:  # what torch._int_mm takes
             peers[EAGER] = _unpacked_first

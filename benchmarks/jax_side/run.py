@@ -1,0 +1,268 @@
+"""`python -m benchmarks jax`: every op of the JAX frontend beside XLA's own formulas, optax and tokamax."""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.jax_side import gate
+from benchmarks.jax_side.entries import FAMILIES, entries
+from benchmarks.jax_side.entry import OURS, PLAIN, Entry, Operands, Specs, cotangents_for, outputs_of
+from benchmarks.jax_side.programs import BACKWARD, BOTH, FORWARD, RESIDUALS, Program, compiled, lowered
+from benchmarks.jax_side.timing import Call, Time, copy_rate, measure
+from benchmarks.providers import Absent, absent
+from benchmarks.rows import RESULTS, Row, Run, folder_of, keep, load
+
+CACHE = 64 << 20
+"""At least the L2 cache of the GPUs that are measured; XLA does not tell it."""
+
+CACHES = 3
+"""Operands of all calls together are at least so many times the cache."""
+
+GATE = "gate"
+PRODUCTS = "products"
+
+
+@dataclasses.dataclass
+class Prepared:
+    """An entry whose programs are being compiled.
+
+    Attributes:
+        entry: the entry.
+        specs: its operands' shapes.
+        incoming: its cotangents' shapes.
+        programs: by provider and pass.
+        failed: what went wrong, by provider.
+    """
+
+    entry: Entry
+    specs: Specs
+    incoming: tuple[Any, ...]
+    programs: dict[tuple[str, str], concurrent.futures.Future[Program]]
+    failed: dict[str, str]
+
+
+def _said(failure: Exception) -> str:
+    return f"failed: {type(failure).__name__}: {' '.join(str(failure).split())[:160]}"
+
+
+def prepare(entry: Entry, pool: concurrent.futures.Executor) -> Prepared:
+    """Lower every program of an entry, and have it compiled."""
+    specs = entry.specs()
+    outputs = outputs_of(jax.eval_shape(entry.plain, *specs))
+    incoming = jax.eval_shape(lambda: cotangents_for(outputs))
+    few = jax.eval_shape(lambda operands: gate.few_rows(entry, operands), specs)
+    few_incoming = jax.eval_shape(lambda: gate.cotangents(entry, few))
+    prepared = Prepared(entry, specs, incoming, {}, {})
+    for provider, function in entry.providers().items():
+        try:
+            checked = dataclasses.replace(entry, step=True)
+            found = lowered(entry, function, specs, incoming)
+            found[GATE] = lowered(checked, function, few, few_incoming)[BOTH]
+        except Absent:  # the run tells of it
+            continue
+        except Exception as failure:  # it is a result, and no reason to lose the others
+            prepared.failed[provider] = _said(failure)
+            continue
+        for which, program in found.items():
+            tune = which not in (GATE, RESIDUALS)
+            prepared.programs[provider, which] = pool.submit(compiled, program, tune)
+    return prepared
+
+
+def operand_sets(entry: Entry) -> list[Operands]:
+    """Several draws of the operands, until a call finds nothing of its own in the cache."""
+    sets = [entry.operands(0)]
+    size = sum(a.nbytes for a in sets[0] if a is not None)
+    while len(sets) * size < CACHES * CACHE and len(sets) < 32:
+        sets.append(entry.operands(len(sets)))
+    return sets
+
+
+def errors(prepared: Prepared, operands: Operands) -> dict[str, float]:
+    """Of every provider, on a few tokens."""
+    entry = prepared.entry
+    few = gate.few_rows(entry, operands)
+    incoming = gate.cotangents(entry, few)
+    with jax.enable_x64(True):
+        wanted = gate.exact(entry, few, incoming)
+    found = {}
+    for (provider, which), program in prepared.programs.items():
+        if which == GATE:
+            try:
+                found[provider] = gate.error(program.result().call(few, incoming), wanted)
+            except Exception as failure:
+                prepared.failed[provider] = _said(failure)
+    return found
+
+
+def candidates(prepared: Prepared, provider: str, sets: list[Operands]) -> dict[str, list[Call]]:
+    """The calls of each pass of a provider."""
+
+    def program(which: str) -> Any:
+        return prepared.programs[provider, which].result().call
+
+    incoming = cotangents_for(prepared.incoming)
+    found: dict[str, list[Call]] = {}
+    for which in (FORWARD, BOTH):
+        if (provider, which) in prepared.programs:
+            call = program(which)
+            found[which] = [lambda call=call, o=o: call(o, incoming) for o in sets]  # type: ignore[misc]
+    if (provider, BACKWARD) in prepared.programs:
+        kept = [jax.tree.leaves(program(RESIDUALS)(o)[1]) for o in sets]
+        found[BACKWARD] = [lambda k=k: program(BACKWARD)(k, incoming) for k in kept]  # type: ignore[misc]
+    return found
+
+
+def _products(entry: Entry, sets: list[Operands]) -> list[Call]:
+    assert entry.products is not None
+    function, arguments = entry.products(*sets[0])
+    call = jax.jit(function).lower(*arguments).compile()
+    return [lambda: call(*arguments)]
+
+
+def measured(prepared: Prepared, rate: float) -> Iterator[Row]:
+    """The rows of one entry; their ceilings are those of a copy at this rate, or of its products."""
+    entry = prepared.entry
+    sets = operand_sets(entry)
+    floating = (s.dtype for s in prepared.specs if s is not None and jnp.issubdtype(s.dtype, jnp.floating))
+    dtype = next(floating, jnp.int8)
+    found = errors(prepared, sets[0])
+    limit = gate.limit(found.get(PLAIN), dtype)
+    calls: dict[str, dict[str, list[Call]]] = {}
+    for provider, error in found.items():
+        if error > limit:
+            yield Row(entry.name, provider, "", error=error, note="not timed: its error is out of line")
+            continue
+        try:
+            calls[provider] = candidates(prepared, provider, sets)
+        except Exception as failure:
+            prepared.failed[provider] = _said(failure)
+    for provider, said in prepared.failed.items():
+        yield Row(entry.name, provider, "", note=said)
+        calls.pop(provider, None)
+    least = dict(zip((FORWARD, BACKWARD, BOTH), entry.bytes(), strict=True))
+    for which in (FORWARD, BACKWARD, BOTH):
+        turns = {provider: passes[which] for provider, passes in calls.items() if which in passes}
+        if not turns:
+            continue
+        if entry.products is not None:
+            turns[PRODUCTS] = _products(entry, sets)
+        times = measure(turns)
+        of, ceiling = "copy", least[which] / rate
+        if entry.products is not None:
+            products = times.pop(PRODUCTS)
+            of, ceiling = "products", (products.device or products.wall).median
+        for provider, found_time in times.items():
+            program = prepared.programs[provider, which].result()
+            yield Row(
+                entry.name,
+                provider,
+                which,
+                found_time.device or found_time.wall,
+                found_time.wall,
+                of,
+                ceiling,
+                found[provider],
+                program.peak_mb,
+                _note(found_time, program),
+            )
+
+
+def _note(found: Time, program: Program) -> str:
+    note = f"{found.kernels or program.kernels} kernels, {program.temporary_mb:.0f} MB of temporaries"
+    return note if found.device else f"{note}; the profiler saw nothing: both times are the wall clock's"
+
+
+def show(row: Row) -> str:
+    """One line."""
+    if row.device_us is None or row.wall_us is None:
+        error = "" if row.error is None else f" (error {row.error:.1e})"
+        return f"{row.entry:56s} {row.provider:22s} {row.note}{error}"
+    return (
+        f"{row.entry:56s} {row.provider:22s} {row.which:20s} device {row.device_us.median:9.1f} us "
+        f"{row.device_share:5.2f} of {row.of:8s} wall {row.wall_us.median:9.1f} us  error {row.error:.1e}  "
+        f"peak {row.peak_mb:6.0f} MB  {row.note}"
+    )
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Which entries, and where to."""
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="WORD",
+        help=f"only entries whose name contains one of these, or families ({', '.join(FAMILIES)})",
+    )
+    parser.add_argument("--seconds", type=float, help="begin no further entry after so many")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="compile so many programs at once; with more than one, XLA times its own choices on a busy GPU",
+    )
+    parser.add_argument("--output", type=Path, help="where the rows go; by default results/DEVICE/jax.json")
+
+
+def chosen(words: list[str]) -> list[Entry]:
+    """The entries that are asked for, in the order of the words; all without a word."""
+    found = [e for word in words for family, e in entries() if word == family or word in e.name]
+    return list({e.name: e for e in found or (e for _, e in entries())}.values())
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print and save; the exit status is 1 if the copy drifted or one of ours was not timed."""
+    started = time.monotonic()
+    if jax.default_backend() != "gpu":
+        raise SystemExit("benchmarks jax needs a GPU, and jax's plugin for it.")
+    device = jax.devices()[0].device_kind
+    path = options.output or RESULTS / folder_of(device) / "jax.json"
+    earlier = load(path)
+    before = after = copy_rate()
+    print(f"{device}: copy {before / 1e6:.2f} TB/s", flush=True)
+    rows: list[Row] = []
+
+    def save() -> Run:
+        rates = round(before / 1e6, 3), round(after / 1e6, 3)
+        run = Run.now(device, rates, rows, absent=absent(names))
+        keep(path, run, earlier)
+        return run
+
+    todo = chosen(options.words)
+    names = {provider for entry in todo for provider in entry.providers()}
+    with concurrent.futures.ThreadPoolExecutor(options.threads) as pool:
+        while todo:
+            if options.seconds and time.monotonic() - started > options.seconds:
+                print(f"left out, there was no time: {', '.join(entry.name for entry in todo)}")
+                break
+            n = max(1, options.threads // 2)
+            together, todo = todo[:n], todo[n:]
+            # Nothing is measured while something is compiled, for which XLA keeps the GPU busy.
+            batch = [prepare(entry, pool) for entry in together]
+            for prepared in batch:
+                concurrent.futures.wait(prepared.programs.values())
+            for prepared in batch:
+                for row in measured(prepared, before):
+                    print(show(row), flush=True)
+                    rows.append(row)
+                save()  # a lease of a GPU may end in between
+    after = copy_rate()
+    run = save()
+    print(f"copy again {after / 1e6:.2f} TB/s\n{len(rows)} rows in {path}")
+    for provider, reason in run.absent.items():
+        print(f"absent: {provider}: {reason}")
+    if run.drift > 0.02:
+        print("The copy drifted by more than 2 %: the figures do not compare.")
+    missing = [row for row in rows if row.provider == OURS and row.device_us is None]
+    return 1 if run.drift > 0.02 or missing else 0

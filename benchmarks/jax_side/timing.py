@@ -1,0 +1,168 @@
+"""Time on the device and by the wall clock of compiled programs, in turn.
+
+JAX has no events to time a stream with. On the device a call's time is that in which one of its kernels or copies ran,
+as the profiler (CUPTI) saw it: the union of their intervals, so that what overlaps counts once, and what the host
+needs to start them not at all. By the wall clock it is that of a block of calls queued one after the other, over their
+number: what a loop of steps would see, the host's work included where it takes longer than the device's.
+
+Candidates take turns, so that a clock that drifts hits them all, and each call takes the next one of several sets of
+operands, together larger than the cache.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from benchmarks.rows import Spread
+
+Call = Callable[[], Any]
+Calls = Sequence[Call]
+"""The same call of different operands."""
+
+SAMPLES = 30
+FEWEST = 10
+"""Samples of calls that take long."""
+LONG_US = 1e6
+"""The samples of one candidate take no longer than this, or are few."""
+BLOCK_US = 2000.0
+"""A block of calls by the wall clock takes at least this long, so that waiting for the device does not count."""
+APART_US = 1500.0
+"""The host waits so long between calls that are profiled: a gap of half of that is one between calls."""
+
+
+class Time(NamedTuple):
+    """Of one candidate; `device` is None where the profiler saw nothing, `kernels` counts what it saw of a call."""
+
+    device: Spread | None
+    wall: Spread
+    kernels: int
+
+
+Interval = tuple[float, float]
+"""Start and end of a kernel or copy, in microseconds."""
+
+
+def _device_intervals(trace: bytes) -> list[Interval]:
+    """What ran on a GPU's streams, in order of its start."""
+    data = jax.profiler.ProfileData.from_serialized_xspace(trace)
+    found = []
+    for plane in data.planes:
+        if not plane.name.startswith("/device:GPU"):
+            continue
+        for line in plane.lines:
+            if line.name.startswith("Stream"):  # other lines are derived from these
+                found += [(e.start_ns / 1e3, (e.start_ns + e.duration_ns) / 1e3) for e in line.events]
+    return sorted(found)
+
+
+def profiled(calls: Calls) -> list[Interval]:
+    """Run the calls, the device idle for a while between them."""
+    options = jax.profiler.ProfileOptions()
+    options.host_tracer_level = 0
+    options.python_tracer_level = 0
+    with tempfile.TemporaryDirectory() as folder:
+        jax.profiler.start_trace(folder, profiler_options=options)
+        try:
+            for call in calls:
+                jax.block_until_ready(call())
+                time.sleep(APART_US / 1e6)
+        finally:
+            jax.profiler.stop_trace()
+        (path,) = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
+        return _device_intervals(Path(path).read_bytes())
+
+
+def groups(intervals: Sequence[Interval], gap: float) -> list[list[Interval]]:
+    """Intervals that are apart by less than a gap, each group in order."""
+    found: list[list[Interval]] = []
+    end = float("-inf")
+    for interval in intervals:
+        if interval[0] - end > gap:
+            found.append([])
+        found[-1].append(interval)
+        end = max(end, interval[1])
+    return found
+
+
+def busy(intervals: Sequence[Interval]) -> float:
+    """Length of the union of intervals in order."""
+    total, end = 0.0, float("-inf")
+    for start, stop in intervals:
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total
+
+
+def _on_device(candidates: Mapping[str, Calls], samples: int) -> dict[str, tuple[list[float], int]]:
+    """Microseconds of each call of a candidate, and the number of kernels of one; nothing where it was not seen."""
+    turns = {name: itertools.cycle(calls) for name, calls in candidates.items()}
+    order = [name for _ in range(samples) for name in candidates]
+    seen = groups(profiled([next(turns[name]) for name in order]), APART_US / 2)
+    if not seen:
+        return {}
+    if len(seen) == len(order):
+        times = {
+            name: [busy(g) for n, g in zip(order, seen, strict=True) if n == name] for name in candidates
+        }
+        counts = {n: len(g) for n, g in zip(order, seen, strict=True)}
+        return {name: (times[name], counts[name]) for name in candidates}
+    found = {}
+    for (
+        name
+    ) in candidates:  # a call that pauses, or that was not recorded: the mean of many is all that is known
+        intervals = profiled([next(turns[name]) for _ in range(samples)])
+        if intervals:
+            found[name] = ([busy(intervals) / samples] * samples, round(len(intervals) / samples))
+    return found
+
+
+def _warm(calls: Calls) -> float:
+    """Run all of them; about how many microseconds one takes."""
+    for call in calls:
+        jax.block_until_ready(call())
+    start = time.perf_counter()
+    for call in calls:
+        jax.block_until_ready(call())
+    return (time.perf_counter() - start) / len(calls) * 1e6
+
+
+def measure(candidates: Mapping[str, Calls]) -> dict[str, Time]:
+    """For each candidate, time on the device and by the wall clock."""
+    about = {name: max(_warm(calls), 1.0) for name, calls in candidates.items()}
+    blocks = {name: max(1, int(BLOCK_US / time_of)) for name, time_of in about.items()}
+    samples = max(FEWEST, min(SAMPLES, int(LONG_US / max(about.values()))))
+    wall: dict[str, list[float]] = {name: [] for name in candidates}
+    turns = {name: itertools.cycle(calls) for name, calls in candidates.items()}
+    for _ in range(samples):
+        for name, n in blocks.items():
+            start = time.perf_counter()
+            for _ in range(n):
+                last = next(turns[name])()
+            jax.block_until_ready(last)
+            wall[name].append((time.perf_counter() - start) / n * 1e6)
+            del last
+    device = _on_device(candidates, samples)
+    return {
+        name: Time(
+            Spread.of(device[name][0]) if name in device else None,
+            Spread.of(wall[name]),
+            device[name][1] if name in device else 0,
+        )
+        for name in candidates
+    }
+
+
+def copy_rate() -> float:
+    """Bytes per microsecond that a copy of 2 GB, compiled by XLA, reads and writes."""
+    source = jax.random.normal(jax.random.key(0, impl="unsafe_rbg"), (2**30,), jax.numpy.bfloat16)
+    copy = jax.jit(jax.numpy.copy).lower(source).compile()
+    time_of = measure({"copy": [lambda: copy(source)]})["copy"]
+    return 2 * source.nbytes / (time_of.device or time_of.wall).median

@@ -1,0 +1,96 @@
+"""The benchmarks of the JAX frontend: every implementation that they time computes what the op's reference does."""
+
+from __future__ import annotations
+
+import concurrent.futures
+
+import checkout  # noqa: F401
+import jax
+import pytest
+
+from benchmarks.jax_side import gate, run, timing
+from benchmarks.jax_side.entries import entries
+from benchmarks.jax_side.entry import OURS, PLAIN, Entry, step_of
+from benchmarks.jax_side.run import chosen, prepare
+from benchmarks.providers import Absent
+from benchmarks.sizes import Sizes
+from liger_jax import implementations
+
+SMALL = Sizes(
+    norms=((64, 128),),
+    images=((2, 64, 8),),
+    groups=4,
+    rope=(64, 4, 2, 16),
+    table=32,
+    mrope=(64, 4, 2, 16),
+    sections=(2, 3, 3),
+    gate=(64, 96),
+    interleaved_gate=(64, 48),
+    relu_squared=(64, 96),
+    softmax=((64, 96),),
+    embedding=((64, 100, 32, False),),
+    int2_matmul=((8, 64, 32),),
+    losses=((64, 200),),
+    linear_losses=((64, 32, 200),),
+    policy=(64, 32, 200),
+    divergences=((64, 200),),
+    linear_divergences=((64, 32, 16, 200),),
+)
+
+
+@pytest.mark.parametrize("entry", [entry for _, entry in entries(SMALL)], ids=lambda entry: entry.name)
+def test_every_implementation_is_the_op(entry: Entry) -> None:
+    operands = entry.operands()
+    incoming = gate.cotangents(entry, operands)
+    with jax.enable_x64(True):
+        wanted = gate.exact(entry, operands, incoming)
+    errors = {}
+    for provider, function in entry.providers().items():
+        try:
+            found = jax.jit(step_of(function, entry.wanted))(operands, incoming)
+        except Absent:
+            continue
+        errors[provider] = gate.error(found, wanted)
+    assert {OURS, PLAIN} < set(errors)
+    dtype = next(a.dtype for a in operands if a is not None and a.dtype != "int32")
+    assert all(error <= gate.limit(errors[PLAIN], dtype) for error in errors.values()), errors
+
+
+def test_what_is_wrong_is_not_timed() -> None:
+    entry = next(entry for _, entry in entries(SMALL) if entry.name.startswith("rms_norm"))
+    operands = entry.operands()
+    incoming = gate.cotangents(entry, operands)
+    with jax.enable_x64(True):
+        wanted = gate.exact(entry, operands, incoming)
+    step = step_of(lambda *arrays: 1.1 * entry.function(*arrays), entry.wanted)
+    assert gate.error(step(operands, incoming), wanted) > gate.limit(None, operands[0].dtype)
+
+
+def test_entries_cover_every_op_and_have_names_of_their_own() -> None:
+    found = [entry for _, entry in entries()]
+    assert {entry.op.name for entry in found} == set(implementations.DEFAULTS)
+    assert len({entry.name for entry in found}) == len(found)
+    assert next(e.name for e in chosen(["swiglu 8192", "norms"])).startswith("swiglu 8192")
+
+
+def test_programs_of_an_entry_run() -> None:
+    entry = next(entry for _, entry in entries(SMALL) if entry.name.startswith("add_rms_norm"))
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        prepared = prepare(entry, pool)
+        rows = list(run.measured(prepared, 1e6))
+    assert not prepared.failed
+    assert {(row.provider, row.which) for row in rows} == {
+        (provider, which)
+        for provider in ("ours", "ours: xla", "XLA")
+        for which in ("forward", "backward", "forward and backward")
+    }
+    by_pass = {row.which: row for row in rows if row.provider == "XLA"}
+    # y and the sum; the gradients of x and of the residual are one array, XLA's are two or one
+    assert by_pass["forward"].peak_mb >= 2 * 64 * 128 * 2 / 1e6
+    assert all("wall clock" in row.note for row in rows)
+
+
+def test_calls_are_told_apart_by_their_gaps() -> None:
+    kernels = [(0.0, 2.0), (2.5, 4.0), (3.0, 6.0), (900.0, 901.0)]
+    assert [len(group) for group in timing.groups(kernels, 100.0)] == [3, 1]
+    assert timing.busy(kernels) == 2.0 + 3.5 + 1.0
