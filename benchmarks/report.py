@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,12 @@ anew. How: [benchmarks/README.md](../../benchmarks/README.md).
 """
 
 
+def name_of(path: Path) -> str:
+    """The device that a file of results is of."""
+    found = re.search(r'"device": "([^"]+)"', path.read_text())
+    return found.group(1) if found else path.parent.name
+
+
 def overview(rows: Iterable[Row], target: Path) -> bool:
     """A plot of the ops that the README shows; whether there is any."""
     shown = [(entry, which) for _, entry, which in figures.SHOWN]
@@ -251,7 +258,7 @@ def run(options: argparse.Namespace) -> int:
             (target / f"{path.stem}.md").write_text(text)
             pages.append((f"{folder}/{path.stem}.md", text.splitlines()[0].lstrip("# ")))
             print(target / f"{path.stem}.md")
-        device = every[-1].device if every else folder
+        device = name_of(paths[-1])
         picture = f"{folder}/overview.svg" if overview(rows_of(every), target / "overview") else ""
         index += index_of(device, pages, every, picture)
     (options.output / "README.md").write_text(index)
