@@ -38,6 +38,7 @@ from liger_jax.functional import (
     token_logprobs,
     total_variation,
 )
+from liger_jax.implementations import preferring
 from liger_jax.planning import planning_for
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "linear_softmax_cross_entropy",
     "map_logits",
     "planning_for",
+    "preferring",
     "qk_norm_rope",
     "relu_squared",
     "rms_norm",

@@ -2,9 +2,15 @@
 
 Both have the same gradients and keep the same little for the backward pass: "xla" is the op's reference under a
 `custom_vjp` that keeps the operands alone, where plain jnp code keeps several float32 intermediates.
+
+A call chooses by its argument `implementation`; `preferring` chooses for calls that have none, as those of layers.
 """
 
 from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator, Mapping
 
 from liger.op import Op
 from liger_jax.primitives import Specs
@@ -62,6 +68,40 @@ DEFAULTS: dict[str, str] = {
 """The better implementation of each op on a GPU, by XLA's own count of the bytes that its kernels move (H200)."""
 
 
+_preferred: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar(
+    "liger_preferred", default=DEFAULTS
+)
+
+
+@contextlib.contextmanager
+def preferring(**choices: str) -> Iterator[None]:
+    """Take other implementations than the default ones, by the name of the op (`python -m liger ops`).
+
+    Holds for functions traced inside the context. (JAX reuses a trace that it made before: use a new function.)
+
+    Raises:
+        ValueError: a name that is no op's, or another implementation than "triton" or "xla".
+
+    >>> import jax, jax.numpy as jnp, liger_jax
+    >>> with liger_jax.preferring(rms_norm="xla", swiglu="triton"):
+    ...     y = jax.jit(liger_jax.rms_norm)(jnp.ones((4, 64)), jnp.ones(64))
+    """
+    for name, choice in choices.items():
+        if name not in DEFAULTS:
+            raise ValueError(f"preferring: {name} is no op; choose of {', '.join(DEFAULTS)}.")
+        _check(name, choice)
+    token = _preferred.set({**_preferred.get(), **choices})
+    try:
+        yield
+    finally:
+        _preferred.reset(token)
+
+
+def _check(op: str, implementation: str) -> None:
+    if implementation not in (TRITON, XLA):
+        raise ValueError(f"{op}: implementation is {implementation!r}; choose None, {TRITON!r} or {XLA!r}.")
+
+
 def use_kernels(op: Op, operands: Specs, implementation: str | None) -> bool:
     """Whether to take the kernels. Without a choice, float64 operands take XLA: the kernels compute in float32."""
     double = [
@@ -70,11 +110,8 @@ def use_kernels(op: Op, operands: Specs, implementation: str | None) -> bool:
         if spec is not None and spec.dtype == "float64"
     ]
     if implementation is None:
-        return DEFAULTS[op.name] == TRITON and not double
-    if implementation not in (TRITON, XLA):
-        raise ValueError(
-            f"{op.name}: implementation is {implementation!r}; choose None, {TRITON!r} or {XLA!r}."
-        )
+        return _preferred.get()[op.name] == TRITON and not double
+    _check(op.name, implementation)
     if implementation == TRITON and double:
         raise TypeError(
             f"{op.name}: {double[0]} has dtype float64, and the kernels compute in float32; "

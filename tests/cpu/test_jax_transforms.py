@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import pytest
 from jax_cases import CASES, Case
 
 import liger_jax
+from liger_jax import implementations
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -339,3 +341,23 @@ def test_without_jit(case: Case) -> None:
     with jax.disable_jit():
         ours = jax_cases.gradients(case.ours, case, arguments, cotangent)
     close(ours, jax_cases.gradients(case.plain, case, arguments, cotangent))
+
+
+def test_another_implementation_is_preferred_by_the_name_of_the_op() -> None:
+    def kernels_of() -> set[str]:
+        jaxpr = jax.make_jaxpr(lambda x: liger_jax.swiglu(liger_jax.rms_norm(x), x))(jnp.ones((2, 8)))
+        return set(re.findall(r"call=Call\(op=Op\(name='(\w+)'", str(jaxpr)))
+
+    before = {op for op in ("rms_norm", "swiglu") if implementations.DEFAULTS[op] == "triton"}
+    assert kernels_of() == before
+    with liger_jax.preferring(rms_norm="xla"):
+        assert kernels_of() == before - {"rms_norm"}
+        with liger_jax.preferring(swiglu="triton"):
+            assert kernels_of() == {"swiglu"}
+    assert kernels_of() == before
+    for wrong, message in (
+        ({"norm": "xla"}, "norm is no op"),
+        ({"swiglu": "cuda"}, "swiglu: implementation is 'cuda'"),
+    ):
+        with pytest.raises(ValueError, match=message), liger_jax.preferring(**wrong):
+            pass
