@@ -69,7 +69,7 @@ class Entry:
         return specs
 
     def bytes(self) -> tuple[int, int, int]:
-        """Least bytes of the forward pass, the backward pass, and both as one."""
+        """Least bytes of the forward pass, the backward pass, and both as one but for the cotangents."""
         if self.moved is not None:
             return self.moved
         needs = tuple(i in self.wanted for i in range(len(self.draws)))

@@ -59,12 +59,6 @@ def _tokamax(subtract_mean: bool) -> dict[str, Function]:
     return {"tokamax": call}
 
 
-def _four(n: int, h: int) -> tuple[int, int, int]:
-    """Four matrices each way: the gradients of both summands are the same array."""
-    matrix = 2 * n * h
-    return 4 * matrix, 4 * matrix, 8 * matrix
-
-
 def entries(sizes: Sizes) -> Iterator[Entry]:
     """RMSNorm and LayerNorm, with and without a residual; GroupNorm with channels last, as Flax has it."""
     for n, h in sizes.norms:
@@ -87,7 +81,6 @@ def entries(sizes: Sizes) -> Iterator[Entry]:
             (0, 1, 2),
             liger_jax.add_rms_norm,
             _added(plain_rms_norm),
-            moved=_four(n, h),
         )
         yield Entry(
             f"layer_norm {n}x{h}",
@@ -107,7 +100,6 @@ def entries(sizes: Sizes) -> Iterator[Entry]:
             (0, 1, 2, 3),
             liger_jax.add_layer_norm,
             _added(plain_layer_norm),
-            moved=_four(n, h),
         )
     for n, c, side in sizes.images:
         yield Entry(

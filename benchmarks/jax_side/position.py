@@ -102,7 +102,8 @@ def entries(sizes: Sizes) -> Iterator[Entry]:
     )
     tokens, q_heads, k_heads, dim = sizes.mrope
     planes = normal(1, tokens, 3, dim)
-    moved = 2 * tokens * dim * (2 * (q_heads + k_heads) + 2)  # a column of one of the three tables
+    heads_bytes = 2 * tokens * dim * (q_heads + k_heads)
+    moved = 2 * heads_bytes + 4 * tokens * dim  # a column of one of the three tables, of both
     yield Entry(
         f"mrope {tokens} tokens, {q_heads}+{k_heads} heads of {dim}",
         rope.MROPE,
@@ -111,5 +112,5 @@ def entries(sizes: Sizes) -> Iterator[Entry]:
         (0, 1),
         functools.partial(_mrope, sizes.sections),
         functools.partial(_plain_mrope, sizes.sections),
-        moved=(moved, moved, 2 * moved),
+        moved=(moved, moved, moved + heads_bytes),
     )

@@ -153,6 +153,7 @@ def measured(prepared: Prepared, rate: float) -> Iterator[Row]:
         yield Row(entry.name, provider, "", note=said)
         calls.pop(provider, None)
     least = dict(zip((FORWARD, BACKWARD, BOTH), entry.bytes(), strict=True))
+    least[BOTH] += sum(c.size * c.dtype.itemsize for c in prepared.incoming)
     for which in (FORWARD, BACKWARD, BOTH):
         turns = {provider: passes[which] for provider, passes in calls.items() if which in passes}
         if not turns:
