@@ -14,27 +14,36 @@ class ValidRows:
     """Indices of the rows whose label is not ignored; their number arrives asynchronously."""
 
     def __init__(self, labels: torch.Tensor, ignore_index: int = -100) -> None:
-        flat = labels.detach().reshape(-1)
-        valid = flat != ignore_index
+        valid = labels.detach() != ignore_index
+        counts = valid.sum(-1).reshape(-1)
+        valid = valid.reshape(-1)
         # A stable sort keeps the rows in their order, so that sums over them do too.
         self._order = torch.argsort(~valid, stable=True)
         self.ignore_index = ignore_index
-        self.n_labels = flat.shape[0]
+        self.n_labels = valid.shape[0]
         self._event: torch.cuda.Event | None = None
-        count = valid.sum()
-        if flat.is_cuda:
-            self._count = torch.empty((), dtype=count.dtype, pin_memory=True)
-            self._count.copy_(count, non_blocking=True)
+        if valid.is_cuda:
+            self._counts = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
+            self._counts.copy_(counts, non_blocking=True)
             self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(flat.device))
+            self._event.record(torch.cuda.current_stream(valid.device))
         else:
-            self._count = count
+            self._counts = counts
+
+    def counts(self) -> list[int]:
+        """How many labels count in each sequence, that is, along the last axis."""
+        if self._event is not None:
+            self._event.synchronize()
+        found: list[int] = self._counts.tolist()
+        return found
+
+    def order(self) -> torch.Tensor:
+        """All rows' indices, the valid ones first, in ascending order."""
+        return self._order
 
     def index(self) -> torch.Tensor | None:
         """The valid rows' indices in ascending order, or None where every row is valid."""
-        if self._event is not None:
-            self._event.synchronize()
-        count = int(self._count)
+        count = sum(self.counts())
         return None if count == self.n_labels else self._order[:count]
 
 

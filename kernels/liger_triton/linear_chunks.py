@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Sequence
 
 from liger import check
 from liger.backend import Array, Backend
@@ -80,6 +82,22 @@ def plan(
     return Plan(max(chunk, 1), cdiv(n_rows, max(chunk, 1)), accum)
 
 
+def whole_units(units: Sequence[int], n_chunks: int) -> list[range]:
+    """Cut units of rows that must not be parted into at most `n_chunks` chunks of like size.
+
+    A unit goes where its middle falls if the rows are cut evenly. No more chunks than that: sums of weight gradients
+    are made for their number.
+    """
+    n_rows = sum(units)
+    ends = itertools.accumulate(units)
+    chunk_of = [
+        min((2 * end - size) * n_chunks // max(2 * n_rows, 1), n_chunks - 1)
+        for end, size in zip(ends, units, strict=True)
+    ]
+    firsts = [i for i in range(len(units)) if i == 0 or chunk_of[i] != chunk_of[i - 1]]
+    return [range(a, b) for a, b in itertools.pairwise((*firsts, len(units)))]
+
+
 def round_up(n: int, multiple: int) -> int:
     """The next multiple that is at least n."""
     return cdiv(n, multiple) * multiple
@@ -109,6 +127,7 @@ class LinearChunks:
         chunk_bytes: see `plan`.
         weight_grad: a buffer that the weight's gradient will be added to.
         chunk_rows: rows of a chunk, to go in step with another layer; chosen by `plan` by default.
+        bounds: where each chunk ends, for rows that must not be parted; chosen by `plan` by default.
         tail_rows: rows at the end that are a chunk of their own, in memory of their own: to be kept. Being the last
             term of the weight gradient's sum they round it once more only, however many they are.
     """
@@ -127,6 +146,7 @@ class LinearChunks:
         chunk_bytes: int | None = None,
         weight_grad: Array | None = None,
         chunk_rows: int | None = None,
+        bounds: Sequence[int] | None = None,
         tail_rows: int = 0,
     ) -> None:
         self.backend, self.weight, self.index = backend, weight, index
@@ -142,7 +162,12 @@ class LinearChunks:
         self.tail = self.n_rows - tail_rows
         self.vocab_size = weight.shape[0 if self.vh else 1]
         self.dtype = backend.dtype(weight)
-        if chunk_rows is None:
+        self.bounds = bounds
+        if bounds is not None:
+            most = max((stop - start for start, stop in self.chunks()), default=1)
+            rounds = DTYPE_BYTES[self.dtype] < 4 and len(bounds) > MAX_ROUNDED_SUMS
+            self.plan = Plan(most, len(bounds), accum_dtype or ("float32" if rounds else self.dtype))
+        elif chunk_rows is None:
             self.plan = plan(
                 self.tail,
                 self.hidden_size,
@@ -166,6 +191,8 @@ class LinearChunks:
 
     def chunks(self) -> list[tuple[int, int]]:
         """First row, and the one after the last, of each chunk."""
+        if self.bounds is not None:
+            return list(itertools.pairwise((0, *self.bounds)))
         step = self.plan.chunk_rows
         chunks = [(start, min(start + step, self.tail)) for start in range(0, self.tail, step)]
         return [*chunks, (self.tail, self.n_rows)] if self.tail < self.n_rows else chunks

@@ -2,16 +2,18 @@
 
     logits = x @ weight^T + bias,   (logp, lse, entropy) = logprobs(logits, ids)
 
-Each result has a gradient for any cotangents, which are known in the backward pass only. Three ways lead to it, in
+Each result has a gradient for any cotangents, which are known in the backward pass only. Four ways lead to it, in
 matrix products of tokens x hidden x vocabulary:
 
     recomputed    the backward pass computes the logits again, chunk by chunk: 4 products, and memory for one chunk
     kept          the forward pass keeps the logits of the last rows, as many as `keep_bytes` holds, and the backward
                   pass turns them into their gradient where they are: 3 products for these rows
+    by group      where the loss is a sum over groups of rows (pairs of answers), its gradient is known as soon as a
+                  group's log-probabilities are: 3 products, all in the forward pass, and memory for one chunk
     prepared      where the head is frozen, the gradient of x is a multiple, row by row, of that of logp, which the
                   forward pass computes: 2 products, and memory for one gradient of x
 
-and one product fewer for each frozen operand of the first two. The kernels are those of `liger_triton.logprobs`, the
+and one product fewer for each frozen operand of all but the last. The kernels are those of `liger_triton.logprobs`, the
 chunks those of `liger_triton.linear_chunks`.
 """
 
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from liger import check
 from liger.backend import Array, Backend
@@ -89,7 +91,12 @@ class _Problem(LinearChunks):
     """The operands of one call, cut into chunks."""
 
     def __init__(
-        self, backend: Backend, arrays: Mapping[str, Array | None], options: Options, needs: Needs
+        self,
+        backend: Backend,
+        arrays: Mapping[str, Array | None],
+        options: Options,
+        needs: Needs,
+        bounds: Sequence[int] | None = None,
     ) -> None:
         x, weight, ids, rows = (arrays[name] for name in ("x", "weight", "ids", "rows"))
         assert x is not None and weight is not None and ids is not None
@@ -105,6 +112,7 @@ class _Problem(LinearChunks):
             index=rows,
             accum_dtype=options.accum_dtype,
             chunk_bytes=options.chunk_bytes,
+            bounds=bounds,
             tail_rows=_kept_rows(n_rows, vocab_size, backend.dtype(weight), options, needs),
         )
         self.ids = self.per_row(ids)
@@ -187,6 +195,52 @@ def _backward(
         del dlogits
     dx, dw, db = problem.finished(sums)
     return dx, dw, None, db, None
+
+
+Cotangents = Callable[[int, Array, Array, Array], row_op.Cotangents]
+"""(number of the chunk, its rows' logp, lse, entropy) -> what the loss's gradient is with respect to these."""
+
+
+def gradients_by_group(
+    backend: Backend,
+    operands: Arrays,
+    options: Options,
+    needs: Needs,
+    bounds: Sequence[int],
+    cotangents: Cotangents,
+) -> tuple[Array | None, Array | None, Array | None]:
+    """The gradients of a loss whose rows come in groups that have nothing to do with one another.
+
+    Args:
+        backend: of the operands.
+        operands: those of the op, in its order; `rows` brings a group's rows together.
+        options: of the op; keep_bytes is 0.
+        needs: which gradients are wanted.
+        bounds: where each chunk of whole groups ends.
+        cotangents: called once for each chunk, in order.
+
+    Returns:
+        The gradients of x, weight and bias.
+    """
+    problem = _Problem(backend, dict(zip(NAMES, operands, strict=True)), options, needs, bounds)
+    sums = problem.sums()
+    for i, (start, stop) in enumerate(problem.chunks()):
+        logits = problem.logits(start, stop)
+        ids = backend.slice_rows(problem.ids, start, stop)
+        rows = row_op.forward_rows(backend, logits, ids, problem.bias, options)
+        dlogits = row_op.backward_rows(
+            backend,
+            logits,
+            ids,
+            problem.bias,
+            row_op.Statistics(rows.highest, rows.log_total, rows.mean),
+            cotangents(i, rows.logp, rows.lse, rows.entropy),
+            options,
+            in_place=True,
+        )
+        problem.add(sums, dlogits, start, stop)
+        del logits, dlogits  # views of the workspace, which is to be free when the gradients are finished
+    return problem.finished(sums)
 
 
 # --------------------------------------------------------------------------------------------------------- op

@@ -8,11 +8,11 @@ import warnings
 import torch
 
 from liger import losses
+from liger_torch.autograd import autocasting, uses_reference
+from liger_torch.chunked_loss.groups import Groups, Loss, Result, grouped, loss_by_group
 from liger_torch.functional import LogProbs, fused_linear_logprobs
 from liger_torch.valid_rows import ValidRows, valid_rows
-
-Result = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
-"""The loss, and what there is to log, without gradients."""
+from liger_triton import linear_logprobs
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,6 +62,64 @@ class Answers:
             chunk_bytes=self.budget.chunk_bytes,
             keep_logits=self.budget.keep_logits,
         )
+
+    def loss(
+        self,
+        of_tokens: Loss,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        parts: int | None,
+        temperature: float = 1.0,
+        entropy: bool = False,
+    ) -> Result:
+        """A loss of the log-probabilities under a head.
+
+        Args:
+            of_tokens: the loss, and what there is to log, of the log-probabilities of all tokens.
+            input: hidden states (answers, tokens, hidden).
+            weight: of the head (vocab, hidden).
+            bias: of the head (vocab,).
+            parts: 1 where an answer's gradient depends on that answer alone, 2 where it depends on its pair, None where
+                it depends on others.
+            temperature: divides the logits.
+            entropy: whether the loss has a gradient with respect to the entropy.
+        """
+        groups = None if parts is None else self._groups(parts, input, weight)
+        if groups is None:
+            return of_tokens(self.logprobs(input, weight, bias, temperature=temperature, entropy=entropy))
+        kind = input.device.type
+        if autocasting(kind):
+            dtype = torch.get_autocast_dtype(kind)
+            input, weight = input.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        options = linear_logprobs.Options(
+            ignore_index=self.ignore_index, temperature=temperature, chunk_bytes=self.budget.chunk_bytes
+        )
+        return loss_by_group(of_tokens, groups, options, input, weight, self.ids, bias)
+
+    def _groups(self, parts: int, input: torch.Tensor, weight: torch.Tensor) -> Groups | None:
+        """How to go through the batch group by group; None where that is not possible, or gains nothing."""
+        kind = input.device.type
+        dtype = torch.get_autocast_dtype(kind) if autocasting(kind) else weight.dtype
+        if (
+            self.budget.keep_logits != "auto"
+            or uses_reference(input)
+            or not torch.is_grad_enabled()
+            or not weight.requires_grad  # then there is a gradient to prepare, in two products
+            or dtype == torch.float16  # whose gradients are too small before the loss scale is known
+            or torch.compiler.is_compiling()
+            or self.ids.numel() == 0
+        ):
+            return None
+        if self._rows is None:
+            counts = [self.ids.shape[1]] * self.ids.shape[0]
+            order = torch.arange(self.ids.numel(), device=self.ids.device)
+        else:
+            counts, order = self._rows.counts(), self._rows.order()
+        vocab_size, hidden_size = weight.shape
+        return grouped(order, counts, parts, (vocab_size, hidden_size), dtype, self.budget.chunk_bytes)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

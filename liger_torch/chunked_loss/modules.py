@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from liger import losses
-from liger_torch.chunked_loss.common import Result
+from liger_torch.chunked_loss.groups import Result
 from liger_torch.chunked_loss.distillation import (
     UPSTREAM_CHUNK,
     liger_fused_linear_cosine,

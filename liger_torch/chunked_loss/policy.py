@@ -6,6 +6,8 @@ import torch
 
 from liger import losses
 from liger_torch.chunked_loss.common import Answers, Budget, check_unused
+from liger_torch.chunked_loss.groups import Result
+from liger_torch.functional import LogProbs
 from liger_torch.valid_rows import ValidRows
 
 IGNORED = -100
@@ -115,49 +117,52 @@ def liger_fused_linear_grpo(
     mask = attention_mask.bool()
     ids = torch.where(mask, selected_token_ids, IGNORED)
     answers = Answers(ids, IGNORED, Budget(chunk_bytes, keep_logits), valid_rows)
-    found = answers.logprobs(input, weight, bias, temperature=temperature, entropy=bool(entropy_coef))
-    if beta and ref_per_token_logps is None:
-        if not use_ref_model:
-            ref_per_token_logps = found.logp.detach()
-        elif ref_input is None or ref_weight is None:
+    if beta and ref_per_token_logps is None and use_ref_model:
+        if ref_input is None or ref_weight is None:
             raise ValueError(
                 "grpo: use_ref_model is True and neither ref_per_token_logps nor ref_input with ref_weight is given; "
                 "give one of them."
             )
-        else:
-            with torch.no_grad():
-                ref_per_token_logps = answers.logprobs(
-                    ref_input, ref_weight, ref_bias, temperature=temperature
-                ).logp
+        with torch.no_grad():
+            ref_per_token_logps = answers.logprobs(
+                ref_input, ref_weight, ref_bias, temperature=temperature
+            ).logp
     if loss_type in ("dapo", "cispo", "vespo"):
         num_items_in_batch = _items_per_process(mask, num_items_in_batch)
-    loss = losses.grpo(
-        found.logp,
-        mask,
-        advantages,
-        old_logp=old_per_token_logps,
-        ref_logp=ref_per_token_logps,
-        sampling_ratio=vllm_is_ratio,
-        entropy=found.entropy if entropy_coef else None,
-        weights=weights,
-        high_entropy=high_entropy,
-        loss_type=loss_type,
-        importance_sampling_level=importance_sampling_level,
-        beta=beta,
-        epsilon_low=epsilon_low,
-        epsilon_high=epsilon_high,
-        delta=delta,
-        entropy_coef=entropy_coef,
-        num_items=num_items_in_batch,
-        max_completion_length=max_completion_length,
-        use_bias_correction_kl=use_bias_correction_kl,
-        sapo_temperature_pos=sapo_temperature_pos,
-        sapo_temperature_neg=sapo_temperature_neg,
-        vespo_pos=(vespo_k_pos, vespo_lambda_pos),
-        vespo_neg=(vespo_k_neg, vespo_lambda_neg),
+
+    def of_tokens(found: LogProbs) -> Result:
+        loss = losses.grpo(
+            found.logp,
+            mask,
+            advantages,
+            old_logp=old_per_token_logps,
+            ref_logp=found.logp.detach() if beta and ref_per_token_logps is None else ref_per_token_logps,
+            sampling_ratio=vllm_is_ratio,
+            entropy=found.entropy if entropy_coef else None,
+            weights=weights,
+            high_entropy=high_entropy,
+            loss_type=loss_type,
+            importance_sampling_level=importance_sampling_level,
+            beta=beta,
+            epsilon_low=epsilon_low,
+            epsilon_high=epsilon_high,
+            delta=delta,
+            entropy_coef=entropy_coef,
+            num_items=num_items_in_batch,
+            max_completion_length=max_completion_length,
+            use_bias_correction_kl=use_bias_correction_kl,
+            sapo_temperature_pos=sapo_temperature_pos,
+            sapo_temperature_neg=sapo_temperature_neg,
+            vespo_pos=(vespo_k_pos, vespo_lambda_pos),
+            vespo_neg=(vespo_k_neg, vespo_lambda_neg),
+        )
+        clipped = loss.clipped_low + loss.clipped_high
+        return loss.loss, (clipped,) if loss.kl is None else (loss.kl, clipped)
+
+    loss, metrics = answers.loss(
+        of_tokens, input, weight, bias, parts=1, temperature=temperature, entropy=bool(entropy_coef)
     )
-    clipped = loss.clipped_low + loss.clipped_high
-    return loss.loss, [clipped] if loss.kl is None else [loss.kl, clipped]
+    return loss, list(metrics)
 
 
 def _items_per_process(mask: torch.Tensor, items: torch.Tensor | float | None) -> torch.Tensor | float:

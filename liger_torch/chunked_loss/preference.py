@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 
 from liger import losses
-from liger_torch.chunked_loss.common import Answers, Budget, Reference, Result, check_unused, mean_logits
+from liger_torch.chunked_loss.common import Answers, Budget, Reference, check_unused, mean_logits
+from liger_torch.chunked_loss.groups import Result
+from liger_torch.functional import LogProbs
 from liger_torch.valid_rows import ValidRows
 
 
@@ -22,21 +24,33 @@ def _preference(
     compute_nll_loss: bool,
     alpha: float = 1.0,
     nll_target: torch.Tensor | None = None,
+    separable: bool = True,
 ) -> Result:
-    """What the losses have in common: `of_pairs` makes losses and rewards of chosen and rejected log-probabilities."""
-    logp = answers.logprobs(input, weight, bias).logp
-    chosen, rejected = losses.pair_logps(logp, answers.mask, average=average_log_prob)
-    per_pair, *rest = of_pairs(chosen, rejected)
-    loss, nll = per_pair.mean(), logp.new_zeros(())
-    if compute_nll_loss:
-        likely, mask = losses.halves(logp)[0], losses.halves(answers.mask)[0]
-        if nll_target is not None:
-            others = Answers(losses.halves(nll_target)[0], answers.ignore_index, answers.budget)
-            likely, mask = others.logprobs(losses.halves(input)[0], weight, bias).logp, others.mask
-        nll = losses.negative_log_likelihood(likely, mask)
-        loss = loss + alpha * nll
-    means = (half.mean() for half in losses.halves(mean_logits(input, weight, bias)))
-    return loss, (chosen.detach(), rejected.detach(), *means, nll.detach(), *rest)
+    """What the losses have in common: `of_pairs` makes losses and rewards of chosen and rejected log-probabilities.
+
+    It is `separable` where a pair's gradient depends on that pair alone.
+    """
+    others = None
+    if compute_nll_loss and nll_target is not None:
+        others = Answers(losses.halves(nll_target)[0], answers.ignore_index, answers.budget)
+        likely = others.logprobs(losses.halves(input)[0], weight, bias).logp
+    means = [half.mean() for half in losses.halves(mean_logits(input, weight, bias))]
+
+    def of_tokens(found: LogProbs) -> Result:
+        chosen, rejected = losses.pair_logps(found.logp, answers.mask, average=average_log_prob)
+        per_pair, *rest = of_pairs(chosen, rejected)
+        loss, nll = per_pair.mean(), chosen.new_zeros(())
+        if others is not None:
+            nll = losses.negative_log_likelihood(likely, others.mask)
+        elif compute_nll_loss:
+            nll = losses.negative_log_likelihood(losses.halves(found.logp)[0], losses.halves(answers.mask)[0])
+        if compute_nll_loss:
+            loss = loss + alpha * nll
+        return loss, (chosen.detach(), rejected.detach(), *means, nll.detach(), *rest)
+
+    # The likelihood of other ids is a head of its own, with gradients of its own.
+    parts = 2 if separable and others is None else None
+    return answers.loss(of_tokens, input, weight, bias, parts=parts)
 
 
 def _pairs(
@@ -150,6 +164,7 @@ def liger_fused_linear_dpo(
         average_log_prob=average_log_prob,
         compute_nll_loss=compute_nll_loss,
         alpha=alpha,
+        separable=loss_type not in losses.SORTED_LOSSES,
     )
 
 

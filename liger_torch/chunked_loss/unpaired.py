@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 
 from liger import losses
-from liger_torch.chunked_loss.common import Answers, Budget, Reference, Result, check_unused, mean_logits
+from liger_torch.chunked_loss.common import Answers, Budget, Reference, check_unused, mean_logits
+from liger_torch.chunked_loss.groups import Result
+from liger_torch.functional import LogProbs
 from liger_torch.valid_rows import ValidRows
 
 
@@ -86,23 +88,26 @@ def liger_fused_linear_kto(
     answers = Answers(target, ignore_index, Budget(chunk_bytes, keep_logits), valid_rows)
     reference = Reference(ref_input, ref_weight, ref_bias, ref_logps)
     ref = reference.of("kto", answers, wanted=use_ref_model, average=average_log_prob)
-    logp = answers.logprobs(input, weight, bias).logp
-    logps = losses.sequence_logp(logp, answers.mask, average=average_log_prob)
-    found = losses.kto(
-        logps,
-        preference_labels,
-        ref,
-        kl=kl,
-        loss_type=loss_type,
-        beta=beta,
-        desirable_weight=desirable_weight,
-        undesirable_weight=undesirable_weight,
-    )
     logits = mean_logits(input, weight, bias) * (input.shape[1] * weight.shape[0])
-    with torch.no_grad():
-        sums = [
-            torch.where(chosen, values, 0).sum()
-            for values in (logps, logits, found.rewards)
-            for chosen in (preference_labels, ~preference_labels)
-        ]
-    return found.loss.mean(), tuple(sums)
+
+    def of_tokens(all_tokens: LogProbs) -> Result:
+        logps = losses.sequence_logp(all_tokens.logp, answers.mask, average=average_log_prob)
+        found = losses.kto(
+            logps,
+            preference_labels,
+            ref,
+            kl=kl,
+            loss_type=loss_type,
+            beta=beta,
+            desirable_weight=desirable_weight,
+            undesirable_weight=undesirable_weight,
+        )
+        with torch.no_grad():
+            sums = [
+                torch.where(chosen, values, 0).sum()
+                for values in (logps, logits, found.rewards)
+                for chosen in (preference_labels, ~preference_labels)
+            ]
+        return found.loss.mean(), tuple(sums)
+
+    return answers.loss(of_tokens, input, weight, bias, parts=1)

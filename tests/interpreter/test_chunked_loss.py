@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from liger import losses
 from liger_torch import chunked_loss
+from liger_triton import linear_logprobs
 
 
 def test_what_the_mask_excludes_never_reaches_a_product() -> None:
@@ -59,3 +63,116 @@ def test_dpo_in_both_frontends() -> None:
     np.testing.assert_allclose(ours.item(), value, rtol=1e-6)
     for a, b in zip(torch.autograd.grad(ours, (tx, tw)), gradients, strict=True):
         np.testing.assert_allclose(a.numpy(), b, rtol=2e-5, atol=1e-7)
+
+
+ANSWERS, TOKENS, HIDDEN, VOCAB = 6, 5, 8, 33
+
+
+class Batch:
+    """Answers of several lengths, a head, and losses of them under options of memory."""
+
+    def __init__(self, full: bool = False) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(ANSWERS, TOKENS, HIDDEN, generator=generator).requires_grad_()
+        self.weight = torch.randn(VOCAB, HIDDEN, generator=generator).requires_grad_()
+        self.bias = torch.randn(VOCAB, generator=generator).requires_grad_()
+        self.ids = torch.randint(0, VOCAB, (ANSWERS, TOKENS), generator=generator)
+        if not full:
+            self.ids[0, :2], self.ids[1, 4:], self.ids[3, :] = -100, -100, -100
+        self.ref_logps = -3 * torch.rand(ANSWERS, generator=generator)
+        self.old = -3 * torch.rand(ANSWERS, TOKENS, generator=generator)
+        self.advantages = torch.randn(ANSWERS, generator=generator)
+
+    def of(self, loss: str, **options: Any) -> list[torch.Tensor]:
+        """The loss, its gradients, and what there is to log."""
+        kind, _, variant = loss.partition(" ")
+        head = {"lin_weight": self.weight, "_input": self.x, "target": self.ids, "bias": self.bias}
+        if kind == "DPO":
+            smoothing = {"label_smoothing": 0.1} if variant in ("exo_pair", "robust") else {}
+            made = chunked_loss.LigerFusedLinearDPOLoss(
+                loss_type=variant, compute_nll_loss=True, alpha=0.5, **smoothing, **options
+            )
+            value, rest = made(**head, ref_logps=self.ref_logps)
+        elif kind in ("CPO", "SimPO", "ORPO"):
+            value, rest = getattr(chunked_loss, f"LigerFusedLinear{kind}Loss")(**options)(**head)
+        elif kind == "KTO":
+            made = chunked_loss.LigerFusedLinearKTOLoss(use_ref_model=True, **options)
+            labels = torch.arange(ANSWERS) % 2 == 0
+            value, rest = made(**head, preference_labels=labels, ref_logps=self.ref_logps)
+        else:
+            level, _, loss_type = variant.partition(" ")
+            made = chunked_loss.LigerFusedLinearGRPOLoss(
+                loss_type=loss_type, importance_sampling_level=level, beta=0.1, use_ref_model=False,
+                max_completion_length=TOKENS, temperature=0.8, entropy_coef=0.01, **options,
+            )  # fmt: skip
+            mask = self.ids != -100
+            value, rest = made(
+                self.x, self.weight, self.ids.clamp(min=0), mask, self.advantages, self.bias,
+                old_per_token_logps=self.old,
+            )  # fmt: skip
+        return [value, *torch.autograd.grad(value, (self.x, self.weight, self.bias)), *rest]
+
+
+BY_GROUP = [
+    *(f"DPO {name}" for name in losses.DPO_LOSSES if name not in losses.SORTED_LOSSES),
+    "CPO",
+    "SimPO",
+    "ORPO",
+    "KTO",
+    *(f"GRPO token {name}" for name in losses.POLICY_LOSSES),
+    "GRPO sequence grpo",
+]
+
+
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Logits of 11 rows are kept at most; the number of chunks of every loss that goes group by group."""
+    found: list[int] = []
+    by_group = linear_logprobs.gradients_by_group
+
+    def spy(backend: Any, operands: Any, options: Any, needs: Any, bounds: Any, cotangents: Any) -> Any:
+        found.append(len(bounds))
+        return by_group(backend, operands, options, needs, bounds, cotangents)
+
+    monkeypatch.setattr(linear_logprobs, "gradients_by_group", spy)
+    monkeypatch.setattr(linear_logprobs, "default_keep_bytes", lambda hidden, vocab, dtype: 11 * 4 * vocab)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("loss", "full"),
+    [*((loss, False) for loss in BY_GROUP), ("DPO sigmoid", True), ("GRPO token dapo", True)],
+)
+def test_gradients_by_group_are_those_of_the_whole_batch(
+    loss: str, full: bool, little_memory: list[int]
+) -> None:
+    batch = Batch(full)
+    expected = batch.of(loss, keep_logits=True)
+    assert not little_memory
+    found = batch.of(loss, chunk_bytes=8 * 4 * VOCAB)
+    assert len(little_memory) == 1 and little_memory[0] > 2
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("loss", ["DPO aot", "DPO aot_unpaired"])
+def test_losses_of_the_whole_batch_do_not_go_by_group(loss: str, little_memory: list[int]) -> None:
+    batch = Batch()
+    expected = batch.of(loss, keep_logits=True)
+    for a, b in zip(batch.of(loss, chunk_bytes=8 * 4 * VOCAB), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
+    assert not little_memory
+
+
+def test_a_second_backward_pass_by_group_is_refused(little_memory: list[int]) -> None:
+    batch = Batch()
+    loss, _ = chunked_loss.LigerFusedLinearCPOLoss(chunk_bytes=8 * 4 * VOCAB)(
+        batch.weight, batch.x, batch.ids, batch.bias
+    )
+    (2 * loss).backward(retain_graph=True)
+    assert little_memory == [3]
+    first = batch.weight.grad
+    assert first is not None
+    torch.testing.assert_close(first, 2 * batch.of("CPO", keep_logits=True)[2], rtol=2e-5, atol=2e-6)
+    with pytest.raises(RuntimeError, match="second backward"):
+        loss.backward()
