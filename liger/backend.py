@@ -96,6 +96,10 @@ class Backend(Mesh, Protocol):
         """The rows that the integer vector `index` names, in its order."""
         ...
 
+    def put_rows(self, array: Array, index: Array, rows: Array) -> Array:
+        """The array with `rows` at the places in `index` (each at most once); `array` may be reused."""
+        ...
+
     def scatter_rows(self, rows: Array, index: Array, n_rows: int, *, fill: int = 0) -> Array:
         """An array of `n_rows` rows, all `fill` but for `rows` at the places in `index` (each at most once)."""
         ...

@@ -137,6 +137,10 @@ class Planner(OneDevice):
         """See `liger.backend.Backend`."""
         return dense((index.shape[0], *array.shape[1:]), array.dtype)
 
+    def put_rows(self, array: Planned, index: Planned, rows: Planned) -> Planned:
+        """See `liger.backend.Backend`."""
+        return array
+
     def scatter_rows(self, rows: Planned, index: Planned, n_rows: int, *, fill: int = 0) -> Planned:
         """See `liger.backend.Backend`."""
         return dense((n_rows, *rows.shape[1:]), rows.dtype)

@@ -159,6 +159,10 @@ class JaxBackend:
         """See `liger.backend.Backend`."""
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
+    def put_rows(self, array: jax.Array, index: jax.Array, rows: jax.Array) -> jax.Array:
+        """See `liger.backend.Backend`."""
+        return array.at[index].set(rows)
+
     def scatter_rows(self, rows: jax.Array, index: jax.Array, n_rows: int, *, fill: int = 0) -> jax.Array:
         """See `liger.backend.Backend`."""
         return jnp.full((n_rows, *rows.shape[1:]), fill, rows.dtype).at[index].set(rows)

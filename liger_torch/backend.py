@@ -186,6 +186,10 @@ class TorchBackend(OneDevice):
         """See `liger.backend.Backend`."""
         return array.index_select(0, index)
 
+    def put_rows(self, array: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """See `liger.backend.Backend`."""
+        return array.index_copy_(0, index, rows)
+
     def scatter_rows(
         self, rows: torch.Tensor, index: torch.Tensor, n_rows: int, *, fill: int = 0
     ) -> torch.Tensor:

@@ -105,11 +105,19 @@ def round_up(n: int, multiple: int) -> int:
 
 @dataclasses.dataclass
 class Sums:
-    """Gradients gathered over the chunks."""
+    """Gradients gathered over the chunks.
+
+    Attributes:
+        x: of the rows.
+        weight: a sum.
+        bias: likewise.
+        spread: whether x has all rows, with zeros for those that are not computed.
+    """
 
     x: Array | None
     weight: Array | None
     bias: Array | None
+    spread: bool
 
 
 class LinearChunks:
@@ -155,10 +163,8 @@ class LinearChunks:
         self.want_x, self.want_weight, self.want_bias = wanted
         self.x_shape = tuple(x.shape)
         self.x = backend.matrix(x)
-        self.n_all = self.x.shape[0]
-        if index is not None:
-            self.x = backend.take_rows(self.x, index)
-        self.n_rows, self.hidden_size = self.x.shape
+        self.n_all, self.hidden_size = self.x.shape
+        self.n_rows = self.n_all if index is None else index.shape[0]
         self.tail = self.n_rows - tail_rows
         self.vocab_size = weight.shape[0 if self.vh else 1]
         self.dtype = backend.dtype(weight)
@@ -182,6 +188,7 @@ class LinearChunks:
         else:
             self.plan = Plan(chunk_rows, cdiv(self.n_rows, chunk_rows), self.dtype)
         self.workspace: Array | None = None
+        self.gathered: tuple[int, Array] | None = None
 
     def per_row(self, array: Array) -> Array:
         """An array with one value per token as the vector of the rows that are computed."""
@@ -197,11 +204,21 @@ class LinearChunks:
         chunks = [(start, min(start + step, self.tail)) for start in range(0, self.tail, step)]
         return [*chunks, (self.tail, self.n_rows)] if self.tail < self.n_rows else chunks
 
+    def rows(self, start: int, stop: int) -> Array:
+        """A chunk's rows of x. A chunk at a time is gathered: of a long batch, all of them together are large."""
+        backend = self.backend
+        if self.index is None:
+            return backend.slice_rows(self.x, start, stop)
+        if self.gathered is None or self.gathered[0] != start:
+            index = backend.slice_rows(self.index, start, stop)
+            self.gathered = start, backend.take_rows(self.x, index)
+        return self.gathered[1]
+
     def logits(self, start: int, stop: int) -> Array:
         """The logits of a chunk without the bias, in the workspace; those of the tail in memory of their own."""
         backend = self.backend
         weight = backend.transpose(self.weight) if self.vh else self.weight
-        x = backend.slice_rows(self.x, start, stop)
+        x = self.rows(start, stop)
         if stop > self.tail:
             self.workspace = None
             return backend.matmul(x, weight)
@@ -209,32 +226,40 @@ class LinearChunks:
             self.workspace = backend.empty((self.plan.chunk_rows, self.vocab_size), self.dtype)
         return backend.matmul(x, weight, out=backend.slice_rows(self.workspace, 0, stop - start))
 
-    def sums(self) -> Sums:
-        """Sums to `add` to."""
-        backend = self.backend
-        return Sums(backend.empty(self.x.shape, backend.dtype(self.x)) if self.want_x else None, None, None)
+    def sums(self, *, compact: bool = False) -> Sums:
+        """Sums to `add` to; `compact`: the gradient of x has only the rows that are computed."""
+        backend, x = self.backend, None
+        spread = self.index is not None and not compact
+        if self.want_x:
+            make = backend.zeros if spread else backend.empty
+            x = make((self.n_all if spread else self.n_rows, self.hidden_size), backend.dtype(self.x))
+        return Sums(x, None, None, spread)
 
     def add(self, sums: Sums, dlogits: Array, start: int, stop: int) -> None:
         """Gather what one chunk's logits gradient contributes."""
         backend = self.backend
         if self.want_weight:
-            x = backend.slice_rows(self.x, start, stop)
+            x = self.rows(start, stop)
             a, b = (backend.transpose(dlogits), x) if self.vh else (backend.transpose(x), dlogits)
             sums.weight = backend.matmul(a, b, add_to=sums.weight, dtype=self.plan.accum_dtype)
         if self.want_bias:
             sums.bias = backend.sum_rows(dlogits, "float32", add_to=sums.bias)
         if self.want_x:
             weight = self.weight if self.vh else backend.transpose(self.weight)
-            rows = backend.matmul(dlogits, weight, out=backend.slice_rows(sums.x, start, stop))
-            sums.x = backend.update_rows(sums.x, start, rows)
+            if sums.spread:
+                index = backend.slice_rows(self.index, start, stop)
+                sums.x = backend.put_rows(sums.x, index, backend.matmul(dlogits, weight))
+            else:
+                rows = backend.matmul(dlogits, weight, out=backend.slice_rows(sums.x, start, stop))
+                sums.x = backend.update_rows(sums.x, start, rows)
 
     def finished(self, sums: Sums) -> tuple[Array | None, Array | None, Array | None]:
         """The gradients of x, weight and bias in their operands' dtypes."""
         backend = self.backend
-        self.workspace = None
+        self.workspace = self.gathered = None
         dx = dw = db = None
         if self.want_x:
-            dx = self.spread(sums.x, self.x_shape)
+            dx = backend.reshape(sums.x, self.x_shape)
         if self.want_weight:
             dw = backend.zeros(self.weight.shape, self.dtype) if sums.weight is None else sums.weight
             dw = backend.cast(dw, self.dtype)

@@ -122,7 +122,7 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
     problem = _Problem(backend, dict(zip(NAMES, operands, strict=True)), options, needs)
     # A part of the vocabulary gives a part of the gradient, which cannot be kept as if it were one.
     prepares = _prepares(options, needs) and backend.size("columns") == 1
-    sums = problem.sums() if _prepares(options, needs) else None
+    sums = problem.sums(compact=True) if _prepares(options, needs) else None
     parts: list[row_op.Rows] = []
     kept: Array | None = None
     for start, stop in problem.chunks() or [(0, 0)]:

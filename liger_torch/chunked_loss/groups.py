@@ -8,6 +8,7 @@ stays a function of all tokens' log-probabilities; those of other groups are con
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from liger_torch.autograd import check_operands
+from liger_torch.autograd import autocasting, check_operands
 from liger_torch.backend import NAMES, backend_for
 from liger_torch.functional import LogProbs
 from liger_triton import linear_logprobs
@@ -149,7 +150,8 @@ class _Grouped(torch.autograd.Function):
             False,
         )
         ctx.backend = backend
-        with torch.autocast(input.device.type, enabled=False):
+        kind = input.device.type
+        with torch.autocast(kind, enabled=False) if autocasting(kind) else contextlib.nullcontext():
             ctx.gradients = linear_logprobs.gradients_by_group(
                 backend, (input, weight, ids, bias, groups.rows), options, needs, groups.bounds, cotangents
             )
