@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from liger import losses
-from liger_torch.chunked_loss.groups import Result
 from liger_torch.chunked_loss.distillation import (
     UPSTREAM_CHUNK,
     liger_fused_linear_cosine,
     liger_fused_linear_distillation_jsd,
 )
+from liger_torch.chunked_loss.groups import Result
 from liger_torch.chunked_loss.policy import liger_fused_linear_grpo
 from liger_torch.chunked_loss.preference import (
     liger_fused_linear_cpo,
