@@ -56,7 +56,7 @@ def liger_fused_linear_grpo(
     """Policy optimisation of a language model's head, without its logits.
 
     The loss of `liger.losses.grpo`, which has the formula of each `loss_type` and its source. Tokens outside the mask
-    stay out of the matrix products; memory is that of `fused_linear_logprobs`; nothing is compiled.
+    stay out of the matrix products; answers go through in chunks of bytes; nothing is compiled.
 
     Args:
         input: hidden states at the positions that predict the answers' tokens (answers, tokens, hidden).
@@ -99,7 +99,9 @@ def liger_fused_linear_grpo(
         valid_rows: `liger_torch.valid_rows(ids)`, with -100 at the tokens outside the mask, made before the model's
             forward pass: if it is made here, the host waits once for the device to learn how many tokens count.
         chunk_bytes: memory for the logits of one chunk; see `fused_linear_logprobs`.
-        keep_logits: memory for logits that the backward pass need not compute again; see there.
+        keep_logits: "auto" to compute gradients in the forward pass, a few answers at a time, in three matrix products and
+            the memory of one chunk, where the loss allows it; then a second backward pass is refused. Otherwise, and for
+            an amount of memory, see `fused_linear_logprobs`.
 
     Returns:
         (loss, metrics): with beta the mean divergence, then the share of tokens whose ratio was clipped; all of shape

@@ -94,7 +94,7 @@ def liger_fused_linear_dpo(
 
     Where it differs from liger-kernel: label_smoothing counts with "sigmoid" as well (cDPO), "ipo" is there, the
     reference's log-probabilities may be given, and the mean of an answer without tokens is 0 where there it is NaN.
-    Nothing is compiled; memory is that of `fused_linear_logprobs`, whatever the number of pairs.
+    Nothing is compiled; pairs go through in chunks of bytes, whatever their number.
 
     Args:
         input: hidden states (2 * pairs, tokens, hidden), chosen answers first.
@@ -122,7 +122,9 @@ def liger_fused_linear_dpo(
         valid_rows: `liger_torch.valid_rows(target, ignore_index)`, made before the models' forward passes: if it is
             made here, the host waits once for the device to learn how many tokens count.
         chunk_bytes: memory for the logits of one chunk; see `fused_linear_logprobs`.
-        keep_logits: memory for logits that the backward pass need not compute again; see there.
+        keep_logits: "auto" to compute gradients in the forward pass, a few pairs at a time, in three matrix products and
+            the memory of one chunk, where the loss allows it; then a second backward pass is refused. Otherwise, and for
+            an amount of memory, see `fused_linear_logprobs`.
 
     Returns:
         (loss, (chosen_logps, rejected_logps, chosen_logits_mean, rejected_logits_mean, nll_loss, chosen_rewards,

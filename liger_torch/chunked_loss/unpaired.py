@@ -38,8 +38,8 @@ def liger_fused_linear_kto(
 ) -> Result:
     """Kahneman-Tversky optimisation (arXiv:2402.01306) of a language model's head, without its logits.
 
-    The mean over answers of `liger.losses.kto`, which has the formula. Memory is that of `fused_linear_logprobs`,
-    whatever the number of answers; nothing is compiled.
+    The mean over answers of `liger.losses.kto`, which has the formula. Answers go through in
+    chunks of bytes, whatever their number; nothing is compiled.
 
     Args:
         input: hidden states (answers, tokens, hidden).
@@ -65,7 +65,9 @@ def liger_fused_linear_kto(
         valid_rows: `liger_torch.valid_rows(target, ignore_index)`, made before the models' forward passes: if it is
             made here, the host waits once for the device to learn how many tokens count.
         chunk_bytes: memory for the logits of one chunk; see `fused_linear_logprobs`.
-        keep_logits: memory for logits that the backward pass need not compute again; see there.
+        keep_logits: "auto" to compute gradients in the forward pass, a few answers at a time, in three matrix products and
+            the memory of one chunk, where the loss allows it; then a second backward pass is refused. Otherwise, and for
+            an amount of memory, see `fused_linear_logprobs`.
 
     Returns:
         (loss, (chosen_logps_sum, rejected_logps_sum, chosen_logits_sum, rejected_logits_sum, chosen_rewards_sum,
