@@ -238,12 +238,6 @@ class LinearChunks:
     def add(self, sums: Sums, dlogits: Array, start: int, stop: int) -> None:
         """Gather what one chunk's logits gradient contributes."""
         backend = self.backend
-        if self.want_weight:
-            x = self.rows(start, stop)
-            a, b = (backend.transpose(dlogits), x) if self.vh else (backend.transpose(x), dlogits)
-            sums.weight = backend.matmul(a, b, add_to=sums.weight, dtype=self.plan.accum_dtype)
-        if self.want_bias:
-            sums.bias = backend.sum_rows(dlogits, "float32", add_to=sums.bias)
         if self.want_x:
             weight = self.weight if self.vh else backend.transpose(self.weight)
             if sums.spread:
@@ -252,6 +246,12 @@ class LinearChunks:
             else:
                 rows = backend.matmul(dlogits, weight, out=backend.slice_rows(sums.x, start, stop))
                 sums.x = backend.update_rows(sums.x, start, rows)
+        if self.want_weight:
+            x = self.rows(start, stop)
+            a, b = (backend.transpose(dlogits), x) if self.vh else (backend.transpose(x), dlogits)
+            sums.weight = backend.matmul(a, b, add_to=sums.weight, dtype=self.plan.accum_dtype)
+        if self.want_bias:
+            sums.bias = backend.sum_rows(dlogits, "float32", add_to=sums.bias)
 
     def finished(self, sums: Sums) -> tuple[Array | None, Array | None, Array | None]:
         """The gradients of x, weight and bias in their operands' dtypes."""

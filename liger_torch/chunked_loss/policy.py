@@ -99,9 +99,9 @@ def liger_fused_linear_grpo(
         valid_rows: `liger_torch.valid_rows(ids)`, with -100 at the tokens outside the mask, made before the model's
             forward pass: if it is made here, the host waits once for the device to learn how many tokens count.
         chunk_bytes: memory for the logits of one chunk; see `fused_linear_logprobs`.
-        keep_logits: "auto" to compute gradients in the forward pass, a few answers at a time, in three matrix products and
-            the memory of one chunk, where the loss allows it; then a second backward pass is refused. Otherwise, and for
-            an amount of memory, see `fused_linear_logprobs`.
+        keep_logits: "auto" to compute gradients in the forward pass, a few answers at a time, in three matrix products
+            and the memory of one chunk, where the loss allows it; then a second backward pass is refused. Otherwise,
+            and for an amount of memory, see `fused_linear_logprobs`.
 
     Returns:
         (loss, metrics): with beta the mean divergence, then the share of tokens whose ratio was clipped; all of shape

@@ -122,9 +122,9 @@ def liger_fused_linear_dpo(
         valid_rows: `liger_torch.valid_rows(target, ignore_index)`, made before the models' forward passes: if it is
             made here, the host waits once for the device to learn how many tokens count.
         chunk_bytes: memory for the logits of one chunk; see `fused_linear_logprobs`.
-        keep_logits: "auto" to compute gradients in the forward pass, a few pairs at a time, in three matrix products and
-            the memory of one chunk, where the loss allows it; then a second backward pass is refused. Otherwise, and for
-            an amount of memory, see `fused_linear_logprobs`.
+        keep_logits: "auto" to compute gradients in the forward pass, a few pairs at a time, in three matrix products
+            and the memory of one chunk, where the loss allows it; then a second backward pass is refused. Otherwise,
+            and for an amount of memory, see `fused_linear_logprobs`.
 
     Returns:
         (loss, (chosen_logps, rejected_logps, chosen_logits_mean, rejected_logits_mean, nll_loss, chosen_rewards,

@@ -65,9 +65,9 @@ def liger_fused_linear_kto(
         valid_rows: `liger_torch.valid_rows(target, ignore_index)`, made before the models' forward passes: if it is
             made here, the host waits once for the device to learn how many tokens count.
         chunk_bytes: memory for the logits of one chunk; see `fused_linear_logprobs`.
-        keep_logits: "auto" to compute gradients in the forward pass, a few answers at a time, in three matrix products and
-            the memory of one chunk, where the loss allows it; then a second backward pass is refused. Otherwise, and for
-            an amount of memory, see `fused_linear_logprobs`.
+        keep_logits: "auto" to compute gradients in the forward pass, a few answers at a time, in three matrix products
+            and the memory of one chunk, where the loss allows it; then a second backward pass is refused. Otherwise,
+            and for an amount of memory, see `fused_linear_logprobs`.
 
     Returns:
         (loss, (chosen_logps_sum, rejected_logps_sum, chosen_logits_sum, rejected_logits_sum, chosen_rewards_sum,
