@@ -36,7 +36,8 @@ class Entry:
             then compared with their time, and with a copy of the least bytes otherwise.
         step: measure forward and backward pass as one, as of a loss, and not one by one.
         outputs: names of the outputs that the functions return; None for all that are differentiable.
-        moved: least bytes (forward, backward, both as one) where `least_bytes` does not know (look-ups of rows).
+        moved: least bytes (forward, backward, both as one) of the operands, where `least_bytes` does not know them
+            (look-ups of rows).
         reference: the outputs in float64, where there is no op.
         few: the operands of a problem that is small enough to be checked, where there is no op.
         compiled: measure torch eager under torch.compile as well.
@@ -55,7 +56,7 @@ class Entry:
     peers: Mapping[str, Function] = dataclasses.field(default_factory=dict)
     products: Function | None = None
     step: bool = False
-    moved: tuple[int, int, int] | None = None
+    moved: Callable[[Operands], tuple[int, int, int]] | None = None
     outputs: tuple[str, ...] | None = None
     reference: Function | None = None
     few: Callable[[Operands], Operands] | None = None
@@ -74,7 +75,7 @@ class Entry:
     def bytes(self, operands: Operands) -> tuple[int, int, int]:
         """Least bytes of the forward pass, the backward pass, and both as one; none known of what is no op."""
         if self.moved is not None:
-            return self.moved
+            return self.moved(operands)
         if self.op is None:
             return (0, 0, 0)
         specs = tuple(None if t is None else Spec(tuple(t.shape), NAMES[t.dtype]) for t in operands)

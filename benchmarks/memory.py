@@ -157,7 +157,7 @@ def _of(name: str, provider: str) -> dict[str, Any]:
     (entry,) = (e for e in entries(words=[name]) if e.name == name)
     try:
         peak, reserved = measured(entry, functions_of(entry)[provider])
-    except Absent as failure:
+    except (Absent, ImportError) as failure:
         return {"note": f"absent: {failure}"}
     return {"peak_mb": round(peak, 1), "reserved_mb": round(reserved, 1)}
 

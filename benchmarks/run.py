@@ -7,12 +7,8 @@ on with the entries that were not measured from this source and with these versi
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -29,9 +25,6 @@ from benchmarks.timing import Calls, Copy, Times, measure
 
 CACHES = 3
 """Operands of all calls together are at least so many times the size of the L2 cache."""
-
-WARMING = 200.0
-"""Seconds that processes may take to compile ahead."""
 
 DRIFT = 0.02
 """By so much may the rate of the copy change during a run; more is told, and the run fails."""
@@ -108,7 +101,7 @@ def constants_of(operands: Operands) -> Operands:
 def _failed(entry: Entry, name: str, failure: Exception) -> Row:
     note = (
         f"absent: {failure}"
-        if isinstance(failure, Absent)
+        if isinstance(failure, Absent | ImportError)  # some look for what they need when they are called
         else f"failed: {type(failure).__name__}: {' '.join(str(failure).split())[:100]}"
     )
     return Row(entry.name, name, "", note=note)
@@ -172,43 +165,6 @@ def measured(entry: Entry, copy: Copy, monitor: Monitor, gone: Iterable[str] = (
             yield row_of(entry.name, name, which, found, of, ceiling, **more)
 
 
-def warm(entry: Entry, gone: Iterable[str]) -> None:
-    """Compile what the entry compiles, into the caches on disk."""
-    operands = entry.draw("cuda")
-    for name, function in functions_of(entry).items():
-        if provider_of(name) in gone:
-            continue
-        with contextlib.suppress(Exception):  # it will be told of when it is measured
-            if name != COMPILED:
-                gate.results(function, gate.few_rows(entry, operands))
-            for calls in passes(entry, function, [operands]).values():
-                calls[0]()
-        torch.cuda.empty_cache()
-
-
-def warm_in_parallel(group: str, chosen: Sequence[Entry]) -> None:
-    """Let several processes compile what one would be too slow for; what they fail at is compiled later."""
-    heavy = any(
-        entry.products is not None for entry in chosen
-    )  # whose torch eager takes a third of the memory
-    workers = min(len(chosen), 2 if heavy else 6, max(1, (os.cpu_count() or 2) // 2))
-    if workers < 2:
-        return
-    command = [sys.executable, "-m", "benchmarks", "run", group]
-    words = [part for entry in chosen for part in ("--word", entry.name)]
-    processes = [
-        subprocess.Popen([*command, *words, "--warm", str(i), str(workers)], stdout=subprocess.DEVNULL)
-        for i in range(workers)
-    ]
-    deadline = time.monotonic() + WARMING
-    for process in processes:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
 def row_of(
     entry: str, provider: str, which: str, times: Times, of: str, ceiling_us: float, **more: float | None
 ) -> Row:
@@ -239,7 +195,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results, with one per device")
     parser.add_argument("--resume", action="store_true", help="leave out what was measured from this source")
-    parser.add_argument("--warm", nargs=2, type=int, metavar=("I", "N"), help=argparse.SUPPRESS)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -248,11 +203,6 @@ def run(options: argparse.Namespace) -> int:
         raise SystemExit("benchmarks run needs a GPU; `python -m benchmarks offline` does not.")
     torch.manual_seed(0)
     functorch.donated_buffer = False  # torch.compile's graphs are gone through more than once
-    if options.warm:
-        which, n = options.warm
-        for entry in list(entries(options.groups, options.word))[which::n]:
-            warm(entry, absent(PROVIDERS))
-        return 0
     device = torch.cuda.get_device_name()
     monitor, copy = Monitor(), Copy()
     print(f"{device}: {monitor.hardware()}", flush=True)
@@ -274,9 +224,6 @@ def _group(group: str, path: Path, options: argparse.Namespace, monitor: Monitor
     gone = absent(PROVIDERS)
     for name, reason in gone.items():
         print(f"{name}: {reason}")
-    started = time.monotonic()
-    warm_in_parallel(group, chosen)
-    print(f"{group}: compiled ahead in {time.monotonic() - started:.0f} s", flush=True)
     device = torch.cuda.get_device_name()
     before = after = copy.rate(monitor)
     print(f"{group}: copy {before / 1e6:.2f} TB/s", flush=True)

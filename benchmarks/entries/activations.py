@@ -19,14 +19,17 @@ def _operands(n: int, width: int) -> Operands:
 
 
 def _plain_sparsemax(x: torch.Tensor) -> torch.Tensor:
-    """The projection onto the simplex (Martins & Astudillo, arXiv:1602.02068): max(x - tau, 0), tau from a sort."""
-    wide = x.float()
-    ordered = wide.sort(-1, descending=True).values
-    ranks = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=torch.float32)
+    """The projection onto the simplex (Martins & Astudillo, arXiv:1602.02068): max(x - tau, 0), tau by a sort.
+
+    Sums are in float64: equal 16-bit numbers at the edge of the support lie in it or not by one rounding of float32.
+    """
+    ordered = x.double().sort(-1, descending=True).values
+    ranks = torch.arange(1, x.shape[-1] + 1, device=x.device)
     sums = ordered.cumsum(-1) - 1.0
     support = (ordered * ranks > sums).sum(-1, keepdim=True)
     tau = sums.gather(-1, support - 1) / support
-    return (wide - tau).clamp(min=0.0).to(x.dtype)
+    inside = x.double() >= ordered.gather(-1, support - 1)
+    return torch.where(inside, x.double() - tau, 0.0).to(x.dtype)
 
 
 def entries() -> Iterator[Entry]:

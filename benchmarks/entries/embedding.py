@@ -27,13 +27,21 @@ def _operands(n: int, vocab: int, width: int, same: bool) -> Operands:
     return torch.zeros(n, dtype=torch.int64) if same else ids(n, vocab), table, None
 
 
+def moved(operands: Operands) -> tuple[int, int, int]:
+    """Forward, each row that occurs is read once and each token's is written; backward, the whole table is."""
+    tokens, table, _ = operands
+    assert tokens is not None and table is not None
+    row = table[0].nbytes
+    read, written = tokens.unique().numel() * row, tokens.numel() * row
+    forward, backward = tokens.nbytes + read + written, tokens.nbytes + written + table.nbytes
+    return forward, backward, forward + table.nbytes
+
+
 def entries() -> Iterator[Entry]:
     """The tables of Llama 3 and 2, and a batch of one token alone, which is the worst case."""
     path = "liger_kernel.ops.experimental.embedding.LigerEmbeddingFunction"
     look_up = peer(LIGER, f"{path}.apply")
     for n, vocab, width, same in SIZES.embedding:
-        rows, table = 2 * n * width, 2 * vocab * width
-        forward, backward = 2 * rows + 8 * n, table + rows + 8 * n
         yield Entry(
             f"embedding {n} tokens{' of one id' if same else ''}, table {vocab}x{width}",
             embedding.EMBEDDING,
@@ -41,6 +49,6 @@ def entries() -> Iterator[Entry]:
             functools.partial(_operands, n, vocab, width, same),
             lambda i, w, _: f.liger_embedding(w, i),
             {EAGER: lambda i, w, _: F.embedding(i, w), LIGER: lambda i, w, _: look_up(w, i)},
-            moved=(forward, backward, forward + table),
+            moved=moved,
             target={BACKWARD: 0.75},
         )

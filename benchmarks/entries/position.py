@@ -139,7 +139,7 @@ def entries() -> Iterator[Entry]:
         by_plane,
         in_planes(f.liger_qwen2vl_mrope),
         {EAGER: _plain_planes, LIGER: in_planes(liger_mrope)},
-        moved=(moved, moved, 2 * moved),
+        moved=lambda _: (moved, moved, 2 * moved),
         target=NINE_TENTHS,
     )
 

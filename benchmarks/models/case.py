@@ -78,6 +78,11 @@ class Case:
         )
 
     @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for cases of which a newer result replaces an older one's, however many steps each has timed."""
+        return (*self.group, self.arm)
+
+    @property
     def is_flax(self) -> bool:
         """Whether JAX runs it."""
         return self.arm in FLAX_ARMS

@@ -157,8 +157,16 @@ def sitting(machine: dict[str, Any], done: Sequence[Result]) -> Sitting:
         device=machine["device"],
         memory_gb=machine["memory_gb"],
         date=datetime.date.today().isoformat(),
-        command=" ".join(["python -m benchmarks", *sys.argv[1:]]),
+        command=_command(sys.argv[1:]),
         versions=machine["versions"],
         source=source_digest(),
         rows=tuple(done),
     )
+
+
+def _command(words: list[str]) -> str:
+    """What was called, without where its results went."""
+    if "--output" in words:
+        place = words.index("--output")
+        words = words[:place] + words[place + 2 :]
+    return " ".join(["python -m benchmarks", *words])

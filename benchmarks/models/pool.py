@@ -28,6 +28,7 @@ AHEAD = 2
 
 
 NOT_RUN = "not run: the time was up"
+LATE = "no result within"
 
 
 class Worker:
@@ -52,7 +53,7 @@ class Worker:
             output, _ = self.process.communicate("go\n", timeout=limit)
         except subprocess.TimeoutExpired:
             self.end()
-            return Result(self.case, note=f"no result within {limit:.0f} s"), {}
+            return Result(self.case, note=f"{LATE} {limit:.0f} s"), {}
         for line in reversed(output.splitlines()):
             if line.startswith(MARK):
                 found = json.loads(line.removeprefix(MARK))
@@ -97,7 +98,9 @@ def results(cases: Sequence[Case], limit: float, seconds: float) -> Iterator[tup
                 worker.end()
                 yield Result(worker.case, note=NOT_RUN), {}
                 continue
-            yield worker.result(min(limit, left))
+            result, machine = worker.result(min(limit, left))
+            late = left < limit and result.note.startswith(LATE)
+            yield (Result(worker.case, note=NOT_RUN) if late else result), machine
     finally:
         for worker in waiting:
             worker.end()

@@ -196,14 +196,21 @@ def _bars(axes: Any, groups: Groups, value: Callable[[Result], float | None], la
                 continue
             found = value(row)
             axes.barh(place + i * height, found or 0.0, height, color=COLOURS[arm])
-            text = row.note[:24] if found is None else f" {found:,.5g}"
+            text = row.note[:24] if found is None else f" {found:,.0f}" if found >= 1000 else f" {found:.4g}"
             axes.text(found or 0.0, place + i * height, text, fontsize=6, va="center")
         axes.barh(0, 0, color=COLOURS[arm], label=arm)
     axes.set_yticks([i + 0.4 for i in range(len(titles))], titles, fontsize=7)
     axes.set_ylim(len(titles), -0.2)
     axes.set_xlabel(label)
     axes.margins(x=0.15)
-    axes.legend(fontsize=7)
+
+
+def _finish(figure: Any, axes: Any) -> None:
+    """One legend, above the bars."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7, loc="upper center", ncols=len(labels), frameon=False)
+    inches = figure.get_figheight()
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.25 / inches))
 
 
 def steps(groups: Groups) -> Any:
@@ -213,7 +220,7 @@ def steps(groups: Groups) -> Any:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, 1.5 + 0.2 * rows), sharey=True)
     _bars(left, groups, lambda row: row.tokens_s, "tokens per second")
     _bars(right, groups, lambda row: None if row.step is None else row.peak_gb, "peak memory, 1e9 bytes")
-    figure.tight_layout()
+    _finish(figure, left)
     return figure
 
 
@@ -223,7 +230,7 @@ def longest(groups: Groups) -> Any:
     rows = sum(len(each) + 1 for each in groups.values())
     figure, axes = pyplot.subplots(figsize=(9, 1.5 + 0.2 * rows))
     _bars(axes, groups, lambda row: row.fits, "longest context of which a step was made, tokens")
-    figure.tight_layout()
+    _finish(figure, axes)
     return figure
 
 

@@ -10,8 +10,9 @@ import dataclasses
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.models.case import Case, Result
+from benchmarks.models.case import Result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Sitting:
     source: str
     rows: tuple[Result, ...]
 
-    def without(self, cases: Collection[Case]) -> Sitting:
-        """What is left when these are taken out."""
-        return dataclasses.replace(self, rows=tuple(row for row in self.rows if row.case not in cases))
+    def without(self, keys: Collection[tuple[Any, ...]]) -> Sitting:
+        """What is left when the cases with these keys are taken out."""
+        return dataclasses.replace(self, rows=tuple(row for row in self.rows if row.case.key not in keys))
 
 
 def load(path: Path) -> list[Sitting]:
@@ -62,6 +63,6 @@ def save(path: Path, sittings: Sequence[Sitting]) -> None:
 
 def add(path: Path, before: Sequence[Sitting], sitting: Sitting) -> None:
     """Write a sitting after those of `before`, which lose the cases that it has."""
-    cases = {row.case for row in sitting.rows}
-    left = (older.without(cases) for older in before)
+    keys = {row.case.key for row in sitting.rows}
+    left = (older.without(keys) for older in before)
     save(path, [*(older for older in left if older.rows), sitting])

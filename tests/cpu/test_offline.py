@@ -12,7 +12,7 @@ import checkout  # noqa: F401
 import pytest
 
 from benchmarks import offline
-from benchmarks.offline import compiled, occupancy, peaks, section, traffic
+from benchmarks.offline import compiled, counted, occupancy, peaks, section, traffic
 from liger.device import PRESETS
 from liger.launch import Spec
 from liger.plan import least_bytes
@@ -32,6 +32,7 @@ def test_nothing_grew(held: section.Section) -> None:
         (traffic.SECTION, "backward"),
         (peaks.SECTION, "forward"),
         (peaks.SECTION, "step"),
+        (counted.SECTION, "counted"),
     ],
     ids=lambda value: getattr(value, "name", value),
 )
