@@ -42,7 +42,7 @@ class Entry:
             XLA. The op is then compared with their time, and with a copy of the least bytes otherwise.
         step: measure forward and backward pass as one only, as of a loss.
         outputs: names of the outputs that the functions return; None for all that are differentiable.
-        moved: as in `benchmarks.entry.Entry`.
+        moved: least bytes (forward, backward, both as one) where `least_bytes` does not know them (look-ups of rows).
     """
 
     name: str

@@ -15,6 +15,9 @@ ROWS = 48
 FACTOR = 4.0
 """How many times the error of XLA's plain formula an implementation may make, or of one rounding."""
 
+PLAIN_ROUNDINGS = 2.0
+"""No more of the plain formula's error counts: one that is wrong is no measure of the others."""
+
 
 def few_rows(entry: Entry, operands: Operands) -> Operands:
     """The operands of the first few tokens; None stays."""
@@ -73,4 +76,4 @@ def error(found: Any, wanted: list[jax.Array]) -> float:
 def limit(plain_error: float | None, dtype: Any) -> float:
     """The largest error of an implementation that is timed."""
     eps = float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
-    return FACTOR * max(plain_error or 0.0, eps)
+    return FACTOR * min(max(plain_error or 0.0, eps), PLAIN_ROUNDINGS * eps)

@@ -47,7 +47,8 @@ def _sparsemax(x: jax.Array) -> jax.Array:
     sums = jnp.cumsum(ordered, axis=-1)
     support = jnp.sum(1 + counts * ordered > sums, axis=-1, keepdims=True)
     threshold = (jnp.take_along_axis(sums, support - 1, axis=-1) - 1) / support
-    return jnp.maximum(z - threshold, 0).astype(x.dtype)
+    # Not jnp.maximum, which gives half a gradient to what is at the threshold.
+    return jnp.where(z > threshold, z - threshold, 0).astype(x.dtype)
 
 
 def entries(sizes: Sizes) -> Iterator[Entry]:

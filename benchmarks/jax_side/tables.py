@@ -17,6 +17,7 @@ from liger_jax import experimental
 from liger_triton import embedding, int2_matmul
 
 
+@functools.cache
 def _ids(n: int, vocab: int, same: bool) -> np.ndarray:
     """Ids as uneven as words are: the k-th most frequent one in proportion to 1 / k (Zipf); or all the same."""
     if same:
@@ -53,8 +54,10 @@ def _packed(k: int, n: int) -> np.ndarray:
 def entries(sizes: Sizes) -> Iterator[Entry]:
     """The tables of Llama 3 and 2, and a batch of one token alone; projections of Llama-3-8B."""
     for n, vocab, width, same in sizes.embedding:
-        rows, table = 2 * n * width, 2 * vocab * width
-        forward, backward = 2 * rows + 4 * n, table + rows + 4 * n
+        ids, table = _ids(n, vocab, same), 2 * vocab * width
+        # Forward, each row that occurs is read once; each token's is written.
+        read, written = 2 * np.unique(ids).size * width, 2 * n * width
+        forward, backward = ids.nbytes + read + written, ids.nbytes + written + table
         yield Entry(
             f"embedding {n} tokens{' of one id' if same else ''}, table {vocab}x{width}",
             embedding.EMBEDDING,

@@ -6,13 +6,12 @@ needs to start them not at all. By the wall clock it is that of a block of calls
 number: what a loop of steps would see, the host's work included where it takes longer than the device's.
 
 Candidates take turns, so that a clock that drifts hits them all, and each call takes the next one of several sets of
-operands, together larger than the cache.
+operands, together larger than the cache, and not the set that the candidate before has just read.
 """
 
 from __future__ import annotations
 
 import glob
-import itertools
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks.rows import Spread
+from benchmarks.turns import staggered
 
 Call = Callable[[], Any]
 Calls = Sequence[Call]
@@ -103,7 +103,7 @@ def busy(intervals: Sequence[Interval]) -> float:
 
 def _on_device(candidates: Mapping[str, Calls], samples: int) -> dict[str, tuple[list[float], int]]:
     """Microseconds of each call of a candidate, and the number of kernels of one; nothing where it was not seen."""
-    turns = {name: itertools.cycle(calls) for name, calls in candidates.items()}
+    turns = staggered(candidates)
     order = [name for _ in range(samples) for name in candidates]
     seen = groups(profiled([next(turns[name]) for name in order]), APART_US / 2)
     if not seen:
@@ -140,7 +140,7 @@ def measure(candidates: Mapping[str, Calls]) -> dict[str, Time]:
     blocks = {name: max(1, int(BLOCK_US / time_of)) for name, time_of in about.items()}
     samples = max(FEWEST, min(SAMPLES, int(LONG_US / max(about.values()))))
     wall: dict[str, list[float]] = {name: [] for name in candidates}
-    turns = {name: itertools.cycle(calls) for name, calls in candidates.items()}
+    turns = staggered(candidates)
     for _ in range(samples):
         for name, n in blocks.items():
             start = time.perf_counter()

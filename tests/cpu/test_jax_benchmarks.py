@@ -63,7 +63,9 @@ def test_what_is_wrong_is_not_timed() -> None:
     with jax.enable_x64(True):
         wanted = gate.exact(entry, operands, incoming)
     step = step_of(lambda *arrays: 1.1 * entry.function(*arrays), entry.wanted)
-    assert gate.error(step(operands, incoming), wanted) > gate.limit(None, operands[0].dtype)
+    error = gate.error(step(operands, incoming), wanted)
+    assert error > gate.limit(None, operands[0].dtype)
+    assert error > gate.limit(error, operands[0].dtype)  # nor if the plain formula is wrong
 
 
 def test_entries_cover_every_op_and_have_names_of_their_own() -> None:
