@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,12 +21,18 @@ COLOURS = {
 """By provider; its variants are lighter."""
 
 
-def bars(rows: Iterable[Row], target: Path) -> None:
-    """Shares of the ceiling on the device, as bars: one for each implementation of an op in a pass."""
+def settle() -> None:
+    """Let the same rows give the same files, without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = target.name  # the same rows give the same file
+    matplotlib.rcParams["svg.hashsalt"] = "benchmarks"
+    os.environ.setdefault("SOURCE_DATE_EPOCH", "0")  # the date in an SVG
+
+
+def bars(rows: Iterable[Row], target: Path) -> None:
+    """Shares of the ceiling on the device, as bars: one for each implementation of an op in a pass."""
+    settle()
     from matplotlib import pyplot
 
     rows = [r for r in rows if r.device_share is not None]
@@ -62,5 +69,5 @@ def bars(rows: Iterable[Row], target: Path) -> None:
     axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.35 / (1 + height)), ncols=5)
     figure.tight_layout()
     figure.savefig(target.with_suffix(".png"), dpi=120, metadata={"Software": None})
-    figure.savefig(target.with_suffix(".svg"), metadata={"Date": None})
+    figure.savefig(target.with_suffix(".svg"))
     pyplot.close(figure)

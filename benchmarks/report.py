@@ -18,7 +18,7 @@ from benchmarks import figures
 from benchmarks.aims import Aim, aims, compared
 from benchmarks.commands import COMMANDS, module_of
 from benchmarks.groups import GROUPS
-from benchmarks.plots import bars
+from benchmarks.plots import bars, settle
 from benchmarks.rows import RESULTS, ROOT, Row, Run, load, rows_of
 
 OUTPUT = ROOT / "docs" / "benchmarks"
@@ -210,10 +210,9 @@ def index_of(device: str, pages: list[tuple[str, str]], runs: Sequence[Run], pic
     if missed:
         parts.append("| op | pass | aim | reached | |\n|---|---|---|---|---|\n")
         parts += [aimed_line(aim) + "\n" for aim in missed]
-    slower = lost(rows)
-    parts.append(
-        f"\n### Where a peer is faster on the device: {len(slower)} of {len(list(compared(rows)))}\n"
-    )
+    slower, comparisons = lost(rows), len(list(compared(rows)))
+    if comparisons:
+        parts.append(f"\n### Where a peer is faster on the device: {len(slower)} of {comparisons}\n")
     if slower:
         parts.append(
             "\n| op | pass | ours | peer | its time | |\n|---|---|---|---|---|---|\n"
@@ -234,6 +233,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write every page and plot; the exit status is 1 if there is no result."""
+    settle()
     by_device: dict[str, list[Path]] = {}
     for path in files(options.results):
         by_device.setdefault(path.parent.name, []).append(path)
