@@ -64,6 +64,8 @@ def aims(rows: Iterable[Row]) -> Iterator[Aim]:
         if (aim := entry.target.get(row.which)) is not None:
             share = row.device_share
             yield _aim(row, f"{aim:.0%} of {row.of}", f"{share:.1%}", share / aim)
+        if row.repeats is False:
+            yield _aim(row, "the same bits twice", "other bits", 0.0)
         if entry.within_mb is not None and row.peak_mb is not None:
             text = f"less than {entry.within_mb:.0f} MB"
             yield _aim(row, text, f"{row.peak_mb:.0f} MB", entry.within_mb / row.peak_mb)

@@ -134,6 +134,8 @@ def page_of(path: Path, runs: Sequence[Run], picture: str) -> str:
     parts += [*(about(run) + "\n" for run in runs), "\n"]
     if gone := absent_of(runs):
         parts.append("".join(f"- Absent: {name}, {reason}.\n" for name, reason in gone.items()) + "\n")
+    if twice := [row.repeats for row in rows if row.repeats is not None]:
+        parts.append(f"A second call of ours gave the same bits in {sum(twice)} of {len(twice)} cases.\n\n")
     parts += [f"![shares of the ceiling]({picture})\n\n", TABLE, "\n".join(map(line_of, rows)), "\n"]
     if found := list(aims(rows)):
         parts += [AIMED, "\n".join(map(aimed_line, found)), "\n"]

@@ -196,6 +196,69 @@ def test_every_entry_can_be_drawn_and_is_named_once() -> None:
     assert len(names) == len(set(names))
 
 
+AIMED = {
+    "rms_norm 8192x4096": {"forward": 0.93, "backward": 0.85},
+    "layer_norm 8192x4096": {"forward": 0.93, "backward": 0.85},
+    "add_rms_norm 8192x4096": {"forward": 0.92, "backward": 0.85},
+    "add_layer_norm 8192x4096": {"forward": 0.92, "backward": 0.85},
+    "rope 8192 tokens, 32+8 heads of 128": {"forward": 0.90, "backward": 0.90},
+    "swiglu 8192x14336": {"forward": 0.95, "backward": 0.90},
+    "geglu tanh 8192x14336": {"forward": 0.95, "backward": 0.90},
+    "cross_entropy 8192x128256": {"forward and backward": 0.85},
+    "cross_entropy 4096x256000": {"forward and backward": 0.78},
+    "kl_div 8192x128256": {"forward and backward": 0.80},
+    "jsd 8192x128256": {"forward and backward": 0.80},
+    **{
+        f"linear_cross_entropy {n} tokens, hidden 4096, vocabulary 128256{variant}": {which: aim}
+        for n, variant, which, aim in (
+            (4096, "", "forward and backward", 0.93),
+            (8192, "", "forward and backward", 0.93),
+            (16_384, "", "forward and backward", 0.93),
+            (32_768, "", "forward and backward", 0.93),
+            (8192, ", one chunk", "forward and backward", 0.96),
+            (8192, ", half the labels ignored", "forward and backward", 0.92),
+            (8192, ", frozen head", "forward and backward", 0.94),
+            (8192, ", forward only", "forward", 0.94),
+        )
+    },
+    **{
+        f"linear_logprobs 8192 tokens, hidden 4096, vocabulary 128256, head, logp alone, {variant}": {
+            "forward and backward": 0.92
+        }
+        for variant in ("recomputed", "logits kept")
+    },
+    "linear_jsd 8192 tokens, hidden 4096 and 4096, vocabulary 128256": {"forward and backward": 0.90},
+    "embedding 8192 tokens, table 128256x4096": {"backward": 0.75},
+}
+"""What is aimed at, as a share of the ceiling."""
+
+AHEAD = {
+    "linear_cross_entropy 8192 tokens, hidden 4096, vocabulary 128256": 1.4,
+    "linear_cross_entropy 8192 tokens, hidden 2304, vocabulary 256000": 2.5,
+    "linear_cross_entropy 8192 tokens, hidden 4096, vocabulary 128256, half the labels ignored": 2.8,
+    "linear_jsd 8192 tokens, hidden 4096 and 4096, vocabulary 128256": 1.9,
+    "grpo 8 answers of 1024 tokens, hidden 4096, vocabulary 128256": 8.0,
+    "dpo 4 pairs of 1024 tokens, hidden 4096, vocabulary 128256, reference model": 1.2,
+    "rms_norm 8192x4096": 2.0,
+    "layer_norm 8192x4096": 2.0,
+    "cross_entropy 8192x128256": 2.0,
+    "kl_div 8192x128256": 2.0,
+    "jsd 8192x128256": 2.0,
+}
+"""How many times as fast as liger-kernel."""
+
+
+def test_entries_know_what_is_aimed_at() -> None:
+    known = {entry.name: entry for entry in entries()}
+    for name, shares in AIMED.items():
+        assert known[name].target == shares, name
+    for name, times in AHEAD.items():
+        assert list(known[name].ahead.values()) == [times], name
+    fused = "linear_cross_entropy 8192 tokens, hidden 4096, vocabulary 128256"
+    assert known[fused].within_mb == 1700.0
+    assert known[next(n for n in known if n.startswith("dpo"))].lean == {providers.LIGER: 0.5}
+
+
 def test_a_provider_that_is_not_there_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, reason in (
         ("no_such_package", "not installed"),
