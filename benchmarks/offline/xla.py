@@ -80,7 +80,8 @@ SECTION = Section(
     name="xla",
     title="Memory and kernels of value and gradients, compiled by XLA for an H200",
     measure=measure,
-    complain=growth("temporary", "output", "argument", "kernels"),
+    # In what order XLA lays small buffers out moves the end of its memory by a few kilobytes.
+    complain=growth("temporary", "output", "argument", "kernels", slack=0.001),
     show=show,
     packages=PACKAGES,
     missing=_missing,
