@@ -34,6 +34,8 @@ class Case:
         steps: how many are timed, or make the curve.
         profile: whether the kernels that take the most time are named.
         seconds: a longest context is looked for until so many have gone.
+        memory_gb: in 1e9 bytes, what torch may take of the device's memory; 0 for all of it. It makes of a large GPU a
+            smaller one, on which the longest context is short enough to be computed.
     """
 
     model: str
@@ -49,6 +51,7 @@ class Case:
     steps: int = 10
     profile: bool = False
     seconds: float = 90.0
+    memory_gb: float = 0.0
 
     def __post_init__(self) -> None:
         if self.tokens % self.sequence:
@@ -74,6 +77,7 @@ class Case:
             self.tokens,
             self.sequence,
             self.dtype,
+            self.memory_gb,
             self.is_flax,
         )
 
@@ -96,6 +100,7 @@ class Case:
         if self.what != "longest":
             parts.append(f"{self.batch} x {self.sequence} tokens")
         parts.append("" if self.valid == 1 else f"{self.valid:.0%} of the labels count")
+        parts.append(f"in {self.memory_gb:g} GB" if self.memory_gb else "")
         parts.append("" if self.dtype == "bfloat16" else self.dtype)
         return ", ".join(filter(None, parts))
 

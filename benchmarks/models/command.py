@@ -56,6 +56,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpointing", type=_one_of("off", "on"), default=["off"])
     parser.add_argument("--train", type=_one_of("full", "lora"), default=["full"])
     parser.add_argument("--valid", type=_several(float), default=[1.0], help="share of the labels that count")
+    parser.add_argument(
+        "--memory",
+        type=_several(float),
+        default=[0.0],
+        help="GB that torch may take; 0 for all of the device's",
+    )
     parser.add_argument("--optimizer", choices=("adamw", "sgd"), default="adamw")
     parser.add_argument("--dtype", type=_one_of("bfloat16", "float32"), default=["bfloat16"])
     parser.add_argument("--steps", type=int, help="by default 10 that are timed, and 100 of a curve")
@@ -72,9 +78,15 @@ def cases(options: argparse.Namespace) -> list[Case]:
         named = [name for name in SHAPES if any(word in name for word in options.words)]
         names = named or list(CURVES if what == "curve" else MODELS)
         product = itertools.product(
-            names, options.train, options.checkpointing, options.valid, options.dtype, options.tokens
+            names,
+            options.train,
+            options.checkpointing,
+            options.valid,
+            options.dtype,
+            options.memory,
+            options.tokens,
         )
-        for name, train, checkpointing, valid, dtype, tokens in product:
+        for name, train, checkpointing, valid, dtype, memory_gb, tokens in product:
             for arm in options.arms or ARMS:
                 flax = arm in FLAX_ARMS
                 if flax and (
@@ -101,6 +113,7 @@ def cases(options: argparse.Namespace) -> list[Case]:
                         steps=options.steps or (CURVE_STEPS if what == "curve" else 10),
                         profile=options.profile,
                         seconds=options.limit / 2,
+                        memory_gb=memory_gb,
                     )
                 )
     return found

@@ -97,7 +97,7 @@ def measured(case: Case) -> Result:
         return tokens, took if fits else None, peak or 0.0
 
     attempt(min(case.tokens, MULTIPLE))  # the optimiser's states are there from now on
-    done = search(probe, case.tokens, capacity_gb(), case.seconds)
+    done = search(probe, case.tokens, case.memory_gb or capacity_gb(), case.seconds)
     fitting = [tokens for tokens, took, _ in done if took is not None]
     failing = [tokens for tokens, took, _ in done if took is None]
     return Result(

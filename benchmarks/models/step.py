@@ -28,6 +28,13 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def limit_memory(case: Case) -> None:
+    """Let torch take no more than the case says."""
+    if case.memory_gb and device() == "cuda":
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, case.memory_gb * 1e9 / total))
+
+
 class Training:
     """A model, its optimiser, and one batch."""
 

@@ -39,6 +39,7 @@ def result_of(case: Case) -> Result:
             return flax_decoder.curve(case) if case.what == "curve" else flax_decoder.measured(case)
         from benchmarks.models import longest, step
 
+        step.limit_memory(case)
         run = {"step": step.measured, "curve": step.curve, "longest": longest.measured}[case.what]
         return run(case)
     except Exception as failure:

@@ -142,6 +142,9 @@ def test_cases_of_a_command_line() -> None:
     (curve,) = command.cases(options("--what", "curve", "--arms", "flax-ours"))
     assert (curve.model, curve.batch, curve.sequence, curve.steps) == ("llama-110m", 4, 1024, 100)
     assert command.cases(options("qwen3", "--arms", "flax-ours")) == []
+    small, large = command.cases(options("qwen3", "--what", "longest", "--memory", "24,48", "--arms", "ours"))
+    assert (small.memory_gb, large.memory_gb) == (24, 48) and small.key != large.key
+    assert small.title == "qwen3-4b, full, in 24 GB"
     with pytest.raises(ValueError, match="not a number of sequences"):
         command.cases(options("qwen3", "--sequence", "3000"))
 
