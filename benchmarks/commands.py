@@ -38,6 +38,7 @@ COMMANDS = {
         gpu=False,
     ),
     "run": Command("time a group of ops beside their peers", parts=tuple((group,) for group in GROUPS)),
+    "host": Command("what eager calls cost the host, beyond what autograd does"),
     "memory": Command(
         "peak memory of an op and its peers, each in a fresh process",
         parts=(

@@ -15,6 +15,7 @@ from liger.device import Device
 from liger.launch import Launch
 from liger.mesh import OneDevice
 from liger.reference.common import NAMESPACES
+from liger_torch.direct import start
 
 DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
@@ -107,15 +108,7 @@ class TorchBackend(OneDevice):
         kind = self.torch_device.type
         if kind == "cuda":
             with _current(self.torch_device):
-                launch.kernel[launch.grid](
-                    *inputs,
-                    *launch.integers,
-                    *outputs,
-                    **dict(launch.constants),
-                    num_warps=launch.num_warps,
-                    num_stages=launch.num_stages,
-                    enable_fp_fusion=True,  # Triton is about to change the default; all frontends fuse
-                )
+                start(launch, inputs, outputs)
         elif kind == "cpu":
             interpret.run(launch, [t.data_ptr() for t in inputs], [t.data_ptr() for t in outputs])
         # On "meta" there is nothing to run: shapes and memory are all that is asked for.

@@ -51,6 +51,6 @@ def liger_sparsemax(x: torch.Tensor, dim: int = -1) -> torch.Tensor:
 
 def _along(op: Op, x: torch.Tensor, dim: int) -> torch.Tensor:
     last = dim in (-1, x.dim() - 1)
-    (y,) = call(op, softmax.Options(), x if last else x.transpose(dim, -1))
+    (y,) = call(op, (), x if last else x.transpose(dim, -1))
     assert y is not None
     return y if last else y.transpose(dim, -1)

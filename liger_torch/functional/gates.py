@@ -48,14 +48,7 @@ def liger_swiglu(
         ValueError: shapes that differ; a packed last axis of odd length; a limit that is not positive; interleaved
             beside b.
     """
-    options = glu.Options(
-        "silu",
-        gate_multiplier=gate_multiplier,
-        alpha=alpha,
-        limit=limit,
-        up_offset=up_offset,
-        interleaved=interleaved,
-    )
+    options = ("silu", gate_multiplier, alpha, limit, up_offset, interleaved)
     (y,) = call(glu.SWIGLU, options, a, b)
     assert y is not None
     return y
@@ -82,7 +75,7 @@ def liger_geglu(a: torch.Tensor, b: torch.Tensor | None = None, approximate: str
     """
     if approximate not in _GELU:
         raise ValueError(f"geglu: approximate is {approximate!r}; choose one of 'none', 'tanh'.")
-    (y,) = call(glu.GEGLU, glu.Options(_GELU[approximate]), a, b)
+    (y,) = call(glu.GEGLU, (_GELU[approximate],), a, b)
     assert y is not None
     return y
 
@@ -100,6 +93,6 @@ def liger_relu_squared(x: torch.Tensor) -> torch.Tensor:
         TypeError: a dtype that is not supported.
         ValueError: a scalar, or a last axis of length zero.
     """
-    (y,) = call(relu_squared.RELU_SQUARED, relu_squared.Options(), x)
+    (y,) = call(relu_squared.RELU_SQUARED, (), x)
     assert y is not None
     return y

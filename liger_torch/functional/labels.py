@@ -27,7 +27,7 @@ def check_labels(
         classes: what has as many entries as there are classes,
         axis: along this axis.
     """
-    if not all(isinstance(t, torch.Tensor) for t in (labels, rows, classes)):
+    if not all([isinstance(t, torch.Tensor) for t in (labels, rows, classes)]) or labels.is_cuda:
         return
     if labels.device.type != "cpu" or torch.compiler.is_compiling() or labels.numel() == 0:
         return

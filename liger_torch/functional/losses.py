@@ -15,6 +15,7 @@ from liger_triton import cross_entropy, linear_cross_entropy
 
 # What the ops' arguments are called here, where the name is another one.
 _NAMES = {"labels": "target", "z_loss": "lse_square_scale"}
+_NAMES_OF_LOGITS = {**_NAMES, "logits": "input"}
 
 
 @dataclasses.dataclass
@@ -82,19 +83,19 @@ def liger_cross_entropy(
     """
     _refuse_deprecated(size_average, reduce)
     check_labels("cross_entropy", "target", target, ignore_index, input, input, -1)
-    options = cross_entropy.Options(
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        z_loss=lse_square_scale,
-        softcap=softcap,
-        reduction=reduction,
-        token_scaling=use_token_scaling,
-        return_z_loss=return_z_loss,
-        return_accuracy=return_token_accuracy,
-        return_predicted=return_predicted_tokens,
+    options = (
+        ignore_index,
+        label_smoothing,
+        lse_square_scale,
+        softcap,
+        1.0,  # scale
+        reduction,
+        use_token_scaling,
+        return_z_loss,
+        return_token_accuracy,
+        return_predicted_tokens,
     )
-    names = {**_NAMES, "logits": "input"}
-    return _output(call(cross_entropy.CROSS_ENTROPY, options, input, target, weight, names=names))
+    return _output(call(cross_entropy.CROSS_ENTROPY, options, input, target, weight, names=_NAMES_OF_LOGITS))
 
 
 def liger_fused_linear_cross_entropy(
@@ -212,6 +213,8 @@ def _output(results: tuple[torch.Tensor | None, ...]) -> torch.Tensor | CrossEnt
 
 
 def _refuse_deprecated(size_average: None, reduce: None) -> None:
+    if size_average is None and reduce is None:
+        return
     for name, value in (("size_average", size_average), ("reduce", reduce)):
         if value is not None:
             raise ValueError(

@@ -41,8 +41,7 @@ def liger_rms_norm(
         TypeError: a dtype that is not supported.
         ValueError: W does not have X's last axis; an unknown casting_mode.
     """
-    options = rms_norm.Options(eps=eps, offset=offset, casting=casting_mode, in_place=in_place)
-    (y,) = call(rms_norm.RMS_NORM, options, X, W, names=_NAMES)
+    (y,) = call(rms_norm.RMS_NORM, (eps, offset, casting_mode, in_place), X, W, names=_NAMES)
     assert y is not None
     return y
 
@@ -74,8 +73,7 @@ def liger_fused_add_rms_norm(
         TypeError: dtypes that differ or are not supported.
         ValueError: shapes that differ; an unknown casting_mode.
     """
-    options = rms_norm.Options(eps=eps, offset=offset, casting=casting_mode, in_place=in_place)
-    y, total = call(rms_norm.ADD_RMS_NORM, options, X, R, W, names=_NAMES)
+    y, total = call(rms_norm.ADD_RMS_NORM, (eps, offset, casting_mode, in_place), X, R, W, names=_NAMES)
     assert y is not None and total is not None
     return y, total
 
@@ -100,7 +98,7 @@ def liger_layer_norm(
         TypeError: a dtype that is not supported.
         ValueError: W or B does not have X's last axis.
     """
-    (y,) = call(layer_norm.LAYER_NORM, layer_norm.Options(eps=eps), X, W, B)
+    (y,) = call(layer_norm.LAYER_NORM, (eps,), X, W, B)
     assert y is not None
     return y
 
@@ -124,7 +122,7 @@ def liger_fused_add_layer_norm(
         TypeError: dtypes that differ or are not supported.
         ValueError: shapes that differ.
     """
-    y, total = call(layer_norm.ADD_LAYER_NORM, layer_norm.Options(eps=eps), X, R, W, B)
+    y, total = call(layer_norm.ADD_LAYER_NORM, (eps,), X, R, W, B)
     assert y is not None and total is not None
     return y, total
 

@@ -9,6 +9,8 @@ import torch
 from liger_torch.autograd import call
 from liger_triton import qk_norm_rope, rope
 
+_NORM_NAMES = {"casting": "casting_mode"}
+
 
 def liger_rope(
     q: torch.Tensor,
@@ -64,19 +66,18 @@ def liger_rope(
             have. On a GPU such a position cannot be found without stalling it: its heads become NaN.
     """
     _check_heads_axis("rope", unsqueeze_dim)
-    if unsqueeze_dim == 1:
-        q, k = q.transpose(1, 2), k.transpose(1, 2)
-    options = rope.Options(interleaved, rope.has_half_tables(tuple(cos.shape), rotary_dim), deinterleave)
+    swapped = 2 if unsqueeze_dim == 1 else 0
+    options = (interleaved, rope.has_half_tables(cos.shape, rotary_dim), deinterleave)
     if position_ids is not None:
         _check_positions(cos, position_ids, mrope_section)
-        rotated = call(rope.ROPE_AT_POSITIONS, options, q, k, cos, sin, position_ids)
+        rotated = call(rope.ROPE_AT_POSITIONS, options, q, k, cos, sin, position_ids, swapped=swapped)
     elif mrope_section is not None:
         _check_planes(cos, interleaved, rotary_dim)
         planes = (table.movedim(0, 2) for table in (cos, sin))
-        rotated = call(rope.MROPE, rope.MultimodalOptions(tuple(mrope_section)), q, k, *planes)
+        rotated = call(rope.MROPE, (tuple(mrope_section),), q, k, *planes, swapped=swapped)
     else:
-        rotated = call(rope.ROPE, options, q, k, *_by_token(cos, sin))
-    return _heads_back(rotated, unsqueeze_dim)
+        rotated = call(rope.ROPE, options, q, k, *_by_token(cos, sin), swapped=swapped)
+    return rotated  # type: ignore[return-value]
 
 
 def liger_qwen2vl_mrope(
@@ -241,23 +242,18 @@ def liger_qk_norm_rope(
             sin that require a gradient.
     """
     _check_heads_axis("qk_norm_rope", unsqueeze_dim)
-    if unsqueeze_dim == 1:
-        q, k = q.transpose(1, 2), k.transpose(1, 2)
-    options = qk_norm_rope.Options(eps, offset, casting_mode, interleaved)
-    tables = _by_token(cos, sin)
-    return _heads_back(
-        call(
-            qk_norm_rope.QK_NORM_ROPE,
-            options,
-            q,
-            k,
-            q_weight,
-            k_weight,
-            *tables,
-            names={"casting": "casting_mode"},
-        ),
-        unsqueeze_dim,
+    rotated = call(
+        qk_norm_rope.QK_NORM_ROPE,
+        (eps, offset, casting_mode, interleaved),
+        q,
+        k,
+        q_weight,
+        k_weight,
+        *_by_token(cos, sin),
+        names=_NORM_NAMES,
+        swapped=2 if unsqueeze_dim == 1 else 0,
     )
+    return rotated  # type: ignore[return-value]
 
 
 # --------------------------------------------------------------------------------------------------- arguments
@@ -266,14 +262,6 @@ def liger_qk_norm_rope(
 def _check_heads_axis(op: str, unsqueeze_dim: int) -> None:
     if unsqueeze_dim not in (1, 2):
         raise ValueError(f"{op}: unsqueeze_dim is {unsqueeze_dim}; it must be 1 or 2, the axis of the heads.")
-
-
-def _heads_back(
-    rotated: tuple[torch.Tensor | None, ...], unsqueeze_dim: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    q, k = rotated
-    assert q is not None and k is not None
-    return (q.transpose(1, 2), k.transpose(1, 2)) if unsqueeze_dim == 1 else (q, k)
 
 
 def _by_token(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

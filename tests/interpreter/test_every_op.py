@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -29,6 +29,7 @@ from torch_runner import (
     tensors,
 )
 
+from liger import interpret
 from liger.device import DEFAULT
 from liger.launch import Launch, Spec
 from liger.op import Op
@@ -85,11 +86,11 @@ class Work:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.amount = 0
-        launch, matmul = TorchBackend.launch, TorchBackend.matmul
+        run, matmul = interpret.run, TorchBackend.matmul
 
-        def counted_launch(backend: TorchBackend, what: Launch, *inputs: torch.Tensor) -> object:
-            self.amount += what.traffic + what.flops
-            return launch(backend, what, *inputs)
+        def counted_run(launch: Launch, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+            self.amount += launch.traffic + launch.flops
+            run(launch, inputs, outputs)
 
         def counted_matmul(
             backend: TorchBackend, a: torch.Tensor, b: torch.Tensor, **options: object
@@ -97,7 +98,7 @@ class Work:
             self.amount += 2 * a.shape[0] * a.shape[1] * b.shape[1]
             return matmul(backend, a, b, **options)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(TorchBackend, "launch", counted_launch)
+        monkeypatch.setattr(interpret, "run", counted_run)
         monkeypatch.setattr(TorchBackend, "matmul", counted_matmul)
 
     def take(self) -> int:

@@ -1,0 +1,257 @@
+"""`python -m benchmarks host`: what an eager call costs the host, beyond what autograd itself does.
+
+On tensors so small that the device is never behind, blocks of calls by the wall clock without waiting for the device.
+Beside every op stands an empty `autograd.Function` with as many differentiable inputs and outputs, which allocates its
+outputs, saves its inputs and does nothing: an op's cost is its time minus this one's. What is left is Python, further
+memory, and the launches, of which each is several microseconds in the driver alone ("launch").
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gc
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.entry import BACKWARD, FORWARD, Operands, draw
+from benchmarks.gate import outputs_of
+from benchmarks.nvml import Monitor
+from benchmarks.providers import EAGER, FUSED, LIGER, Absent, Function, liger
+from benchmarks.rows import RESULTS, Row, Run, Spread, folder_of, keep, load, rows_of
+from benchmarks.timing import Copy
+from liger_torch import functional as f
+
+EMPTY = "empty autograd.Function"
+LAUNCH = "launch"
+AIMS = {FORWARD: 12.0, BACKWARD: 15.0}
+"""Microseconds beyond the empty function."""
+TIMES_LESS = 3.0
+"""How many times less than liger-kernel's the host's time is to be."""
+
+TOKENS, HIDDEN = 8, 256
+SAMPLES = 60
+CALLS = 40
+"""In a block: few enough for the queue of launches, which holds 1024, never to be full."""
+
+Call = Callable[[], object]
+
+
+class Case(NamedTuple):
+    """One op: ours, the others', and operands."""
+
+    operands: Callable[[], Operands]
+    ours: Function
+    peers: Mapping[str, Function]
+
+
+def _heads(n: int) -> torch.Tensor:
+    """(1, n, tokens, 64), laid out by token, as a model's projections leave it."""
+    return draw(1, TOKENS, n, 64).detach().transpose(1, 2).requires_grad_()
+
+
+def _angles() -> tuple[torch.Tensor, torch.Tensor]:
+    angles = torch.randn(1, TOKENS, 32).repeat(1, 1, 2)
+    return angles.cos().bfloat16(), angles.sin().bfloat16()
+
+
+def cases() -> dict[str, Case]:
+    """The ops that a decoder calls in every layer, and its loss."""
+    x, w = functools.partial(draw, TOKENS, HIDDEN), functools.partial(draw, HIDDEN)
+    rms, add, layer = (liger(f"liger_{n}") for n in ("rms_norm", "fused_add_rms_norm", "layer_norm"))
+    return {
+        "rms_norm": Case(
+            lambda: (x(), w()),
+            f.liger_rms_norm,
+            {
+                FUSED: lambda x, w: F.rms_norm(x, w.shape, w, 1e-6),
+                LIGER: lambda x, w: rms(x, w, 1e-6, in_place=False),
+            },
+        ),
+        "add_rms_norm": Case(
+            lambda: (x(), x(), w()),
+            f.liger_fused_add_rms_norm,
+            {LIGER: lambda x, r, w: add(x, r, w, 1e-6, in_place=False)},
+        ),
+        "layer_norm": Case(
+            lambda: (x(), w(), w()),
+            f.liger_layer_norm,
+            {
+                FUSED: lambda x, w, b: F.layer_norm(x, w.shape, w, b, 1e-6),
+                LIGER: lambda x, w, b: layer(x, w, b, 1e-6),
+            },
+        ),
+        "swiglu": Case(lambda: (x(), x()), f.liger_swiglu, {LIGER: liger("liger_swiglu")}),
+        "rope": Case(lambda: (_heads(4), _heads(2), *_angles()), f.liger_rope, {LIGER: liger("liger_rope")}),
+        "cross_entropy": Case(
+            lambda: (x(), torch.randint(0, HIDDEN, (TOKENS,))),
+            f.liger_cross_entropy,
+            {FUSED: F.cross_entropy, LIGER: liger("liger_cross_entropy")},
+        ),
+    }
+
+
+def empty(inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> Callable[[], tuple[torch.Tensor, ...]]:
+    """A call of a function of autograd's that does nothing, of these inputs, with outputs like these."""
+    gradients = tuple(torch.empty_like(t) for t in inputs)
+
+    class Empty(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            ctx.save_for_backward(*given)
+            return tuple([torch.empty_like(t) for t in outputs])
+
+        @staticmethod
+        def backward(ctx: Any, *incoming: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            ctx.saved_tensors  # noqa: B018
+            return gradients
+
+    def call() -> tuple[torch.Tensor, ...]:
+        found: tuple[torch.Tensor, ...] = Empty.apply(*inputs)
+        return found
+
+    return call
+
+
+def backward_of(call: Call, inputs: list[torch.Tensor]) -> Call:
+    """A backward pass through what the call returns."""
+    outputs = outputs_of(call())
+    incoming = [torch.ones_like(t) for t in outputs]
+    return lambda: torch.autograd.grad(outputs, inputs, incoming, retain_graph=True)
+
+
+def measure(calls: Mapping[str, Call]) -> dict[str, Spread]:
+    """Microseconds of each call, in turns."""
+    for call in calls.values():
+        for _ in range(3):
+            call()
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    gc.collect()
+    gc.disable()  # which would come to one and not to another
+    try:
+        for _ in range(SAMPLES):
+            for name, call in calls.items():
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                for _ in range(CALLS):
+                    call()
+                found[name].append((time.perf_counter() - start) / CALLS * 1e6)
+    finally:
+        gc.enable()
+    return {name: Spread.of(times) for name, times in found.items()}
+
+
+def measured(name: str, case: Case) -> Iterator[Row]:
+    """The rows of one op."""
+    with torch.device("cuda"):
+        operands = case.operands()
+    inputs = [t for t in operands if t is not None and t.requires_grad]
+    forward: dict[str, Call] = {}
+    backward: dict[str, Call] = {}
+    for provider, function in {"ours": case.ours, **case.peers}.items():
+        call = functools.partial(function, *operands)
+        try:
+            backward[provider] = backward_of(call, inputs)
+            forward[provider] = call
+        except Exception as failure:  # it is a result
+            reason = "absent" if isinstance(failure, Absent) else f"failed: {type(failure).__name__}"
+            yield Row(name, provider, "", note=f"{reason}: {failure}")
+    nothing = empty(inputs, outputs_of(case.ours(*operands)))
+    forward[EMPTY], backward[EMPTY] = nothing, backward_of(nothing, inputs)
+    for which, calls in ((FORWARD, forward), (BACKWARD, backward)):
+        for provider, spread in measure(calls).items():
+            yield Row(name, provider, which, wall_us=spread)
+
+
+def launch() -> Row:
+    """The least that a launch takes: torch's own, of a kernel that writes a few bytes."""
+    x = torch.empty(HIDDEN, device="cuda")
+    return Row(LAUNCH, EAGER, FORWARD, wall_us=measure({LAUNCH: x.zero_})[LAUNCH])
+
+
+# ------------------------------------------------------------------------------------------------------ report
+
+
+def beyond(rows: Iterable[Row]) -> dict[tuple[str, str, str], float]:
+    """Microseconds beyond the empty function, by op, pass and provider."""
+    timed = {(r.entry, r.which, r.provider): r.wall_us.median for r in rows if r.wall_us is not None}
+    return {
+        (entry, which, provider): us - timed[entry, which, EMPTY]
+        for (entry, which, provider), us in timed.items()
+        if (entry, which, EMPTY) in timed and provider != EMPTY
+    }
+
+
+def table(rows: Iterable[Row]) -> Iterator[str]:
+    """Lines in Markdown: what was measured beside what is aimed at."""
+    rows = list(rows)
+    cost = beyond(rows)
+    timed = {(r.entry, r.which, r.provider): r.wall_us for r in rows}
+    yield f"| op | pass | {EMPTY} | ours | beyond | aim | {LIGER} beyond | times ours | {FUSED} beyond | |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for (entry, which, provider), mine in cost.items():
+        if provider != "ours":
+            continue
+        nothing, whole = timed[entry, which, EMPTY], timed[entry, which, "ours"]
+        assert nothing is not None and whole is not None
+        theirs, torchs = (cost.get((entry, which, p)) for p in (LIGER, FUSED))
+        missed = [f"{AIMS[which]:.0f} us"] if mine > AIMS[which] else []
+        if theirs is not None and theirs < TIMES_LESS * mine:
+            missed.append(f"{TIMES_LESS:.0f} times")
+        yield (
+            f"| {entry} | {which} | {nothing.median:.1f} | {whole.median:.1f} ({whole.low:.1f} to {whole.high:.1f}) "
+            f"| {mine:.1f} | {AIMS[which]:.0f} | {'' if theirs is None else f'{theirs:.1f}'} "
+            f"| {'' if theirs is None else f'{theirs / mine:.1f}'} | {'' if torchs is None else f'{torchs:.1f}'} "
+            f"| {'missed: ' + ', '.join(missed) if missed else ''} |"
+        )
+    for row in rows:
+        if row.entry == LAUNCH and row.wall_us is not None:
+            yield f"\nA launch by torch (`zero_` of {HIDDEN} numbers): {row.wall_us.median:.1f} us."
+        elif row.note:
+            yield f"\n{row.entry}, {row.provider}: {row.note}"
+
+
+def page(path: Path) -> str:
+    """The report's page."""
+    runs = load(path)
+    newest = runs[-1]
+    about = ", ".join(f"{name} {version}" for name, version in newest.versions.items())
+    return (
+        "# Host cost of an eager call\n\nMicroseconds by the wall clock, medians (20th to 80th percentile), of calls "
+        f"on {TOKENS} tokens, and beyond an empty autograd.Function of as many inputs and outputs. How: "
+        "[benchmarks/host.py](../../benchmarks/host.py).\n\n"
+        f"{newest.device}, {newest.date}: `{newest.command}`; {about}; source {newest.source}.\n\n"
+        + "\n".join(table(rows_of(runs)))
+        + "\n"
+    )
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Which ops, and where to."""
+    parser.add_argument("words", nargs="*", metavar="OP", help="only these ops")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results, with one per device")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print and save."""
+    if not torch.cuda.is_available():
+        raise SystemExit("benchmarks host needs a GPU.")
+    torch.manual_seed(0)
+    device = torch.cuda.get_device_name()
+    monitor, copy = Monitor(), Copy()
+    before = copy.rate(monitor)
+    rows = [launch()]
+    for name, case in cases().items():
+        if not options.words or name in options.words:
+            rows += measured(name, case)
+    path = options.output / folder_of(device) / "host.json"
+    rates = round(before / 1e6, 3), round(copy.rate(monitor) / 1e6, 3)
+    keep(path, Run.now(device, rates, rows, hardware=monitor.hardware()), load(path))
+    print(*table(rows), sep="\n")
+    print(f"{len(rows)} rows in {path}")
+    return 0 if all(r.wall_us is not None for r in rows if r.is_ours) else 1
