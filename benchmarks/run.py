@@ -88,6 +88,8 @@ def operand_sets(entry: Entry) -> list[Operands]:
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     sets = [entry.draw("cuda")]
     size = sum(t.nbytes for t in sets[0] if t is not None)
+    if entry.op is not None:  # of a table, only the rows that are looked up come into the cache
+        size = min(size, entry.bytes(sets[0])[0])
     while len(sets) * size < CACHES * cache and len(sets) < 32:
         sets.append(entry.draw("cuda"))
     return sets

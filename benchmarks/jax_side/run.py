@@ -84,7 +84,8 @@ def prepare(entry: Entry, pool: concurrent.futures.Executor) -> Prepared:
 def operand_sets(entry: Entry) -> list[Operands]:
     """Several draws of the operands, until a call finds nothing of its own in the cache."""
     sets = [entry.operands(0)]
-    size = sum(a.nbytes for a in sets[0] if a is not None)
+    # Of a table, only the rows that are looked up come into the cache.
+    size = min(sum(a.nbytes for a in sets[0] if a is not None), entry.bytes()[0])
     while len(sets) * size < CACHES * CACHE and len(sets) < 32:
         sets.append(entry.operands(len(sets)))
     return sets

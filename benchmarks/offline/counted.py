@@ -14,7 +14,12 @@ from benchmarks.offline.section import Figures, Line, Section, Words, asked, els
 
 def measure(words: Words) -> Figures:
     """Bytes by the case's name, counted in a process of its own: Triton is imported as an interpreter."""
-    return elsewhere("benchmarks.offline.counted", words, {"TRITON_INTERPRET": "1", "JAX_PLATFORMS": "cpu"})
+    environment = {
+        "TRITON_INTERPRET": "1",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONWARNINGS": "ignore::RuntimeWarning",  # of numpy, about masked elements
+    }
+    return elsewhere("benchmarks.offline.counted", words, environment)
 
 
 def interpreted(words: Words) -> Figures:
