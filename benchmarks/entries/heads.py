@@ -25,9 +25,9 @@ def head(n: int, h: int, v: int, frozen: bool = False) -> tuple[torch.Tensor, to
     return draw(n, h), draw(v, h, scale=0.02).requires_grad_(not frozen)
 
 
-def gradient_of_logits(n: int, v: int) -> torch.Tensor:
+def gradient_of_logits(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """Not zeros: a product of zeros runs faster than one of numbers."""
-    return torch.empty(n, v, dtype=torch.bfloat16, device="cuda").normal_()
+    return x.new_empty(x.shape[0], w.shape[0]).normal_()
 
 
 def products(
@@ -36,7 +36,7 @@ def products(
     """The logits, and the gradients of x and of a head that is not frozen: two to three products, unchunked."""
     if forward:
         return lambda: x @ w.t()
-    d = gradient_of_logits(x.shape[0], w.shape[0])
+    d = gradient_of_logits(x, w)
     return lambda: (x @ w.t(), d @ w) if frozen else (x @ w.t(), d @ w, d.t() @ x)
 
 

@@ -25,7 +25,7 @@ def entry(n: int, h: int, teacher_h: int, v: int, ahead: float | None = None, me
     def products(
         x: torch.Tensor, w: torch.Tensor, t: torch.Tensor, u: torch.Tensor, *_: object
     ) -> Callable[[], object]:
-        d = gradient_of_logits(n, v)
+        d = gradient_of_logits(x, w)
         return lambda: (t @ u.t(), x @ w.t(), d @ w, d.t() @ x)
 
     def plain(x: torch.Tensor, w: torch.Tensor, t: torch.Tensor, u: torch.Tensor, *_: None) -> torch.Tensor:

@@ -73,7 +73,7 @@ def entry(
     def vendors(x: torch.Tensor, w: torch.Tensor, *_: object) -> Callable[[], object]:
         if keep is not False:
             return products(x, w, frozen)
-        d = gradient_of_logits(n, v)
+        d = gradient_of_logits(x, w)
         return lambda: (x @ w.t(), x @ w.t(), d @ w, d.t() @ x)
 
     peers: dict[str, Function] = {EAGER: plain}

@@ -58,7 +58,8 @@ def entry(pairs: int, tokens: int, h: int, v: int) -> Entry:
         x: torch.Tensor, w: torch.Tensor, _: torch.Tensor, ref_x: torch.Tensor, ref_w: torch.Tensor
     ) -> Callable[[], object]:
         """The reference's logits, the policy's, and two gradients."""
-        a, b, d = x.flatten(0, 1), ref_x.flatten(0, 1), gradient_of_logits(n, v)
+        a, b = x.flatten(0, 1), ref_x.flatten(0, 1)
+        d = gradient_of_logits(a, w)
         return lambda: (b @ ref_w.t(), a @ w.t(), d @ w, d.t() @ a)
 
     theirs = peer(LIGER, "liger_kernel.chunked_loss.LigerFusedLinearDPOLoss")

@@ -8,6 +8,7 @@ import importlib.util
 import re
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +320,99 @@ def test_without_nvml_it_is_said(tmp_path: Path) -> None:
     assert nvml.middle([]) is None
     readings = [nvml.Reading(1.0, 2.0, 3.0), nvml.Reading(3.0, 2.0, 1.0), nvml.Reading(2.0, 2.0, 2.0)]
     assert nvml.middle(readings) == nvml.Reading(2.0, 2.0, 2.0)
+
+
+# ------------------------------------------------------------------------------------------------- run
+
+
+class FakeCopy:
+    moved = 2_000_000
+
+    def rate(self, monitor: object) -> float:
+        return 1e6
+
+    def __call__(self) -> None: ...
+
+
+def fake_measure(candidates: Mapping[str, timing.Calls], monitor: object) -> dict[str, timing.Times]:
+    """Every call runs once, and is said to take longer than the one before."""
+    found = {}
+    for i, (name, calls) in enumerate(candidates.items()):
+        for call in calls:
+            call()
+        spread = Spread.of([10.0 * (i + 1)])
+        found[name] = timing.Times(spread, spread, nvml.Reading(1000.0, 500.0, 40.0))
+    return found
+
+
+@pytest.fixture
+def on_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where nothing is timed."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA GPU 80GB")
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(run, "Copy", FakeCopy)
+    monkeypatch.setattr(run, "measure", fake_measure)
+    monkeypatch.setattr(run, "peak_mb", lambda call: 1.0)
+    monkeypatch.setattr(run, "operand_sets", lambda entry: [entry.draw("cpu"), entry.draw("cpu")])
+
+
+def wrong(x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, *_: None) -> torch.Tensor:
+    return (x @ w.t()).sum() * 1.5
+
+
+def absent(*_: object) -> object:
+    raise providers.Absent("no such function")
+
+
+def fails(*_: object) -> object:
+    raise ValueError("of another mind")
+
+
+def small(**more: Any) -> Entry:
+    found = linear_cross_entropy.entry(96, 32, 80, **more)
+    peers = {
+        providers.EAGER: found.peers[providers.EAGER],
+        "liger-kernel": fails,
+        "trl": wrong,
+        "torch fused": absent,
+    }
+    return dataclasses.replace(found, peers=peers, compiled=False)
+
+
+@pytest.mark.usefixtures("on_a_machine")
+def test_every_implementation_has_a_row_or_a_reason() -> None:
+    found = {r.provider: r for r in run.measured(small(), FakeCopy(), nvml.Monitor(library="none"))}
+    assert found["liger-kernel"].note == "failed: ValueError: of another mind"
+    assert found["torch fused"].note == "absent: no such function"
+    assert found["trl"].note == "not timed: its error is out of line" and (found["trl"].error or 0) > 0.1
+    for provider in ("ours", providers.EAGER):
+        row = found[provider]
+        assert row.device_us and row.ceiling_us == 40.0 and row.of == "products"  # the fourth in turn
+        assert row.clock_mhz == 1000.0 and row.error is not None and row.error < 0.01
+    assert found["ours"].repeats is True and found[providers.EAGER].repeats is None
+    gone = {r.provider for r in run.measured(small(), FakeCopy(), nvml.Monitor(library="none"), ["trl"])}
+    assert "trl" not in gone
+
+
+@pytest.mark.usefixtures("on_a_machine")
+def test_a_run_keeps_its_rows_and_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    chosen = [small(), small(frozen=True)]
+    monkeypatch.setattr(run, "entries", lambda groups, words: chosen)
+    options = argparse.Namespace(groups=["policy"], word=[], output=tmp_path, resume=True)
+    path = tmp_path / "nvidia-gpu-80gb" / "policy.json"
+    assert run.run(options) == 0
+    (kept,) = load(path)
+    assert {row.entry for row in kept.rows} == {entry.name for entry in chosen}
+    assert kept.device == "NVIDIA GPU 80GB" and kept.copy_tb_s == (1.0, 1.0) and kept.is_current
+    assert "nvml" in kept.hardware
+    before = path.read_text()
+    assert run.run(options) == 0  # nothing is left to measure
+    assert path.read_text() == before
+    chosen.append(dataclasses.replace(small(forward=True), function=fails))
+    assert run.run(options) == 1  # ours fails
+    first, second = load(path)
+    assert first == kept and {row.entry for row in second.rows} == {chosen[-1].name}
 
 
 # ------------------------------------------------------------------------------------------------- memory
