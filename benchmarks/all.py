@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
         for part in chosen:
             needs = "a GPU, " if part.command.gpu else ""
             print(
-                f"python -m benchmarks {' '.join(part.words):45s} # {needs}at most {part.command.seconds:.0f} s"
+                f"python -m benchmarks {shlex.join(part.words):45s} # {needs}at most {part.command.seconds:.0f} s"
             )
         return 0
     table: list[tuple[str, float, str]] = []
