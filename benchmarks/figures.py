@@ -55,14 +55,14 @@ SHOWN = (
 """Group, entry and pass: an op of each kind, won or lost."""
 
 
-def newest(results: Path = RESULTS) -> str:
-    """The folder of the device with the newest rows; '' without any."""
-    dates = {
-        path.parent.name: max(run.date for run in load(path))
-        for path in sorted(results.glob("*/*.json"))
-        if path.stem in {group for group, _, _ in SHOWN}
-    }
-    return max(dates, key=lambda name: dates[name]) if dates else ""
+def devices(results: Path = RESULTS) -> list[str]:
+    """The folders of devices that have rows of these groups, the one with the newest first."""
+    dates: dict[str, str] = {}
+    for path in sorted(results.glob("*/*.json")):
+        if path.stem in {group for group, _, _ in SHOWN}:
+            newest = max((run.date for run in load(path)), default="")
+            dates[path.parent.name] = max(newest, dates.get(path.parent.name, ""))
+    return sorted(dates, key=lambda name: dates[name], reverse=True)
 
 
 def cell(row: Row, link: str) -> str:
@@ -73,22 +73,28 @@ def cell(row: Row, link: str) -> str:
 
 
 def lines(results: Path = RESULTS) -> Iterator[str]:
-    """The table, line by line."""
-    folder = newest(results)
-    if not folder:
-        return
-    runs: dict[str, tuple[Run, ...]] = {}
+    """A table for each device, line by line."""
+    for i, folder in enumerate(devices(results)):
+        if i:
+            yield ""
+        yield from table(results / folder)
+
+
+def table(folder: Path) -> Iterator[str]:
+    """The figures of one device."""
     found: dict[tuple[str, str, str], Row] = {}
+    newest: Run | None = None
     for group in dict.fromkeys(group for group, _, _ in SHOWN):
-        runs[group] = load(results / folder / f"{group}.json")
-        for row in (row for run in runs[group] for row in run.rows):
-            if row.device_us is not None:
-                found[row.entry, row.provider, row.which] = row
-    run = max((run for loaded in runs.values() for run in loaded), key=lambda run: run.date)
-    versions = ", ".join(
-        f"{n} {run.versions[n]}" for n in ("torch", "triton", "liger-kernel") if n in run.versions
-    )
-    yield f"{run.device}, {versions}; each figure is a link to its row."
+        for run in load(folder / f"{group}.json"):
+            newest = run if newest is None or run.date >= newest.date else newest
+            found |= {
+                (row.entry, row.provider, row.which): row for row in run.rows if row.device_us is not None
+            }
+    if newest is None:
+        return
+    named = ("torch", "triton", "liger-kernel")
+    versions = ", ".join(f"{name} {newest.versions[name]}" for name in named if name in newest.versions)
+    yield f"{newest.device}, {newest.date}, {versions}; each figure is a link to its row:"
     yield ""
     yield f"| op, bf16 | of | {' | '.join(PEERS)} |"
     yield f"|---|---|{'---|' * len(PEERS)}"
@@ -96,7 +102,7 @@ def lines(results: Path = RESULTS) -> Iterator[str]:
         mine = found.get((entry, "ours", which))
         if mine is None:
             continue
-        link = f"docs/benchmarks/{folder}/{group}.md"
+        link = f"docs/benchmarks/{folder.name}/{group}.md"
         rows = (found.get((entry, peer, which)) for peer in PEERS)
         cells = " | ".join("" if row is None else cell(row, link) for row in rows)
         yield f"| {entry}, {which} | {mine.of} | {cells} |"
