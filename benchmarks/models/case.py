@@ -105,6 +105,12 @@ class Case:
         return ", ".join(filter(None, parts))
 
 
+def ran_out_of_memory(failure: Exception) -> bool:
+    """Whether it is what torch, its libraries or XLA raise where the device has too little memory."""
+    signs = ("out of memory", "ALLOC_FAILED", "RESOURCE_EXHAUSTED")
+    return type(failure).__name__ == "OutOfMemoryError" or any(sign in str(failure) for sign in signs)
+
+
 @dataclasses.dataclass(frozen=True)
 class Times:
     """Milliseconds: the median and the 20th and 80th percentile of a number of steps."""

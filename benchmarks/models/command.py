@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import itertools
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -147,6 +148,9 @@ def show(result: Result) -> str:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print and save; the exit status is 1 if a case failed in another way than for lack of memory or time."""
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # so that the process that has the device is ended
     before: list[Sitting] = []
     done: list[Result] = []
     machine: dict[str, Any] = {}

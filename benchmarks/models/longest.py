@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks.models import data, step
-from benchmarks.models.case import Case, Result
+from benchmarks.models.case import Case, Result, ran_out_of_memory
 from benchmarks.models.shapes import SHAPES
 
 MULTIPLE = 1024
@@ -78,7 +78,9 @@ def measured(case: Case) -> Result:
             training.use(data.uniform(0, 1, tokens, SHAPES[case.model].vocab))
             training.step()
             return True
-        except torch.OutOfMemoryError:
+        except RuntimeError as failure:
+            if not ran_out_of_memory(failure):
+                raise
             return False
 
     def probe(tokens: int) -> Probe:

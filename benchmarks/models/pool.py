@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.models.case import Case, Result
-from benchmarks.models.worker import MARK
 
 ROOT = Path(__file__).parent.parent.parent
 AHEAD = 2
 """Processes that import while another one has the device."""
 
+
+MARK = "@result "
+"""How a process's line with its result begins."""
 
 NOT_RUN = "not run: the time was up"
 LATE = "no result within"
@@ -87,20 +89,18 @@ def results(cases: Sequence[Case], limit: float, seconds: float) -> Iterator[tup
         seconds: after so many no case is begun, and the one that runs is ended.
     """
     start = time.perf_counter()
-    waiting: list[Worker] = []
+    started: list[Worker] = []
     try:
         for i in range(len(cases)):
-            while len(waiting) <= AHEAD and i + len(waiting) < len(cases):
-                waiting.append(Worker(cases[i + len(waiting)]))
-            left = seconds - (time.perf_counter() - start)
-            worker = waiting.pop(0)
+            started += map(Worker, cases[len(started) : i + 1 + AHEAD])
+            worker, left = started[i], seconds - (time.perf_counter() - start)
             if left <= 0:
-                worker.end()
                 yield Result(worker.case, note=NOT_RUN), {}
                 continue
             result, machine = worker.result(min(limit, left))
             late = left < limit and result.note.startswith(LATE)
             yield (Result(worker.case, note=NOT_RUN) if late else result), machine
-    finally:
-        for worker in waiting:
-            worker.end()
+    finally:  # where this process is told to end, too
+        for worker in started:
+            if worker.process.poll() is None:
+                worker.end()

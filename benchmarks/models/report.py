@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.models.case import ARMS, Result
 from benchmarks.models.results import Sitting, load
+from benchmarks.plots import settle
 
 Groups = dict[tuple[Any, ...], list[Result]]
 
@@ -73,9 +74,10 @@ def plots(path: Path, folder: Path) -> None:
         wanted = {key: rows for key, rows in groups.items() if key[0] == what}
         if wanted:
             figure = draw(wanted)
-            for suffix in ("png", "svg"):
-                figure.savefig(folder / f"models-{PLOTS[what]}.{suffix}", dpi=130)
-            figure.clear()
+            target = folder / f"models-{PLOTS[what]}"
+            figure.savefig(target.with_suffix(".png"), dpi=130, metadata={"Software": None})
+            figure.savefig(target.with_suffix(".svg"))
+            _pyplot().close(figure)
 
 
 def grouped(sittings: Iterable[Sitting]) -> Groups:
@@ -173,9 +175,7 @@ def lost_section(groups: Groups) -> str:
 
 
 def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
+    settle()
     from matplotlib import pyplot
 
     return pyplot

@@ -7,15 +7,13 @@ that it prints.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 import sys
 import traceback
 
-from benchmarks.models.case import Case, Result
-
-MARK = "@result "
+from benchmarks.models.case import Case, Result, ran_out_of_memory
+from benchmarks.models.pool import MARK
 
 
 def import_all(case: Case) -> None:
@@ -48,14 +46,9 @@ def result_of(case: Case) -> Result:
 
 
 def _note(failure: Exception) -> str:
-    text = str(failure)
-    if (
-        type(failure).__name__ == "OutOfMemoryError"
-        or "RESOURCE_EXHAUSTED" in text
-        or "out of memory" in text
-    ):
+    if ran_out_of_memory(failure):
         return "out of memory"
-    return f"failed: {type(failure).__name__}: {text[:200]}"
+    return f"failed: {type(failure).__name__}: {str(failure)[:200]}"
 
 
 def _failed(case: Case, failure: Exception) -> Result:
