@@ -18,6 +18,7 @@ from benchmarks import figures
 from benchmarks.aims import Aim, aims, compared
 from benchmarks.commands import COMMANDS, module_of
 from benchmarks.groups import GROUPS
+from benchmarks.models import readme as models_readme
 from benchmarks.plots import bars, settle
 from benchmarks.rows import RESULTS, ROOT, Row, Run, load, rows_of
 
@@ -265,5 +266,6 @@ def run(options: argparse.Namespace) -> int:
         index += index_of(device, pages, every, picture)
     (options.output / "README.md").write_text(index)
     if options.readme.exists():
-        options.readme.write_text(figures.renewed(options.readme.read_text(), options.results))
+        text = figures.renewed(options.readme.read_text(), options.results)
+        options.readme.write_text(models_readme.renewed(text, options.results))
     return 0 if by_device else 1

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.models.case import ARMS, Result
+from benchmarks.models.case import ARMS, Case, Result
 from benchmarks.models.results import Sitting, load
 from benchmarks.plots import settle
+from benchmarks.rows import folder_of
 
 Groups = dict[tuple[Any, ...], list[Result]]
 
@@ -58,13 +59,19 @@ def page(path: Path) -> str:
             continue
         text += f"## {title}\n\n![{title}](models-{PLOTS[what]}.svg)\n\n"
         for rows in wanted:
-            text += f"### {rows[0].case.title}\n\n{table(rows)}\n"
+            case = rows[0].case
+            text += f'### <a id="{anchor_of(case)}"></a>{case.title}\n\n{table(rows)}\n'
     text += lost_section(groups) + "## Where the rows are from\n\n"
     for sitting in sittings:
         versions = ", ".join(f"{package} {version}" for package, version in sitting.versions.items())
         origin = f"`{sitting.command}`; {versions}; source {sitting.source}"
         text += f"- {len(sitting.rows)} rows of {sitting.date}: {origin}.\n"
     return text
+
+
+def anchor_of(case: Case) -> str:
+    """Where the table of its group stands on the page."""
+    return folder_of(f"{case.what} {case.title}")
 
 
 def plots(path: Path, folder: Path) -> None:

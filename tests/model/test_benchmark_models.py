@@ -16,7 +16,7 @@ import torch
 # The benchmarks are no part of what is installed. At the end of the path the checkout hides nothing that is.
 sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks import report
-from benchmarks.models import arms, command, data, longest, pool, results, step, worker
+from benchmarks.models import arms, command, data, longest, pool, readme, results, step, worker
 from benchmarks.models.case import Case, Result, Times
 from benchmarks.models.results import Sitting
 
@@ -186,7 +186,8 @@ def test_results_are_kept_as_they_are(tmp_path: Path) -> None:
 
 def test_the_report_shows_the_results(tmp_path: Path) -> None:
     results.save(tmp_path / "results" / "gpu" / "models.json", [sitting(some_results())])
-    docs = tmp_path / "docs"
+    docs, front = tmp_path / "docs", tmp_path / "README.md"
+    front.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
     parser = argparse.ArgumentParser()
     report.arguments(parser)
     words = [
@@ -195,11 +196,15 @@ def test_the_report_shows_the_results(tmp_path: Path) -> None:
         "--output",
         str(docs),
         "--readme",
-        str(tmp_path / "none"),
+        str(front),
     ]
     assert report.run(parser.parse_args(words)) == 0
     assert "gpu/models.md" in (docs / "README.md").read_text()
     text = (docs / "gpu" / "models.md").read_text()
+    shown = front.read_text()
+    assert "old" not in shown and shown.startswith("before\n") and shown.endswith("after\n")
+    anchor = "longest-llama-3-2-1b-full-float32"
+    assert f"[65,536 tokens](docs/benchmarks/gpu/models.md#{anchor})" in shown and f'id="{anchor}"' in text
     assert "| ours | 101.0 (100.0 to 102.0) | 634 |" in text
     assert "| eager | out of memory (at 79.0 GB)" in text
     assert "| ours | 65,536 |" in text
@@ -207,6 +212,13 @@ def test_the_report_shows_the_results(tmp_path: Path) -> None:
     for name in ("steps", "longest", "curves"):
         for suffix in ("png", "svg"):
             assert (docs / "gpu" / f"models-{name}.{suffix}").stat().st_size > 1000
+
+
+def test_the_readme_shows_the_rows() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    assert readme.renewed(text) == text
+    shown = list(readme.lines())
+    assert any("](docs/benchmarks/" in line for line in shown) and all(line in text for line in shown)
 
 
 def test_a_case_runs_in_a_process_of_its_own() -> None:
