@@ -1,9 +1,10 @@
 """The ops as functions: arrays first, options by keyword, reductions left to the caller.
 
 Every function takes `implementation`: "triton" for the kernels, "xla" for the op's reference compiled by XLA, or None
-for the better one, as `liger_jax.implementations` lists it. With either, the backward pass is the op's own: it keeps
-little and computes gradients only for arguments that are differentiated. "triton" means kernels where the program is
-lowered for a GPU (or for a CPU with `TRITON_INTERPRET=1`); on every other platform the reference runs.
+for the better one, as `liger_jax.implementations` lists it and `liger_jax.preferring` changes it. With either, the
+backward pass is the op's own: it keeps little and computes gradients only for arguments that are differentiated.
+"triton" means kernels where the program is lowered for a GPU (or for a CPU with `TRITON_INTERPRET=1`); on every other
+platform the reference runs.
 
 The kernels have a first derivative in reverse mode only; `implementation="xla"` has a second one too.
 """
