@@ -1,9 +1,9 @@
 """`python -m benchmarks host`: what an eager call costs the host, beyond what autograd itself does.
 
 On tensors so small that the device is never behind, blocks of calls by the wall clock without waiting for the device.
-Beside every op stands an empty `autograd.Function` with as many differentiable inputs and outputs, which allocates its
-outputs, saves its inputs and does nothing: an op's cost is its time minus this one's. What is left is Python, further
-memory, and the launches, of which each is several microseconds in the driver alone ("launch").
+Beside every op stands an empty `autograd.Function` with as many differentiable inputs and outputs, which saves its
+inputs, allocates outputs and gradients, and computes nothing: an op's cost is its time minus this one's. What is left
+is Python, further memory, and the launches, of which each is several microseconds in the driver alone ("launch").
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TIMES_LESS = 3.0
 """How many times less than liger-kernel's the host's time is to be."""
 
 TOKENS, HIDDEN = 8, 256
-SAMPLES = 60
+SAMPLES = 30
 CALLS = 40
 """In a block: few enough for the queue of launches, which holds 1024, never to be full."""
 
@@ -98,7 +98,6 @@ def cases() -> dict[str, Case]:
 
 def empty(inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> Callable[[], tuple[torch.Tensor, ...]]:
     """A call of a function of autograd's that does nothing, of these inputs, with outputs like these."""
-    gradients = tuple(torch.empty_like(t) for t in inputs)
 
     class Empty(torch.autograd.Function):
         @staticmethod
@@ -108,8 +107,7 @@ def empty(inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> Callable[[
 
         @staticmethod
         def backward(ctx: Any, *incoming: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            ctx.saved_tensors  # noqa: B018
-            return gradients
+            return tuple([torch.empty_like(t) for t in ctx.saved_tensors])
 
     def call() -> tuple[torch.Tensor, ...]:
         found: tuple[torch.Tensor, ...] = Empty.apply(*inputs)
@@ -245,13 +243,23 @@ def run(options: argparse.Namespace) -> int:
     device = torch.cuda.get_device_name()
     monitor, copy = Monitor(), Copy()
     before = copy.rate(monitor)
-    rows = [launch()]
-    for name, case in cases().items():
-        if not options.words or name in options.words:
-            rows += measured(name, case)
     path = options.output / folder_of(device) / "host.json"
-    rates = round(before / 1e6, 3), round(copy.rate(monitor) / 1e6, 3)
-    keep(path, Run.now(device, rates, rows, hardware=monitor.hardware()), load(path))
+    kept = load(path)
+    rows = [launch()]
+
+    def save(after: float) -> None:
+        rates = round(before / 1e6, 3), round(after / 1e6, 3)
+        keep(path, Run.now(device, rates, rows, hardware=monitor.hardware()), kept)
+
+    for name, case in cases().items():
+        if options.words and name not in options.words:
+            continue
+        for row in measured(name, case):
+            rows.append(row)
+            told = row.note if row.wall_us is None else f"{row.wall_us.median:.1f} us"
+            print(f"{row.entry:16s} {row.which:10s} {row.provider:24s} {told}", flush=True)
+        save(before)  # a lease of a GPU may end in between
+    save(copy.rate(monitor))
     print(*table(rows), sep="\n")
     print(f"{len(rows)} rows in {path}")
     return 0 if all(r.wall_us is not None for r in rows if r.is_ours) else 1

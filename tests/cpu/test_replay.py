@@ -21,7 +21,7 @@ from torch_runner import cotangents, differentiate, tensors
 
 from liger import interpret
 from liger.launch import DTYPE_BYTES, Launch, Spec
-from liger_torch import autograd
+from liger_torch import autograd, plans
 from liger_torch.autograd import call
 from liger_torch.functional import liger_rms_norm
 from liger_torch.replay import NotLaunchesAlone, Recording
@@ -87,7 +87,7 @@ def test_replayed_and_run_anew_are_the_same(
     first = results(case, operands, launched)
     second = results(case, operands, launched)
     monkeypatch.setattr(autograd, "_plans", {})
-    monkeypatch.setattr(autograd, "record", unrecorded)
+    monkeypatch.setattr(plans, "record", unrecorded)
     plain = results(case, operands, launched)
     assert plain[0] or not all(t.numel() for t in operands if t is not None)
     for launches, arrays in (first, second):
@@ -118,7 +118,7 @@ def test_axes_are_exchanged_inside(
 ) -> None:
     """q and k by head are what they are by token, seen otherwise: the same launches of the same memory."""
     if not recorded:
-        monkeypatch.setattr(autograd, "record", unrecorded)
+        monkeypatch.setattr(plans, "record", unrecorded)
     by_token = tensors(case, "bfloat16")
 
     def passes(operands: list[torch.Tensor | None], swapped: int) -> Found:
