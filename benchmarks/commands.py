@@ -53,6 +53,7 @@ COMMANDS = {
         module="benchmarks.jax_side.run",
         parts=(("norms",), ("losses",), ("gates", "position"), ("divergences", "tables")),
     ),
+    "tune": Command("the fastest geometry of launches, into the table that is shipped", parts=()),
     "report": Command("tables and plots of the rows that are kept", gpu=False),
     "all": Command("every command that measures, then the report", parts=()),
 }

@@ -3,11 +3,12 @@
     y[n]  = weight[ids[n]]
     dw[v] = sum over n with ids[n] = v of dy[n],   0 for v = padding_idx
 
-The ids are sorted, which puts the tokens of one row of the table beside one another, and every row of dw is written by
-one program, which adds those tokens' gradients in fp32 and in order: no atomics. Token counts are as uneven as words
-are (Zipf): so that a program does not walk through thousands of tokens, they are cut into chunks of `CHUNK`, counted
-in sorted order. Chunks of one id alone are summed first, all at the same time; the row's program then adds their sums,
-and at most CHUNK - 1 tokens before and behind them. A row that no token names is set to 0 in the same pass.
+The ids are sorted (as narrow integers), which puts the tokens of one row of the table beside one another, and every
+row of dw is written by one program, which adds those tokens' gradients in fp32 and in order: no atomics. Token counts
+are as uneven as words are (Zipf): so that a program does not walk through thousands of tokens, they are cut into chunks
+of `CHUNK`, counted in sorted order. Chunks of one id alone are summed first, all at the same time; the row's program
+then adds their sums, and at most CHUNK - 1 tokens before and behind them. A row that no token names is set to 0 in the
+same pass.
 
 An id outside of the table gives NaN, and has no gradient.
 """
@@ -35,7 +36,7 @@ CHUNK = 32
 """Sorted tokens that are summed together if they have one id."""
 
 SEARCHED = 512
-"""Rows of the table whose tokens one program looks for."""
+"""Rows of the table whose tokens one program looks for, and ids that one makes keys of."""
 
 
 # ---------------------------------------------------------------------------------------------------- kernels
@@ -63,6 +64,20 @@ def embedding_forward(
     value = tl.load(weight_ptr + token * weight_stride + col, mask=mask & in_range, other=0.0).to(tl.float32)
     y = tl.where(in_range, value, float("nan"))
     tl.store(y_ptr + row * n_cols + col, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def embedding_keys(
+    ids_ptr,  # (n_tokens,)
+    n_tokens,
+    keys_ptr,  # (n_tokens,): the ids in a narrower dtype, vocab_size for those outside of the table
+    vocab_size: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.load(ids_ptr + token, mask=token < n_tokens, other=0)
+    key = tl.where((row >= 0) & (row < vocab_size), row, vocab_size)
+    tl.store(keys_ptr + token, key.to(keys_ptr.dtype.element_ty), mask=token < n_tokens)
 
 
 @triton.jit
@@ -247,6 +262,25 @@ def forward_launch(
     )
 
 
+def key_dtype(vocab_size: int) -> str:
+    """The narrowest dtype of ids: what a sort by digits takes grows with it."""
+    return "int16" if vocab_size < 2**15 else "int32"
+
+
+@functools.lru_cache(4096)
+def keys_launch(n_tokens: int, vocab_size: int, ids_dtype: str) -> Launch:
+    """The ids as keys to sort by."""
+    return Launch(
+        kernel=embedding_keys,
+        grid=(cdiv(n_tokens, SEARCHED),),
+        inputs=(Spec((n_tokens,), ids_dtype),),
+        integers=(n_tokens,),
+        outputs=(Spec((n_tokens,), key_dtype(vocab_size)),),
+        constants=(("vocab_size", vocab_size), ("BLOCK", SEARCHED)),
+        num_warps=4,
+    )
+
+
 @functools.lru_cache(4096)
 def row_starts_launch(n_tokens: int, vocab_size: int, ids_dtype: str) -> Launch:
     """Where the tokens of each row of the table begin among the sorted ones."""
@@ -376,7 +410,9 @@ def _backward(
     if n_tokens == 0:
         return None, (backend.zeros(weight.shape, dtype) if buffer is None else None), None
     dy = backend.matrix(cotangents[0])
-    dy_stride, ids_dtype = backend.strides(dy)[0], backend.dtype(flat)
+    dy_stride, ids_dtype = backend.strides(dy)[0], key_dtype(vocab_size)
+    if backend.dtype(flat) != ids_dtype:
+        (flat,) = backend.launch(keys_launch(n_tokens, vocab_size, backend.dtype(flat)), flat)
     ordered, order = backend.sort(flat)
     (starts,) = backend.launch(row_starts_launch(n_tokens, vocab_size, ids_dtype), ordered)
     (sums,) = backend.launch(

@@ -115,6 +115,10 @@ def geometry(n_rows: int, n_packed: int, n_cols: int, device: Device) -> Geometr
     # Rows that cannot be read by 16 bytes pass through registers, where a longer step would not fit.
     long_step = device.shared_bytes >= 128 << 10 and n_packed % 16 == 0 and n_cols % 16 == 0
     block = min(max(next_power_of_2(n_packed), 32), 64 if long_step else 32)
+    # Each weight that is unpacked meets as many rows as possible, where as few programs fill the GPU. Three steps of so
+    # large a tile of a take 208 KiB of an H100.
+    if long_step and device.arch == 90 and n_rows * n_cols >= 2 * device.multiprocessors * 256 * 128:
+        rows = 256
     programs = max(cdiv(n_rows, rows) * cdiv(n_cols, cols), 1)
     # Enough programs for two on every multiprocessor; but of each part four steps, and partial sums that, written and
     # read, are no more bytes than the weights.

@@ -24,7 +24,7 @@ from typing import NamedTuple, Protocol
 import triton
 import triton.language as tl
 
-from liger import check
+from liger import check, geometry
 from liger.backend import Array, Backend
 from liger.device import Device
 from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv, next_power_of_2, previous_power_of_2, promote
@@ -445,28 +445,48 @@ def forward_launch(
     )
 
 
-def _backward_geometry(n_cols: int, itemsize: int, center: bool, device: Device) -> tuple[int, int, int, int]:
-    """(rows per tile, programs per multiprocessor, warps, pipeline stages), by sweeps on an H200.
+class Geometry(NamedTuple):
+    """How a backward pass is laid out.
 
-    The aim is 32 to 48 KiB of loads in flight per multiprocessor before the first sum is waited for.
+    Attributes:
+        rows: of a tile.
+        programs: per multiprocessor.
+        warps: per program.
+        stages: of the pipeline over tiles.
+    """
+
+    rows: int
+    programs: int
+    warps: int
+    stages: int
+
+
+def backward_geometry(n_cols: int, itemsize: int, center: bool, device: Device) -> Geometry:
+    """The measured geometry, or by the rule: 32 to 48 KiB of loads in flight per multiprocessor before the first sum
+    is waited for.
     """
     block = next_power_of_2(n_cols)
+    name = "layer_norm_backward" if center else "rms_norm_backward"
+    return geometry.choose(name, itemsize, block, device, backward_rule(block, itemsize, center, device))
+
+
+def backward_rule(block: int, itemsize: int, center: bool, device: Device) -> Geometry:
     warps = min(_warps(2 * block, device), 8)
     if block <= 256:
         rows = min(2048 // block, 16)
-        return rows, 8, min(max(rows * block // (8 * device.warp_size), 1), 4), 1
+        return Geometry(rows, 8, min(max(rows * block // (8 * device.warp_size), 1), 4), 1)
     if block <= 512:
-        return 16 // itemsize, 4, 4, 3
+        return Geometry(16 // itemsize, 4, 4, 3)
     if block <= 1024:
-        return 4, 2, 4, 3 if device.vendor == "cuda" else 2
+        return Geometry(4, 2, 4, 3 if device.vendor == "cuda" else 2)
     if block <= 2048:
-        return 2, 2, 4, 3
+        return Geometry(2, 2, 4, 3)
     if block <= 4096:
-        return 1, 2, 4, 3
+        return Geometry(1, 2, 4, 3)
     if block <= 8192:
-        return 1, 1, max(warps, 8), 3
+        return Geometry(1, 1, max(warps, 8), 3)
     few = device.warp_size == 64 or (itemsize == 2 and not center)
-    return 1, 1, 16 if few else 32, 1
+    return Geometry(1, 1, 16 if few else 32, 1)
 
 
 class Gradients(NamedTuple):
@@ -490,11 +510,15 @@ def backward_launch(
     want: Gradients,
     options: Options,
     device: Device,
+    layout: Geometry | None = None,
 ) -> Launch:
-    """dx, and one fp32 row of the weight's and the bias's gradient per program, for rows of at most MAX_BLOCK."""
+    """dx, and one fp32 row of the weight's and the bias's gradient per program, for rows of at most MAX_BLOCK.
+
+    `layout` None: the measured one, or the rule's.
+    """
     itemsize = max(DTYPE_BYTES[dtype], DTYPE_BYTES[dy_dtype])
-    rows, per_multiprocessor, warps, stages = _backward_geometry(n_cols, itemsize, options.center, device)
-    programs = min(cdiv(n_rows, rows), per_multiprocessor * device.multiprocessors)
+    layout = layout or backward_geometry(n_cols, itemsize, options.center, device)
+    programs = min(cdiv(n_rows, layout.rows), layout.programs * device.multiprocessors)
     has_ds = ds_stride is not None and want.x
     # x, dy, dw and the weight of such a row do not fit NVIDIA's 65,536 registers of a multiprocessor. The weight is
     # read again for every row, from the cache; x and dy also are where the compiler would otherwise spill. (LayerNorm,
@@ -534,11 +558,11 @@ def backward_launch(
             ("WANT_DB", want.bias),
             ("REREAD_WEIGHT", widest),
             ("REREAD", reread),
-            ("ROWS", rows),
+            ("ROWS", layout.rows),
             ("BLOCK", next_power_of_2(n_cols)),
-            ("STAGES", stages),
+            ("STAGES", layout.stages),
         ),
-        num_warps=warps,
+        num_warps=layout.warps,
         aliases=_in_place(options, want.x, dtype, dy_dtype, dy_stride, n_cols),
         flops=(14 if options.center else 10) * n_rows * n_cols,
     )
@@ -740,11 +764,8 @@ def backward(
             n_rows, n_cols, dtype, dy_dtype, weight_dtype, x_stride, dy_stride, ds_stride, options
         )
         (dx,) = backend.launch(launch, dy_matrix, ds_operand, x_matrix, weight_operand, *statistics)
-    return (
-        backend.reshape(dx, x.shape) if want.x else None,
-        summed(backend, dw, weight) if want.weight else None,
-        summed(backend, db, bias) if want.bias else None,
-    )
+    dw, db = summed(backend, (dw if want.weight else None, db if want.bias else None), (weight, bias))
+    return backend.reshape(dx, x.shape) if want.x else None, dw, db
 
 
 def _apart(n_cols: int, options: Options, device: Device) -> bool:

@@ -144,9 +144,9 @@ def in_units(backend: Backend, x: Array, n_axes: int, width: int) -> tuple[tuple
     return tuple(s // unit for s in strides), unit
 
 
-def tokens_per_tile(n_heads: int, width: int, dtype: str) -> int:
+def tokens_per_tile(n_heads: int, width: int, dtype: str, threads: int = THREADS) -> int:
     """Tokens of a program, so that each thread has 16 bytes of the smaller of q and k to load at once."""
-    wanted = THREADS * 16 // DTYPE_BYTES[dtype]
+    wanted = threads * 16 // DTYPE_BYTES[dtype]
     return min(max(wanted // (next_power_of_2(n_heads) * width), 1), 32)
 
 

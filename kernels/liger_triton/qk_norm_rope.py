@@ -25,23 +25,19 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from liger import check
+from liger import check, geometry
 from liger.backend import Array, Backend
 from liger.device import Device
-from liger.launch import Launch, Spec, cdiv, next_power_of_2, promote
+from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv, next_power_of_2, promote
 from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import rope as reference
 from liger_triton import pairs
 from liger_triton.pairs import Heads, _load_pairs, _store_pairs, _turn
-from liger_triton.reduce import sum_partials_launch
+from liger_triton.reduce import summed
 from liger_triton.rms_norm import CASTINGS
 
-FORWARD_TILE, BACKWARD_TILE = 2048, 1024
-"""Pairs of one tile: the backward pass holds x, its cotangent and the sum of a weight's gradient at once."""
-
-
-PROGRAMS = 4
-"""Programs of the backward pass per multiprocessor: as many as its registers hold."""
+FORWARD_TILE = 2048
+"""Pairs of one tile of the forward pass."""
 
 
 # ---------------------------------------------------------------------------------------------------- kernels
@@ -225,6 +221,7 @@ def _rotate_back_and_differentiate(
     TOKENS: tl.constexpr,
     HEADS: tl.constexpr,
     PAIRS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     half: tl.constexpr = rotary_dim // 2
     n_pairs: tl.constexpr = head_dim // 2
@@ -233,38 +230,40 @@ def _rotate_back_and_differentiate(
         w1, w2 = _load_weight(weight_ptr, offset, half, n_pairs, PAIRS, INTERLEAVED)
     dw1 = tl.zeros((TOKENS, HEADS, PAIRS), tl.float32)
     dw2 = tl.zeros((TOKENS, HEADS, PAIRS), tl.float32)
-    # Tokens are dealt out in turn, always to the same program in the same order: the sums do not depend on timing.
-    for first in range(program * TOKENS, n_tokens, tl.num_programs(0) * TOKENS):
-        token = first + tl.arange(0, TOKENS)[:, None, None]
+    # Tiles are dealt out in turn, always to the same program in the same order: the sums do not depend on timing. They
+    # are counted along one axis, heads first, so that one loop fetches the next while it works on this one.
+    head_tiles: tl.constexpr = (n_heads + HEADS - 1) // HEADS
+    n_tiles = tl.cdiv(n_tokens, TOKENS) * head_tiles
+    for tile in tl.range(program, n_tiles, tl.num_programs(0), num_stages=STAGES):
+        token = tile // head_tiles * TOKENS + tl.arange(0, TOKENS)[:, None, None]
         here = token < n_tokens
         batch = (token // seq_len).to(tl.int64)
         place = (token % seq_len).to(tl.int64)
         token = token.to(tl.int64)
         table = (batch * table_batch_stride + place * table_seq_stride) * TABLE_UNIT
         cos1, sin1, cos2, sin2 = _load_angles(cos_ptr, sin_ptr, table, here, half, PAIRS, INTERLEAVED)
-        for start in range(0, n_heads, HEADS):
-            head = start + tl.arange(0, HEADS)[None, :, None].to(tl.int64)
-            mask = here & (head < n_heads)
-            dy_place = batch * dy_batch_stride + place * dy_seq_stride + head * dy_head_stride
-            x_place = batch * x_batch_stride + place * x_seq_stride + head * x_head_stride
-            dy1, dy2 = _load_pairs(dy_ptr + dy_place * DY_UNIT, mask, 0.0, half, n_pairs, PAIRS, INTERLEAVED)
-            x1, x2 = _load_pairs(x_ptr + x_place * X_UNIT, mask, 0.0, half, n_pairs, PAIRS, INTERLEAVED)
-            here_head = token * n_heads + head
-            rstd = tl.load(rstd_ptr + here_head, mask=mask, other=0.0)
-            g1, g2 = _turn(dy1, dy2, cos1, sin1, cos2, sin2, True)
-            x1 *= rstd
-            x2 *= rstd
-            if WANT_DW:
-                dw1 += g1 * x1
-                dw2 += g2 * x2
-            if WANT_DX:
-                g1 *= w1
-                g2 *= w2
-                mean = tl.sum(g1 * x1 + g2 * x2, axis=2, keep_dims=True) / head_dim
-                dx1 = (g1 - x1 * mean) * rstd
-                dx2 = (g2 - x2 * mean) * rstd
-                row = dx_ptr + here_head * head_dim
-                _store_pairs(row, dx1, dx2, mask, half, n_pairs, PAIRS, INTERLEAVED)
+        head = tile % head_tiles * HEADS + tl.arange(0, HEADS)[None, :, None].to(tl.int64)
+        mask = here & (head < n_heads)
+        dy_place = batch * dy_batch_stride + place * dy_seq_stride + head * dy_head_stride
+        x_place = batch * x_batch_stride + place * x_seq_stride + head * x_head_stride
+        dy1, dy2 = _load_pairs(dy_ptr + dy_place * DY_UNIT, mask, 0.0, half, n_pairs, PAIRS, INTERLEAVED)
+        x1, x2 = _load_pairs(x_ptr + x_place * X_UNIT, mask, 0.0, half, n_pairs, PAIRS, INTERLEAVED)
+        here_head = token * n_heads + head
+        rstd = tl.load(rstd_ptr + here_head, mask=mask, other=0.0)
+        g1, g2 = _turn(dy1, dy2, cos1, sin1, cos2, sin2, True)
+        x1 *= rstd
+        x2 *= rstd
+        if WANT_DW:
+            dw1 += g1 * x1
+            dw2 += g2 * x2
+        if WANT_DX:
+            g1 *= w1
+            g2 *= w2
+            mean = tl.sum(g1 * x1 + g2 * x2, axis=2, keep_dims=True) / head_dim
+            dx1 = (g1 - x1 * mean) * rstd
+            dx2 = (g2 - x2 * mean) * rstd
+            row = dx_ptr + here_head * head_dim
+            _store_pairs(row, dx1, dx2, mask, half, n_pairs, PAIRS, INTERLEAVED)
     if WANT_DW:
         sum1 = tl.sum(tl.sum(dw1, axis=0), axis=0)[None, None, :]
         sum2 = tl.sum(tl.sum(dw2, axis=0), axis=0)[None, None, :]
@@ -324,6 +323,7 @@ def qk_norm_rope_backward(
     Q_TILE: tl.constexpr,
     K_TILE: tl.constexpr,
     PAIRS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     # One after the other, so that only one of the sums of weight gradients is held.
     if q_heads > 0:
@@ -332,7 +332,7 @@ def qk_norm_rope_backward(
             n_tokens, seq_len, table_batch_stride, table_seq_stride,
             dq_batch_stride, dq_seq_stride, dq_head_stride, q_batch_stride, q_seq_stride, q_head_stride,
             dq_ptr, dq_weight_ptr, q_heads, head_dim, rotary_dim, DQ_UNIT, Q_UNIT, TABLE_UNIT, offset,
-            WANT_DQ, WANT_DQ_WEIGHT, INTERLEAVED, Q_TOKENS, Q_TILE, PAIRS,
+            WANT_DQ, WANT_DQ_WEIGHT, INTERLEAVED, Q_TOKENS, Q_TILE, PAIRS, STAGES,
         )  # fmt: skip
     if k_heads > 0:
         _rotate_back_and_differentiate(
@@ -340,7 +340,7 @@ def qk_norm_rope_backward(
             n_tokens, seq_len, table_batch_stride, table_seq_stride,
             dk_batch_stride, dk_seq_stride, dk_head_stride, k_batch_stride, k_seq_stride, k_head_stride,
             dk_ptr, dk_weight_ptr, k_heads, head_dim, rotary_dim, DK_UNIT, K_UNIT, TABLE_UNIT, offset,
-            WANT_DK, WANT_DK_WEIGHT, INTERLEAVED, K_TOKENS, K_TILE, PAIRS,
+            WANT_DK, WANT_DK_WEIGHT, INTERLEAVED, K_TOKENS, K_TILE, PAIRS, STAGES,
         )  # fmt: skip
 
 
@@ -373,10 +373,10 @@ class Tables(NamedTuple):
     unit: int
 
 
-def _geometry(q: Heads, k: Heads, dtype: str, tile: int) -> dict[str, int]:
+def _geometry(q: Heads, k: Heads, dtype: str, tile: int, threads: int) -> dict[str, int]:
     """Tiles of tokens and heads, for q and for k."""
     width = next_power_of_2(q.head_dim // 2)
-    q_tokens, k_tokens = (pairs.tokens_per_tile(x.n_heads, width, dtype) for x in (q, k))
+    q_tokens, k_tokens = (pairs.tokens_per_tile(x.n_heads, width, dtype, threads) for x in (q, k))
     return {
         "Q_TOKENS": q_tokens,
         "K_TOKENS": k_tokens,
@@ -400,8 +400,8 @@ def forward_launch(
 ) -> Launch:
     """q and k normalised and rotated, and their rstd."""
     head_dim, rotary_dim = q.head_dim, tables.spec.shape[-1]
-    geometry = _geometry(q, k, dtype, FORWARD_TILE)
-    share = max(geometry["Q_TOKENS"], geometry["K_TOKENS"])
+    tiles = _geometry(q, k, dtype, FORWARD_TILE, pairs.THREADS)
+    share = max(tiles["Q_TOKENS"], tiles["K_TOKENS"])
     weight = Spec((head_dim,), weight_dtype, resident=True)
     out_dtype = _out_dtype(dtype, weight_dtype, options)
     return Launch(
@@ -435,7 +435,7 @@ def forward_launch(
             ("ROUND_FIRST", options.casting == "llama"),
             ("INTERLEAVED", options.interleaved),
             ("SHARE", share),
-            *geometry.items(),
+            *tiles.items(),
         ),
         num_warps=pairs.THREADS // device.warp_size,
         flops=batch * seq_len * (q.n_heads + k.n_heads) * (5 * head_dim + 3 * rotary_dim),
@@ -458,6 +458,28 @@ class Side(NamedTuple):
     want_dw: bool
 
 
+class Geometry(NamedTuple):
+    """How the backward pass is laid out.
+
+    Attributes:
+        tile: pairs of a tile: x, its cotangent and the sum of a weight's gradient are held at once.
+        programs: per multiprocessor.
+        warps: per program.
+        stages: of the pipeline over tiles.
+    """
+
+    tile: int
+    programs: int
+    warps: int
+    stages: int
+
+
+def backward_rule(device: Device) -> Geometry:
+    """As many programs as the registers of a multiprocessor hold."""
+    tile = 1024 if device.vendor == "cuda" else 512
+    return Geometry(tile, 4, pairs.THREADS // device.warp_size, 1)
+
+
 @functools.lru_cache(4096)
 def backward_launch(
     batch: int,
@@ -470,12 +492,26 @@ def backward_launch(
     tables: Tables,
     options: Options,
     device: Device,
+    layout: Geometry | None = None,
 ) -> Launch:
-    """dq and dk, and one fp32 row of each weight gradient per program."""
+    """dq and dk, and one fp32 row of each weight gradient per program.
+
+    `layout` None: the measured one, or the rule's.
+    """
     head_dim, rotary_dim = q.x.head_dim, tables.spec.shape[-1]
-    geometry = _geometry(q.x, k.x, dtype, BACKWARD_TILE)
-    least = min(geometry[name] for name, side in (("Q_TOKENS", q), ("K_TOKENS", k)) if side.x.n_heads)
-    programs = min(cdiv(batch * seq_len, least), PROGRAMS * device.multiprocessors)
+    layout = layout or geometry.choose(
+        "qk_norm_rope_backward",
+        max(DTYPE_BYTES[dtype], DTYPE_BYTES[dy_dtype]),
+        next_power_of_2(head_dim),
+        device,
+        backward_rule(device),
+    )
+    tiles = _geometry(q.x, k.x, dtype, layout.tile, layout.warps * device.warp_size)
+    wanted = max(
+        cdiv(batch * seq_len, tiles[tokens]) * cdiv(side.x.n_heads, tiles[heads])
+        for tokens, heads, side in (("Q_TOKENS", "Q_TILE", q), ("K_TOKENS", "K_TILE", k))
+    )
+    programs = min(wanted, layout.programs * device.multiprocessors)
     sides = (q, k)
     return Launch(
         kernel=qk_norm_rope_backward,
@@ -521,9 +557,10 @@ def backward_launch(
             ("WANT_DQ_WEIGHT", q.want_dw),
             ("WANT_DK_WEIGHT", k.want_dw),
             ("INTERLEAVED", options.interleaved),
-            *geometry.items(),
+            *tiles.items(),
+            ("STAGES", layout.stages),
         ),
-        num_warps=pairs.THREADS // device.warp_size,
+        num_warps=layout.warps,
         flops=batch * seq_len * (q.x.n_heads + k.x.n_heads) * (10 * head_dim + 3 * rotary_dim),
     )
 
@@ -594,12 +631,8 @@ def _backward(
     dq, dk, *partials = backend.launch(
         launch, *dys, *xs, q_weight, k_weight, kept["q_rstd"], kept["k_rstd"], cos, sin
     )
-    dw = (
-        backend.launch(sum_partials_launch(partial.shape[0], head_dim, weight_dtype), partial)[0]
-        if wanted
-        else None
-        for wanted, partial in zip(want_dw, partials, strict=True)
-    )
+    wanted = [partial if want else None for want, partial in zip(want_dw, partials, strict=True)]
+    dw = summed(backend, wanted, (q_weight, k_weight))
     return (dq if want_dx[0] else None), (dk if want_dx[1] else None), *dw, None, None
 
 

@@ -41,7 +41,7 @@ NUMBERS_PER_ROW = {
 SINGLE_ELEMENTS = {"logits_ptr": 1, "student_ptr": 1}
 """Loads of one element beside those of whole rows: the label's logit."""
 
-ONE_PER_THREAD = {("sum_partials", "out_ptr")}
+ONE_PER_THREAD = {("sum_partials", "first_out_ptr"), ("sum_partials", "second_out_ptr")}
 """Results of a tile that are no more than its threads."""
 
 ROW_BY_ROW = {("embedding_chunk_sums", "sums_ptr"), ("embedding_backward", "dw_ptr")}

@@ -116,8 +116,8 @@ def test_launch_functions_are_cached() -> None:
     assert make() is make()
 
 
-MOVES = {"embedding_forward", "embedding_row_starts"}
-"""Kernels that compute nothing: they gather rows and look up where they begin."""
+MOVES = {"embedding_forward", "embedding_keys", "embedding_row_starts"}
+"""Kernels that compute nothing: they gather rows, narrow ids and look up where rows begin."""
 
 
 @pytest.mark.parametrize("target", PRESETS)
