@@ -18,7 +18,7 @@ import torch
 
 from liger import check
 from liger.launch import Spec
-from liger.op import Needs, Op, Operand
+from liger.op import Needs, Op
 from liger_torch.backend import INTERPRET, NAMES, Tensors
 from liger_torch.plans import Plan, swap, watched
 from liger_torch.plans import autocasting as autocasting
@@ -83,7 +83,7 @@ def _checked(op: Op, given: Any, operands: Tensors, names: Mapping[str, str], sw
 
         return swap(library.call(op, options, ordered, needs), swapped)
     plan = Plan(op, options, operands, needs, swapped)
-    plan.promotes = _promoted(op, operands) is not operands
+    plan.promotes = bool(_differing(op, operands))
     if not watched():
         if len(_plans) >= MAX_PLANS:
             _plans.clear()
@@ -146,18 +146,22 @@ def _specs(described: Described) -> tuple[Spec | None, ...]:
     return tuple([None if d is None else Spec(tuple(d[0]), NAMES.get(d[1], str(d[1]))) for d in described])
 
 
+def _differing(op: Op, operands: Tensors) -> dict[int, torch.Tensor]:
+    """Differentiable operands that run along rows (x and residual, q and k), by place, if their dtypes differ."""
+    pairs = zip(op.operands, operands, strict=True)
+    found = {
+        i: t for i, (o, t) in enumerate(pairs) if t is not None and o.role == "rows" and o.differentiable
+    }
+    return found if len({t.dtype for t in found.values()}) > 1 else {}
+
+
 def _promoted(op: Op, operands: Tensors) -> Tensors:
-    """Under autocast: differentiable operands that run along rows (x and residual, q and k) in their common dtype."""
-
-    def promotes(operand: Operand, tensor: torch.Tensor | None) -> bool:
-        return tensor is not None and operand.role == "rows" and operand.differentiable
-
-    pairs = list(zip(op.operands, operands, strict=True))
-    dtypes = {t.dtype for o, t in pairs if t is not None and promotes(o, t)}
-    if len(dtypes) < 2:
+    """Under autocast: those that differ, in their common dtype."""
+    differing = _differing(op, operands)
+    if not differing:
         return operands
-    common = functools.reduce(torch.promote_types, dtypes)
-    return tuple(t.to(common) if t is not None and promotes(o, t) else t for o, t in pairs)
+    common = functools.reduce(torch.promote_types, (t.dtype for t in differing.values()))
+    return tuple(differing[i].to(common) if i in differing else t for i, t in enumerate(operands))
 
 
 def _check_devices(op: Op, operands: Tensors) -> None:
