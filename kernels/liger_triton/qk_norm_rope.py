@@ -474,10 +474,11 @@ class Geometry(NamedTuple):
     stages: int
 
 
-def backward_rule(device: Device) -> Geometry:
+def backward_rule(head_dim: int, itemsize: int, device: Device) -> Geometry:
     """As many programs as the registers of a multiprocessor hold."""
-    tile = 1024 if device.vendor == "cuda" else 512
-    return Geometry(tile, 4, pairs.THREADS // device.warp_size, 1)
+    # Heads that are read by the element take more of them on an AMD GPU.
+    small = device.vendor == "hip" and head_dim * itemsize % 16
+    return Geometry(512 if small else 1024, 4, pairs.THREADS // device.warp_size, 1)
 
 
 @functools.lru_cache(4096)
@@ -499,12 +500,10 @@ def backward_launch(
     `layout` None: the measured one, or the rule's.
     """
     head_dim, rotary_dim = q.x.head_dim, tables.spec.shape[-1]
+    itemsize = max(DTYPE_BYTES[dtype], DTYPE_BYTES[dy_dtype])
+    rule = backward_rule(head_dim, itemsize, device)
     layout = layout or geometry.choose(
-        "qk_norm_rope_backward",
-        max(DTYPE_BYTES[dtype], DTYPE_BYTES[dy_dtype]),
-        next_power_of_2(head_dim),
-        device,
-        backward_rule(device),
+        "qk_norm_rope_backward", itemsize, next_power_of_2(head_dim), device, rule
     )
     tiles = _geometry(q.x, k.x, dtype, layout.tile, layout.warps * device.warp_size)
     wanted = max(

@@ -114,13 +114,19 @@ def test_only_one_output_of_add_layer_norm_used(pick: int) -> None:
         assert torch.allclose(nothing if a is None else a, nothing if b is None else b, atol=1e-5)
 
 
-SHAPES = {"held": (6, 8, 30), "split": (2, 8, 3000), "images": (2, 8, 40, 24), "swept": (2, 8, 3000)}
+SHAPES = {
+    "held": (6, 8, 30),
+    "split": (2, 8, 3000),
+    "images": (2, 8, 40, 24),
+    "swept": (2, 8, 3000),
+    "swept-odd": (2, 6, 1025),  # neither channels nor positions fill the last tile
+}
 
 
 @pytest.fixture
 def shape(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, ...]:
     """On a GPU of one multiprocessor few groups are enough to be swept, one by each program."""
-    if request.param == "swept":
+    if request.param.startswith("swept"):
         one = dataclasses.replace(DEFAULT, multiprocessors=1)
         monkeypatch.setattr(backend_for(torch.device("cpu")), "device", one)
     return SHAPES[request.param]
@@ -130,9 +136,12 @@ def shape(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tu
 @pytest.mark.parametrize("mean", [0.0, 30.0])
 @pytest.mark.parametrize("shape", SHAPES, indirect=True)
 def test_group_norm_errs_no_more_than_torchs(dtype: torch.dtype, mean: float, shape: tuple[int, ...]) -> None:
-    operands = [draw(*shape, dtype=dtype, seed=0, mean=mean), *(draw(8, dtype=dtype, seed=i) for i in (1, 2))]
+    operands = [
+        draw(*shape, dtype=dtype, seed=0, mean=mean),
+        *(draw(shape[1], dtype=dtype, seed=i) for i in (1, 2)),
+    ]
     check_beside_torch(
-        lambda x, w, b: f.liger_group_norm(x, w, b, 8, 2, 1e-5),
+        lambda x, w, b: f.liger_group_norm(x, w, b, shape[1], 2, 1e-5),
         lambda x, w, b: F.group_norm(x, 2, w, b, 1e-5),
         operands,
     )
@@ -142,7 +151,7 @@ def test_group_norm_errs_no_more_than_torchs(dtype: torch.dtype, mean: float, sh
 def test_groups_with_large_means_keep_their_digits(shape: tuple[int, ...]) -> None:
     x = draw(*shape, dtype=torch.float32, seed=0, mean=10_000.0)
     exact = F.group_norm(x.detach().double(), 2, eps=1e-6)
-    assert error(f.liger_group_norm(x, None, None, 8, 2), exact) < 1e-3
+    assert error(f.liger_group_norm(x, None, None, shape[1], 2), exact) < 1e-3
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 5, 4), (2, 8, 40, 24), (2, 16, 3, 4, 2)], ids=str)

@@ -157,7 +157,7 @@ def _heads_variants(
 
 
 def _heads_backwards(device: Device) -> Iterator[Tunable]:
-    candidates = (
+    candidates = tuple(
         qk_norm_rope.Geometry(tile, programs, warps, stages)
         for tile, programs, warps, stages in itertools.product(
             (256, 512, 1024, 2048), (2, 4, 8, 16), (1, 2, 4, 8), (1, 3, 4)
@@ -165,15 +165,14 @@ def _heads_backwards(device: Device) -> Iterator[Tunable]:
         if 8 <= tile // (warps * device.warp_size) <= 16
         and 256 <= programs * warps * device.warp_size <= 1024
     )
-    rule = qk_norm_rope.backward_rule(device)
-    found = tuple(dict.fromkeys((rule, *candidates)))
     for size in (64, 128, 256):
+        rule = qk_norm_rope.backward_rule(size, 2, device)
         yield Tunable(
             "qk_norm_rope_backward",
             2,
             size,
             rule,
-            found,
+            tuple(dict.fromkeys((rule, *candidates))),
             functools.partial(_heads_timed, BF16, device, size),
             functools.partial(_heads_variants, BF16, device, size),
         )
