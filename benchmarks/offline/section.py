@@ -125,14 +125,17 @@ def compare(section: Section, words: Words, write: bool) -> int:
     return 1 if said else 0
 
 
-def growth(*fields: str, slack: float = 0.0) -> Callable[[Line, Line], list[str]]:
-    """Complains about every one of these fields, where a line has it, that grew by more than a share of `slack`."""
+def growth(*fields: str, slack: float = 0.0, spare: int = 0) -> Callable[[Line, Line], list[str]]:
+    """Complains about every one of these fields, where a line has it, that grew.
+
+    By no more than the share `slack` and the number `spare` together it may.
+    """
 
     def complain(now: Line, then: Line) -> list[str]:
         return [
             f"{field} grew from {then.get(field, 0):,} to {now[field]:,}"
             for field in fields
-            if field in now and now[field] > then.get(field, 0) * (1 + slack)
+            if field in now and now[field] > then.get(field, 0) * (1 + slack) + spare
         ]
 
     return complain
