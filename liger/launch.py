@@ -54,7 +54,8 @@ class Spec:
     Attributes:
         shape: the logical shape; strides, where they matter, are constants of the launch.
         dtype: numpy's name of the dtype, e.g. "bfloat16".
-        passes: how many times the kernel streams the array through device memory.
+        passes: how many times the kernel streams the array through device memory; a fraction where it does so with a
+            part of it.
         resident: read by many programs but small enough to stay in cache (a weight, a table): it counts once.
         unread: a pointer that the kernel takes but, with these constants, never dereferences.
         lookups: where single elements are looked up, how many at most; None: all elements are read.
@@ -62,7 +63,7 @@ class Spec:
 
     shape: tuple[int, ...]
     dtype: str
-    passes: int = 1
+    passes: float = 1
     resident: bool = False
     unread: bool = False
     lookups: int | None = None
@@ -126,7 +127,7 @@ class Launch:
     @property
     def traffic(self) -> int:
         """Bytes that this kernel moves: like `bytes`, with arrays counted as often as they are streamed."""
-        return sum(a.nbytes * a.passes for a in (*self.inputs, *self.outputs))
+        return round(sum(a.nbytes * a.passes for a in (*self.inputs, *self.outputs)))
 
 
 def cdiv(numerator: int, denominator: int) -> int:

@@ -38,11 +38,26 @@ import triton.language as tl
 
 from liger import check
 from liger.backend import Array, Backend
+from liger.device import Device
 from liger.launch import Launch, Spec, cdiv, next_power_of_2
 from liger.mesh import ONE_DEVICE, Mesh
 from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import cross_entropy as reference
-from liger_triton.math import capped
+from liger_triton.held import (
+    Blocks,
+    add_exponentials,
+    block_columns,
+    held_block,
+    hidden_zero,
+    load_block,
+    load_held,
+    load_streamed,
+    read_once,
+    read_twice,
+    row_total,
+    store_block,
+)
+from liger_triton.math import capped, exp
 
 REDUCTIONS = ("none", "sum", "mean")
 
@@ -69,24 +84,16 @@ def _store_gradient(
     HAS_BIAS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """dx of one row from its a, b and c; see the top of the file."""
+    """dx of one row, by `_gradient`."""
     for start in range(0, n_cols, BLOCK):
         col = start + tl.arange(0, BLOCK)
         mask = col < n_cols
         x = tl.load(row_ptr + col, mask=mask, other=0.0).to(tl.float32)
-        bias = 0.0
-        class_weight = 1.0
-        if HAS_BIAS:
-            bias = tl.load(bias_ptr + col, mask=mask, other=0.0).to(tl.float32)
-        if HAS_WEIGHT and label_smoothing > 0.0:
-            class_weight = tl.load(weight_ptr + col, mask=mask, other=0.0).to(tl.float32)
-        z = capped(x, bias, scale, softcap)
-        dz = a * tl.exp(z - highest - log_total) - c * class_weight
-        dz = tl.where(col == label, dz - b, dz)
-        if softcap > 0.0:
-            t = z / softcap
-            dz *= 1.0 - t * t
-        tl.store(gradient_row_ptr + col, (dz * scale).to(gradient_row_ptr.dtype.element_ty), mask=mask)
+        dx = _gradient(
+            x, col, weight_ptr, bias_ptr, tl.where(col == label, b, 0.0), highest, log_total, a, c,
+            n_cols, label_smoothing, softcap, scale, HAS_WEIGHT, HAS_BIAS, PARTIAL=True,
+        )  # fmt: skip
+        tl.store(gradient_row_ptr + col, dx.to(gradient_row_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -106,6 +113,149 @@ def _store_zeros(row_ptr, n_cols: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _folded(
+    x,
+    col,
+    weight_ptr,
+    bias_ptr,
+    highest,
+    total,
+    weighted,
+    weights,
+    best,
+    n_cols: tl.constexpr,
+    softcap: tl.constexpr,
+    scale: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WANT_WEIGHTED: tl.constexpr,
+    WANT_BEST: tl.constexpr,
+    PARTIAL: tl.constexpr,
+):
+    """Every lane's sums with its columns of one more block; see `_sums`."""
+    if HAS_BIAS:
+        x += load_block(bias_ptr, col, n_cols, PARTIAL).to(tl.float32)
+    z = capped(x, scale, softcap)
+    if WANT_WEIGHTED:
+        weighted_z = z
+        if HAS_WEIGHT:
+            w = load_block(weight_ptr, col, n_cols, PARTIAL).to(tl.float32)
+            weights += tl.sum(w, axis=1)
+            weighted_z = w * z
+        if PARTIAL:
+            weighted_z = tl.where(col < n_cols, weighted_z, 0.0)
+        weighted += tl.sum(weighted_z, axis=1)
+    if PARTIAL:
+        z = tl.where(col < n_cols, z, float("-inf"))
+    if WANT_BEST:
+        block_highest = tl.max(z, axis=1)
+        block_best = tl.min(tl.where(z == block_highest[:, None], col, n_cols), axis=1)
+        first = (block_highest == highest) & (block_best < best)
+        best = tl.where((block_highest > highest) | first, block_best, best)
+    highest, total = add_exponentials(z, highest, total)
+    return highest, total, weighted, weights, best
+
+
+@triton.jit
+def _sums(
+    row_ptr,
+    held,
+    weight_ptr,
+    bias_ptr,
+    n_cols: tl.constexpr,
+    softcap: tl.constexpr,
+    scale: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WANT_WEIGHTED: tl.constexpr,
+    WANT_BEST: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STREAMED: tl.constexpr,
+    HELD: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """Of a row: the highest logit, sum_j exp(z_j - highest), sum_j w_j z_j, sum_j w_j, the highest logit's index."""
+    highest = tl.full((LANES,), float("-inf"), tl.float32)
+    total = tl.zeros((LANES,), tl.float32)
+    weighted = tl.zeros((LANES,), tl.float32)
+    weights = tl.zeros((LANES,), tl.float32)
+    best = tl.full((LANES,), n_cols, tl.int32)
+    columns = block_columns(LANES, WIDTH, ALIGNED)
+    for block in tl.static_range(HELD):
+        highest, total, weighted, weights, best = _folded(
+            held_block(held[block], 0, row_ptr.dtype.element_ty, LANES, WIDTH),
+            (STREAMED + block) * (LANES * WIDTH) + columns,
+            weight_ptr, bias_ptr, highest, total, weighted, weights, best,
+            n_cols, softcap, scale, HAS_WEIGHT, HAS_BIAS, WANT_WEIGHTED, WANT_BEST,
+            PARTIAL=(STREAMED + block + 1) * LANES * WIDTH > n_cols,
+        )  # fmt: skip
+    for group in range(STREAMED // UNROLL):
+        loaded = load_streamed(row_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, "evict_last")
+        for i in tl.static_range(UNROLL):
+            highest, total, weighted, weights, best = _folded(
+                loaded[i].to(tl.float32),
+                (group * UNROLL + i) * (LANES * WIDTH) + columns,
+                weight_ptr, bias_ptr, highest, total, weighted, weights, best,
+                n_cols, softcap, scale, HAS_WEIGHT, HAS_BIAS, WANT_WEIGHTED, WANT_BEST, PARTIAL=False,
+            )  # fmt: skip
+    top, total = row_total(highest, total)
+    best = tl.min(tl.where(highest == top, best, n_cols), axis=0)
+    best = tl.where(best == n_cols, 0, best)  # of a row of NaN
+    return top, total, tl.sum(weighted, axis=0), tl.sum(weights, axis=0), best
+
+
+@triton.jit
+def _gradient(
+    x,
+    col,
+    weight_ptr,
+    bias_ptr,
+    on_label,
+    highest,
+    log_total,
+    a,
+    c,
+    n_cols: tl.constexpr,
+    label_smoothing: tl.constexpr,
+    softcap: tl.constexpr,
+    scale: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PARTIAL: tl.constexpr,
+):
+    """dx of a block of one row from its a, c and b [j = y], which is `on_label`; see the top of the file."""
+    if HAS_BIAS:
+        x += load_block(bias_ptr, col, n_cols, PARTIAL).to(tl.float32)
+    z = capped(x, scale, softcap)
+    dz = a * exp((z - highest) - log_total)
+    if label_smoothing > 0.0:
+        if HAS_WEIGHT:
+            dz -= c * load_block(weight_ptr, col, n_cols, PARTIAL).to(tl.float32)
+        else:
+            dz -= c
+    dz -= on_label
+    if softcap > 0.0:
+        t = z / softcap
+        dz *= 1.0 - t * t
+    return dz * scale
+
+
+@triton.jit
+def _store_zero_row(
+    ptr,
+    n_cols: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    for start in range(0, n_cols, LANES * WIDTH):
+        col = start + block_columns(LANES, WIDTH, ALIGNED)
+        tl.store(ptr + col, tl.zeros((LANES, WIDTH), ptr.dtype.element_ty), mask=col < n_cols)
+
+
+@triton.jit
 def cross_entropy_forward(
     logits_ptr,  # (n_rows, n_cols)
     labels_ptr,  # (n_rows,)
@@ -121,6 +271,7 @@ def cross_entropy_forward(
     gradient_ptr,  # (n_rows, n_cols); may be logits_ptr
     n_cols: tl.constexpr,
     row_stride: tl.constexpr,
+    gradient_stride: tl.constexpr,
     ignore_index: tl.constexpr,
     label_smoothing: tl.constexpr,
     z_loss: tl.constexpr,
@@ -133,11 +284,16 @@ def cross_entropy_forward(
     WANT_CORRECT: tl.constexpr,
     WANT_PREDICTED: tl.constexpr,
     WANT_GRADIENT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STREAMED: tl.constexpr,
+    HELD: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * row_stride
-    gradient_row_ptr = gradient_ptr + row * row_stride
+    gradient_row_ptr = gradient_ptr + row * gradient_stride
     label = tl.load(labels_ptr + row)
     if label == ignore_index:
         tl.store(loss_ptr + row, 0.0)
@@ -150,49 +306,24 @@ def cross_entropy_forward(
         if WANT_PREDICTED:
             tl.store(predicted_ptr + row, -1)
         if WANT_GRADIENT:
-            _store_zeros(gradient_row_ptr, n_cols, BLOCK)
+            _store_zero_row(gradient_row_ptr, n_cols, LANES, WIDTH, ALIGNED)
         return
+    held = load_held(row_ptr, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED)
     in_range = (label >= 0) & (label < n_cols)
     # Read before the sweep below, whose sums synchronise the program: the second sweep may overwrite it.
     label_logit = tl.load(row_ptr + label, mask=in_range, other=float("nan")).to(tl.float32)
     label_weight = 1.0
-    label_bias = 0.0
     if HAS_WEIGHT:
         label_weight = tl.load(weight_ptr + label, mask=in_range, other=0.0).to(tl.float32)
     if HAS_BIAS:
-        label_bias = tl.load(bias_ptr + label, mask=in_range, other=0.0).to(tl.float32)
-    label_z = capped(label_logit, label_bias, scale, softcap)
+        label_logit += tl.load(bias_ptr + label, mask=in_range, other=0.0).to(tl.float32)
+    label_z = capped(label_logit, scale, softcap)
 
-    highest = float("-inf")
-    total = 0.0
-    weighted = 0.0  # sum_j w_j z_j
-    weights = 0.0  # sum_j w_j
-    best = 0
-    for start in range(0, n_cols, BLOCK):
-        col = start + tl.arange(0, BLOCK)
-        mask = col < n_cols
-        x = tl.load(row_ptr + col, mask=mask, other=0.0).to(tl.float32)
-        bias = 0.0
-        if HAS_BIAS:
-            bias = tl.load(bias_ptr + col, mask=mask, other=0.0).to(tl.float32)
-        z = capped(x, bias, scale, softcap)
-        if label_smoothing > 0.0:
-            if HAS_WEIGHT:
-                w = tl.load(weight_ptr + col, mask=mask, other=0.0).to(tl.float32)
-                weights += tl.sum(w, axis=0)
-                weighted += tl.sum(tl.where(mask, w * z, 0.0), axis=0)
-            else:
-                weighted += tl.sum(tl.where(mask, z, 0.0), axis=0)
-        z = tl.where(mask, z, float("-inf"))
-        block_highest = tl.max(z, axis=0)
-        if WANT_CORRECT or WANT_PREDICTED:
-            block_best = tl.min(tl.where(z == block_highest, col, n_cols), axis=0)
-            best = tl.where(block_highest > highest, block_best, best)
-        new_highest = tl.maximum(highest, block_highest)
-        # A block of -inf alone (a masked part of the vocabulary) has nothing to be shifted by.
-        shift = tl.where(new_highest == float("-inf"), 0.0, new_highest)
-        total = total * tl.exp(highest - shift) + tl.sum(tl.exp(z - shift), axis=0)
-        highest = new_highest
+    highest, total, weighted, weights, best = _sums(
+        row_ptr, held, weight_ptr, bias_ptr, n_cols, softcap, scale, HAS_WEIGHT, HAS_BIAS,
+        label_smoothing > 0.0, WANT_CORRECT or WANT_PREDICTED,
+        LANES, WIDTH, STREAMED, HELD, ALIGNED, UNROLL,
+    )  # fmt: skip
     log_total = tl.log(total)
     lse = highest + log_total
     # Not lse - label_z: where the label has nearly all of the probability, the two are nearly equal.
@@ -229,10 +360,37 @@ def cross_entropy_forward(
         c = g * smooth
         a = b + c * weights + 2.0 * z_loss * lse * z_denominator * factor
         a = tl.where(in_range, a, float("nan"))
-        _store_gradient(
-            row_ptr, weight_ptr, bias_ptr, gradient_row_ptr, label, highest, log_total, a, b, c,
-            n_cols, label_smoothing, softcap, scale, HAS_WEIGHT, HAS_BIAS, BLOCK,
-        )  # fmt: skip
+        columns = block_columns(LANES, WIDTH, ALIGNED)
+        # Backwards: what was read last may still be in the cache.
+        for group_back in range(STREAMED // UNROLL):
+            group = STREAMED // UNROLL - 1 - group_back
+            loaded = load_streamed(row_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, "evict_first")
+            for i in tl.static_range(UNROLL):
+                col = (group * UNROLL + i) * (LANES * WIDTH) + columns
+                dx = _gradient(
+                    loaded[i].to(tl.float32), col, weight_ptr, bias_ptr, 0.0, highest, log_total, a, c,
+                    n_cols, label_smoothing, softcap, scale, HAS_WEIGHT, HAS_BIAS, PARTIAL=False,
+                )  # fmt: skip
+                store_block(gradient_row_ptr, col, dx, n_cols, PARTIAL=False)
+        zero = hidden_zero()
+        for block in tl.static_range(HELD):
+            col = (STREAMED + block) * (LANES * WIDTH) + columns
+            dx = _gradient(
+                held_block(held[block], zero, row_ptr.dtype.element_ty, LANES, WIDTH),
+                col, weight_ptr, bias_ptr, 0.0, highest, log_total, a, c,
+                n_cols, label_smoothing, softcap, scale, HAS_WEIGHT, HAS_BIAS,
+                PARTIAL=(STREAMED + block + 1) * LANES * WIDTH > n_cols,
+            )  # fmt: skip
+            store_block(
+                gradient_row_ptr, col, dx, n_cols, PARTIAL=(STREAMED + block + 1) * LANES * WIDTH > n_cols
+            )
+        # The label's own gradient: a comparison of every column with it would cost more than the exponential.
+        dz = a * exp((label_z - highest) - log_total) - b - c * label_weight
+        if softcap > 0.0:
+            t = label_z / softcap
+            dz *= 1.0 - t * t
+        tl.debug_barrier()
+        tl.store(gradient_row_ptr + label, (dz * scale).to(gradient_ptr.dtype.element_ty), mask=in_range)
 
 
 @triton.jit
@@ -247,6 +405,7 @@ def cross_entropy_backward(
     dloss_ptr,  # (n_rows,) or (1,) float32
     dz_loss_ptr,  # likewise
     first_ptr,  # (1,) int32: class of the first column
+    unit_ptr,  # (n_rows, n_cols): the gradient for a cotangent of 1, in the memory of gradient_ptr
     gradient_ptr,  # (n_rows, n_cols); may be logits_ptr
     n_cols: tl.constexpr,
     n_classes: tl.constexpr,
@@ -263,10 +422,16 @@ def cross_entropy_backward(
     HAS_DLOSS: tl.constexpr,
     HAS_DZ_LOSS: tl.constexpr,
     UNIT_COTANGENT: tl.constexpr,
+    HAS_UNIT: tl.constexpr,
     TOKEN_SCALING: tl.constexpr,
     PART: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    if HAS_UNIT:
+        if (
+            tl.load(dloss_ptr) == 1.0
+        ):  # as in most training steps: nothing is left to do, and nothing is moved
+            return
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * row_stride
     gradient_row_ptr = gradient_ptr + row * gradient_stride
@@ -300,10 +465,9 @@ def cross_entropy_backward(
     h *= tl.load(denominators_ptr + 1)
     if TOKEN_SCALING:
         label_logit = tl.load(row_ptr + label, mask=in_range, other=float("nan")).to(tl.float32)
-        label_bias = 0.0
         if HAS_BIAS:
-            label_bias = tl.load(bias_ptr + label, mask=in_range, other=0.0).to(tl.float32)
-        probability = tl.exp(capped(label_logit, label_bias, scale, softcap) - highest - log_total)
+            label_logit += tl.load(bias_ptr + label, mask=in_range, other=0.0).to(tl.float32)
+        probability = tl.exp(capped(label_logit, scale, softcap) - highest - log_total)
         g *= probability
         h *= probability
         # Every thread has read the label's logit before any of them may overwrite it.
@@ -340,7 +504,12 @@ def cross_entropy_part(
     HAS_BIAS: tl.constexpr,
     WANT_WEIGHTED: tl.constexpr,
     WANT_BEST: tl.constexpr,
-    BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STREAMED: tl.constexpr,
+    HELD: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * row_stride
@@ -355,42 +524,19 @@ def cross_entropy_part(
         if WANT_BEST:
             tl.store(best_ptr + row, 0)
         return
+    held = load_held(row_ptr, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED)
     here = (label >= first) & (label < first + n_cols)
     column = tl.where(here, label - first, 0)
     label_logit = tl.load(row_ptr + column).to(tl.float32)
-    label_bias = 0.0
     if HAS_BIAS:
-        label_bias = tl.load(bias_ptr + column).to(tl.float32)
-    label_z = tl.where(here, capped(label_logit, label_bias, scale, softcap), 0.0)
+        label_logit += tl.load(bias_ptr + column).to(tl.float32)
+    label_z = tl.where(here, capped(label_logit, scale, softcap), 0.0)
     in_range = (label >= 0) & (label < n_classes)
 
-    highest = float("-inf")
-    total = 0.0
-    weighted = 0.0
-    best = 0
-    for start in range(0, n_cols, BLOCK):
-        col = start + tl.arange(0, BLOCK)
-        mask = col < n_cols
-        x = tl.load(row_ptr + col, mask=mask, other=0.0).to(tl.float32)
-        bias = 0.0
-        if HAS_BIAS:
-            bias = tl.load(bias_ptr + col, mask=mask, other=0.0).to(tl.float32)
-        z = capped(x, bias, scale, softcap)
-        if WANT_WEIGHTED:
-            w = 1.0
-            if HAS_WEIGHT:
-                w = tl.load(weight_ptr + first + col, mask=mask, other=0.0).to(tl.float32)
-            weighted += tl.sum(tl.where(mask, w * z, 0.0), axis=0)
-        z = tl.where(mask, z, float("-inf"))
-        block_highest = tl.max(z, axis=0)
-        if WANT_BEST:
-            block_best = tl.min(tl.where(z == block_highest, col, n_cols), axis=0)
-            best = tl.where(block_highest > highest, block_best, best)
-        new_highest = tl.maximum(highest, block_highest)
-        # A block of -inf alone (a masked part of the vocabulary) has nothing to be shifted by.
-        shift = tl.where(new_highest == float("-inf"), 0.0, new_highest)
-        total = total * tl.exp(highest - shift) + tl.sum(tl.exp(z - shift), axis=0)
-        highest = new_highest
+    highest, total, weighted, _, best = _sums(
+        row_ptr, held, weight_ptr + first, bias_ptr, n_cols, softcap, scale, HAS_WEIGHT, HAS_BIAS,
+        WANT_WEIGHTED, WANT_BEST, LANES, WIDTH, STREAMED, HELD, ALIGNED, UNROLL,
+    )  # fmt: skip
     tl.store(highest_ptr + row, highest)
     tl.store(total_ptr + row, total)
     tl.store(label_ptr + row, tl.where(in_range, label_z, float("nan")))
@@ -594,6 +740,7 @@ class Options:
         return_z_loss: return the z-loss alone too, differentiable.
         return_accuracy: return the share of labels that have the highest logit.
         return_predicted: return the index of the highest logit, the first one of several; -1 for ignored rows.
+        recompute: compute gradients in the backward pass, also where one scalar cotangent is all that can come.
     """
 
     ignore_index: int = -100
@@ -606,12 +753,33 @@ class Options:
     return_z_loss: bool = False
     return_accuracy: bool = False
     return_predicted: bool = False
+    recompute: bool = False
 
 
-def _block(n_cols: int, smooths_weighted: bool = False) -> tuple[int, int]:
-    """Columns of a block and warps of a program. Class weights in every sweep take registers that 8192 columns need."""
-    block = min(next_power_of_2(n_cols), 4096 if smooths_weighted else 8192)
-    return block, min(max(block // 1024, 1), 8) * 2
+def _blocks(
+    n_cols: int,
+    dtype: str,
+    strides: tuple[int, ...],
+    options: Options,
+    weight_dtype: str | None,
+    bias_dtype: str | None,
+    want_gradient: bool,
+    device: Device,
+) -> Blocks:
+    """How the forward kernels go through a row."""
+    sweep = read_twice if want_gradient else read_once
+    weighted = weight_dtype is not None and options.label_smoothing > 0
+    index = options.return_accuracy or options.return_predicted
+    if weighted or bias_dtype is not None or options.softcap is not None or index:
+        # Their numbers take the registers that would hold a row.
+        return sweep(n_cols, dtype, strides, device, held=2, unroll=1)
+    return sweep(n_cols, dtype, strides, device)
+
+
+def _block(n_cols: int) -> tuple[int, int]:
+    """Columns that the backward kernel works on at a time, and its warps."""
+    block = min(next_power_of_2(n_cols), 4096)
+    return block, min(max(block // 1024, 1), 4) * 2
 
 
 def _class_weights(n_rows: int, n_cols: int, dtype: str | None, options: Options) -> Spec:
@@ -631,9 +799,14 @@ def forward_launch(
     bias_dtype: str | None,
     options: Options,
     want_gradient: bool,
+    device: Device,
+    in_place: bool = True,
 ) -> Launch:
-    """Per-row losses, and with `want_gradient` the gradient for a cotangent of 1, written over the logits."""
-    block, warps = _block(n_cols, weight_dtype is not None and options.label_smoothing > 0)
+    """Per-row losses, and with `want_gradient` the gradient for a cotangent of 1; `in_place`: over the logits."""
+    gradient_stride = row_stride if in_place else n_cols
+    blocks = _blocks(
+        n_cols, dtype, (row_stride, gradient_stride), options, weight_dtype, bias_dtype, want_gradient, device
+    )
     per_row = Spec((n_rows,), "float32")
     nothing = Spec((0,), "float32")
     matrix = Spec((n_rows, n_cols), dtype)
@@ -641,7 +814,7 @@ def forward_launch(
         kernel=cross_entropy_forward,
         grid=(n_rows,),
         inputs=(
-            dataclasses.replace(matrix, passes=2 if want_gradient and n_cols > 0 else 1),
+            dataclasses.replace(matrix, passes=blocks.passes if want_gradient else 1),
             Spec((n_rows,), label_dtype),
             _class_weights(n_rows, n_cols, weight_dtype, options),
             Spec((n_cols,), bias_dtype or dtype, resident=True, unread=bias_dtype is None),
@@ -659,6 +832,7 @@ def forward_launch(
         constants=(
             ("n_cols", n_cols),
             ("row_stride", row_stride),
+            ("gradient_stride", gradient_stride),
             *_formula(options),
             ("HAS_WEIGHT", weight_dtype is not None),
             ("HAS_BIAS", bias_dtype is not None),
@@ -667,10 +841,10 @@ def forward_launch(
             ("WANT_CORRECT", options.return_accuracy),
             ("WANT_PREDICTED", options.return_predicted),
             ("WANT_GRADIENT", want_gradient),
-            ("BLOCK", block),
+            *blocks.constants,
         ),
-        num_warps=warps,
-        aliases=((0, 6),) if want_gradient else (),
+        num_warps=blocks.lanes // device.warp_size,
+        aliases=((0, 6),) if want_gradient and in_place else (),
         flops=(12 if want_gradient else 5) * n_rows * n_cols,
     )
 
@@ -700,10 +874,12 @@ def backward_launch(
     in_place: bool,
     parts: int = 1,
     unit_cotangent: bool = False,
+    has_unit: bool = False,
 ) -> Launch:
     """The logits' gradient, for one cotangent per row ("none") or one in all; `in_place`: over the logits.
 
-    Of one of the `parts` of the vocabulary; with `unit_cotangent` for a loss whose cotangent is 1.
+    Of one of the `parts` of the vocabulary; with `unit_cotangent` for a loss whose cotangent is 1; with `has_unit` over
+    the gradient for a cotangent of 1, which stays as it is if that is what comes.
     """
     block, warps = _block(n_cols)
     rows = n_rows if options.reduction == "none" else 1
@@ -722,6 +898,7 @@ def backward_launch(
             Spec((rows,), "float32", resident=rows == 1, unread=not has_dloss),
             Spec((rows,), "float32", resident=rows == 1, unread=not has_dz_loss),
             Spec((1,), "int32", resident=True, unread=parts == 1),
+            dataclasses.replace(matrix, unread=True),
         ),
         outputs=(matrix,),
         constants=(
@@ -736,12 +913,13 @@ def backward_launch(
             ("HAS_DLOSS", has_dloss),
             ("HAS_DZ_LOSS", has_dz_loss),
             ("UNIT_COTANGENT", unit_cotangent),
+            ("HAS_UNIT", has_unit),
             ("TOKEN_SCALING", options.token_scaling),
             ("PART", parts > 1),
-            ("BLOCK", min(block, 4096)),
+            ("BLOCK", block),
         ),
-        num_warps=min(warps, 8),
-        aliases=((0, 0),) if in_place else (),
+        num_warps=warps,
+        aliases=((0, 0),) if in_place else ((10, 0),) if has_unit else (),
         flops=7 * n_rows * n_cols,
     )
 
@@ -757,11 +935,21 @@ def part_launch(
     bias_dtype: str | None,
     options: Options,
     parts: int,
+    device: Device,
 ) -> Launch:
     """What one of the `parts` of the vocabulary contributes to the rows' losses."""
     smooths = options.label_smoothing > 0
     weighted = weight_dtype is not None and smooths
-    block, warps = _block(n_cols, weighted)
+    blocks = _blocks(
+        n_cols,
+        dtype,
+        (row_stride,),
+        options,
+        weight_dtype if weighted else None,
+        bias_dtype,
+        want_gradient=False,
+        device=device,
+    )
     per_row, nothing = Spec((n_rows,), "float32"), Spec((0,), "float32")
     best = options.return_accuracy or options.return_predicted
     weights = Spec(
@@ -795,9 +983,9 @@ def part_launch(
             ("HAS_BIAS", bias_dtype is not None),
             ("WANT_WEIGHTED", smooths),
             ("WANT_BEST", best),
-            ("BLOCK", block),
+            *blocks.constants,
         ),
-        num_warps=warps,
+        num_warps=blocks.lanes // device.warp_size,
         flops=5 * n_rows * n_cols,
     )
 
@@ -996,13 +1184,16 @@ def forward_rows(
     factors: Array,
     options: Options,
     want_gradient: bool,
+    in_place: bool = True,
 ) -> tuple[Array, Array, Array, Array | None, Array | None, Array | None, Array | None]:
-    """(loss, highest, log_total, z_loss, correct, predicted, gradient) of logits, which the gradient overwrites.
+    """(loss, highest, log_total, z_loss, correct, predicted, gradient) of logits; `in_place`: over the logits.
 
     lse = highest + log_total; the two are kept apart because their sum has not the digits of the second.
     """
     if backend.size("columns") > 1:
-        return _forward_parts(backend, logits, labels, weight, bias, factors, options, want_gradient)
+        return _forward_parts(
+            backend, logits, labels, weight, bias, factors, options, want_gradient, in_place
+        )
     launch = forward_launch(
         *logits.shape,
         backend.dtype(logits),
@@ -1012,6 +1203,8 @@ def forward_rows(
         None if bias is None else backend.dtype(bias),
         options,
         want_gradient,
+        backend.device,
+        in_place,
     )
     loss, highest, log_total, z_loss, correct, predicted, gradient = backend.launch(
         launch,
@@ -1041,6 +1234,7 @@ def _forward_parts(
     factors: Array,
     options: Options,
     want_gradient: bool,
+    in_place: bool,
 ) -> tuple[Array, Array, Array, Array | None, Array | None, Array | None, Array | None]:
     """`forward_rows` where every device has a part of the vocabulary."""
     n_rows, n_cols = logits.shape
@@ -1058,6 +1252,7 @@ def _forward_parts(
         None if bias is None else backend.dtype(bias),
         options,
         parts,
+        backend.device,
     )
     weight_operand = labels if weight is None else weight
     highest, total, label_logit, weighted, best = backend.launch(
@@ -1090,7 +1285,7 @@ def _forward_parts(
     if want_gradient:
         gradient = backward_rows(
             backend, logits, labels, weight, bias, top, log_total, factors, None, None, options,
-            in_place=True, unit_cotangent=True,
+            in_place=in_place, unit_cotangent=True,
         )  # fmt: skip
     return (
         loss,
@@ -1117,8 +1312,12 @@ def backward_rows(
     options: Options,
     in_place: bool,
     unit_cotangent: bool = False,
+    unit_gradient: Array | None = None,
 ) -> Array:
-    """The gradient of a matrix of logits, given the cotangents of its rows, or of their reduction (or that it is 1)."""
+    """The gradient of a matrix of logits, given the cotangents of its rows, or of their reduction (or that it is 1).
+
+    It overwrites `unit_gradient`, the one for a cotangent of 1, which is then only computed anew for another one.
+    """
     parts = backend.size("columns")
     launch = backward_launch(
         *logits.shape,
@@ -1133,6 +1332,7 @@ def backward_rows(
         in_place,
         parts,
         unit_cotangent,
+        unit_gradient is not None,
     )
     unread = labels
     return backend.launch(
@@ -1147,6 +1347,7 @@ def backward_rows(
         unread if dloss is None else dloss,
         unread if dz_loss is None else dz_loss,
         unread if parts == 1 else backend.first_column(logits.shape[1]),
+        unread if unit_gradient is None else unit_gradient,
     )[0]
 
 
@@ -1157,6 +1358,16 @@ def cotangent_rows(backend: Backend, cotangent: Array | None) -> Array | None:
     return backend.cast(backend.reshape(backend.dense(cotangent), (-1,)), "float32")
 
 
+def _in_forward(options: Options, needs: Needs) -> bool:
+    """Whether the forward pass computes the gradient for a cotangent of 1, from logits that are read once for both.
+
+    It does where one scalar cotangent is all that can come. One that is not 1 takes another sweep in the backward
+    pass, over the logits: the gradient is never rounded twice.
+    """
+    one_cotangent = options.reduction != "none" and not options.return_z_loss
+    return any(needs) and one_cotangent and not options.recompute
+
+
 def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs) -> tuple[Arrays, Arrays]:
     logits, labels, weight = operands
     assert logits is not None and labels is not None
@@ -1164,8 +1375,9 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
     weight = None if weight is None else backend.dense(weight)
     flat = backend.reshape(backend.dense(labels), (-1,))
     factors = denominators(backend, flat, weight, matrix.shape[1], options)
-    loss, highest, log_total, z_loss, correct, predicted, _ = forward_rows(
-        backend, matrix, flat, weight, None, factors, options, want_gradient=False
+    now = _in_forward(options, needs)
+    loss, highest, log_total, z_loss, correct, predicted, gradient = forward_rows(
+        backend, matrix, flat, weight, None, factors, options, want_gradient=now, in_place=False
     )
     shape = tuple(labels.shape)
     if predicted is not None:
@@ -1175,6 +1387,7 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
     else:
         outputs = totals(backend, loss, z_loss, correct, factors, options)
     return (*outputs, predicted), (
+        None if gradient is None else backend.reshape(gradient, logits.shape),
         backend.reshape(highest, shape),
         backend.reshape(log_total, shape),
         factors,
@@ -1185,6 +1398,7 @@ def _backward(
     backend: Backend, kept: Mapping[str, Array | None], cotangents: Arrays, options: Options, needs: Needs
 ) -> Arrays:
     logits, labels, weight = kept["logits"], kept["labels"], kept["weight"]
+    unit = kept["grad_logits"]
     assert logits is not None and labels is not None
     matrix = backend.matrix(logits)
     weight = None if weight is None else backend.dense(weight)
@@ -1201,6 +1415,7 @@ def _backward(
         cotangent_rows(backend, cotangents[1]),
         options,
         in_place=False,
+        unit_gradient=None if unit is None else backend.matrix(unit),
     )
     return backend.reshape(gradient, logits.shape), None, None
 
@@ -1258,10 +1473,12 @@ def infer_outputs(shape: tuple[int, ...], options: Options) -> tuple[Spec | None
 def _infer(
     operands: tuple[Spec | None, ...], options: Options, needs: Needs
 ) -> tuple[tuple[Spec | None, ...], tuple[Spec | None, ...]]:
-    _, labels, _ = operands
-    assert labels is not None
+    logits, labels, _ = operands
+    assert logits is not None and labels is not None
+    outputs = infer_outputs(labels.shape, options)
+    gradient = Spec(logits.shape, logits.dtype) if _in_forward(options, needs) else None
     per_row = Spec(labels.shape, "float32")
-    return infer_outputs(labels.shape, options), (per_row, per_row, Spec((3,), "float32"))
+    return outputs, (gradient, per_row, per_row, Spec((3,), "float32"))
 
 
 def reference_outputs(results: Arrays, options: Options) -> Arrays:
@@ -1309,6 +1526,7 @@ CROSS_ENTROPY = Op(
     ),
     outputs=OUTPUTS,
     saved=(
+        Output("grad_logits", "rows", differentiable=False),
         Output("highest", "rows", differentiable=False, axes=0),
         Output("log_total", "rows", differentiable=False, axes=0),
         Output("denominators", "shared", differentiable=False),
@@ -1320,6 +1538,7 @@ CROSS_ENTROPY = Op(
     backward=_backward,
     reference=_reference,
     keeps=lambda options, needs: ("logits", "labels", "weight"),
-    columns=lambda options: divisible(options, {"logits": -1}),
+    reuses=lambda options, needs: ("grad_logits",) if _in_forward(options, needs) else (),
+    columns=lambda options: divisible(options, {"logits": -1, "grad_logits": -1}),
     reference_on=_reference,
 )

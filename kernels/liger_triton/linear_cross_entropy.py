@@ -39,14 +39,12 @@ class Options(loss_op.Options):
             chunks, float32 where more chunks cost less memory than larger ones.
         chunk_bytes: memory for one chunk's logits. None: half the bytes of the weight, at least 512 MB, and more
             where that gives more than four chunks and an fp32 sum of the weight's gradient would take more memory.
-        recompute: compute gradients in the backward pass, from logits computed anew.
         into_buffer: the weight's gradient is added to the operand `weight_grad`; needs `recompute`.
     """
 
     weight_layout: str = "vh"
     accum_dtype: str | None = None
     chunk_bytes: int | None = None
-    recompute: bool = False
     into_buffer: bool = False
 
 

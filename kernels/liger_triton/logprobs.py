@@ -35,14 +35,76 @@ import triton.language as tl
 
 from liger import check
 from liger.backend import Array, Backend
+from liger.device import Device
 from liger.launch import Launch, Spec, cdiv, next_power_of_2
 from liger.mesh import ONE_DEVICE, Mesh
 from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import logprobs as reference
 from liger_triton.cross_entropy import cotangent_rows
-from liger_triton.math import capped
+from liger_triton.held import (
+    block_columns,
+    held_block,
+    load_block,
+    load_held,
+    load_streamed,
+    read_once,
+    shift_of,
+)
+from liger_triton.math import capped, exp
 
 # ---------------------------------------------------------------------------------------------------- kernels
+
+
+@triton.jit
+def _folded(
+    x,
+    col,
+    bias_ptr,
+    label,
+    label_z,
+    highest,
+    total,
+    weighted,
+    higher,
+    best,
+    n_cols: tl.constexpr,
+    inverse_temperature: tl.constexpr,
+    softcap: tl.constexpr,
+    scale: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    WANT_PREDICTED: tl.constexpr,
+    WANT_RANK: tl.constexpr,
+    PARTIAL: tl.constexpr,
+):
+    """Every lane's sums, relative to its own highest logit, with its columns of one more block."""
+    if HAS_BIAS:
+        x += load_block(bias_ptr, col, n_cols, PARTIAL).to(tl.float32)
+    z = capped(x, scale, softcap) * inverse_temperature
+    if PARTIAL:
+        z = tl.where(col < n_cols, z, float("-inf"))
+    if WANT_RANK:
+        higher += tl.sum(((z > label_z) & (col != label)).to(tl.int32), axis=1)
+    block_highest = tl.max(z, axis=1)
+    if WANT_PREDICTED:
+        block_best = tl.min(tl.where(z == block_highest[:, None], col, n_cols), axis=1)
+        first = (block_highest == highest) & (block_best < best)
+        best = tl.where((block_highest > highest) | first, block_best, best)
+    new_highest = tl.maximum(highest, block_highest)
+    total, weighted = _moved(total, weighted, highest, new_highest)
+    shifted = z - shift_of(new_highest)[:, None]
+    exponential = exp(shifted)
+    weighted += tl.sum(exponential * tl.where(exponential > 0.0, shifted, 0.0), axis=1)
+    total += tl.sum(exponential, axis=1)
+    return new_highest, total, weighted, higher, best
+
+
+@triton.jit
+def _moved(total, weighted, highest, top):
+    """Sums of exp(z_j - highest) and of exp(z_j - highest) (z_j - highest) as they are relative to `top`."""
+    # Before the first finite logit there is nothing to shift.
+    moved = tl.where(highest == float("-inf"), 0.0, highest - shift_of(top))
+    decay = exp(moved)
+    return decay * total, decay * (weighted + total * moved)
 
 
 @triton.jit
@@ -70,7 +132,12 @@ def logprobs_forward(
     WANT_PREDICTED: tl.constexpr,
     WANT_RANK: tl.constexpr,
     PART: tl.constexpr,
-    BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STREAMED: tl.constexpr,
+    HELD: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """With PART, of a part of the vocabulary: the token's logit if it is here and otherwise 0 in place of logp, and in
     place of lse and entropy the sums of exp(z_j - m) and of exp(z_j - m) (z_j - m).
@@ -91,6 +158,7 @@ def logprobs_forward(
         if WANT_RANK:
             tl.store(rank_ptr + row, -1)
         return
+    held = load_held(row_ptr, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED)
     in_range = (label >= 0) & (label < n_classes)
     elsewhere = float("nan")
     first = 0
@@ -100,44 +168,40 @@ def logprobs_forward(
         elsewhere = tl.where(in_range, 0.0, float("nan"))
         in_range = (label >= 0) & (label < n_cols)
     label_logit = tl.load(row_ptr + label, mask=in_range, other=0.0).to(tl.float32)
-    label_bias = 0.0
     if HAS_BIAS:
-        label_bias = tl.load(bias_ptr + label, mask=in_range, other=0.0).to(tl.float32)
-    label_z = capped(label_logit, label_bias, scale, softcap) * inverse_temperature
+        label_logit += tl.load(bias_ptr + label, mask=in_range, other=0.0).to(tl.float32)
+    label_z = capped(label_logit, scale, softcap) * inverse_temperature
     label_z = tl.where(in_range, label_z, elsewhere)
 
-    highest = float("-inf")
-    total = 0.0  # sum_j exp(z_j - highest)
-    weighted = 0.0  # sum_j exp(z_j - highest) (z_j - highest)
-    higher = 0
-    best = 0
-    for start in range(0, n_cols, BLOCK):
-        col = start + tl.arange(0, BLOCK)
-        mask = col < n_cols
-        x = tl.load(row_ptr + col, mask=mask, other=0.0).to(tl.float32)
-        bias = 0.0
-        if HAS_BIAS:
-            bias = tl.load(bias_ptr + col, mask=mask, other=0.0).to(tl.float32)
-        z = capped(x, bias, scale, softcap) * inverse_temperature
-        z = tl.where(mask, z, float("-inf"))
-        if WANT_RANK:
-            higher += tl.sum(((z > label_z) & (col != label)).to(tl.int32), axis=0)
-        block_highest = tl.max(z, axis=0)
-        if WANT_PREDICTED:
-            block_best = tl.min(tl.where(z == block_highest, col, n_cols), axis=0)
-            best = tl.where(block_highest > highest, block_best, best)
-        new_highest = tl.maximum(highest, block_highest)
-        # A block of -inf alone (a masked part of the vocabulary) has nothing to be shifted by; and before the first
-        # finite logit there is nothing to shift.
-        shift = tl.where(new_highest == float("-inf"), 0.0, new_highest)
-        moved = tl.where(highest == float("-inf"), 0.0, highest - shift)
-        shifted = z - shift
-        exponential = tl.exp(shifted)
-        decay = tl.exp(moved)
-        weighted = decay * (weighted + total * moved)
-        weighted += tl.sum(exponential * tl.where(exponential > 0.0, shifted, 0.0), axis=0)
-        total = decay * total + tl.sum(exponential, axis=0)
-        highest = new_highest
+    lane_highest = tl.full((LANES,), float("-inf"), tl.float32)
+    lane_total = tl.zeros((LANES,), tl.float32)  # sum_j exp(z_j - highest)
+    lane_weighted = tl.zeros((LANES,), tl.float32)  # sum_j exp(z_j - highest) (z_j - highest)
+    lane_higher = tl.zeros((LANES,), tl.int32)
+    lane_best = tl.full((LANES,), n_cols, tl.int32)
+    columns = block_columns(LANES, WIDTH, ALIGNED)
+    for block in tl.static_range(HELD):
+        lane_highest, lane_total, lane_weighted, lane_higher, lane_best = _folded(
+            held_block(held[block], 0, row_ptr.dtype.element_ty, LANES, WIDTH),
+            (STREAMED + block) * (LANES * WIDTH) + columns,
+            bias_ptr, label, label_z, lane_highest, lane_total, lane_weighted, lane_higher, lane_best,
+            n_cols, inverse_temperature, softcap, scale, HAS_BIAS, WANT_PREDICTED, WANT_RANK,
+            PARTIAL=(STREAMED + block + 1) * LANES * WIDTH > n_cols,
+        )  # fmt: skip
+    for group in range(STREAMED // UNROLL):
+        loaded = load_streamed(row_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, "evict_first")
+        for i in tl.static_range(UNROLL):
+            lane_highest, lane_total, lane_weighted, lane_higher, lane_best = _folded(
+                loaded[i].to(tl.float32),
+                (group * UNROLL + i) * (LANES * WIDTH) + columns,
+                bias_ptr, label, label_z, lane_highest, lane_total, lane_weighted, lane_higher, lane_best,
+                n_cols, inverse_temperature, softcap, scale, HAS_BIAS, WANT_PREDICTED, WANT_RANK, PARTIAL=False,
+            )  # fmt: skip
+    highest = tl.max(lane_highest, axis=0)
+    lane_total, lane_weighted = _moved(lane_total, lane_weighted, lane_highest, highest)
+    total = tl.sum(lane_total, axis=0)
+    weighted = tl.sum(lane_weighted, axis=0)
+    best = tl.min(tl.where(lane_highest == highest, lane_best, n_cols), axis=0)
+    best = tl.where(best == n_cols, 0, best)  # of a row of NaN
     tl.store(highest_ptr + row, highest)
     if WANT_PREDICTED:
         tl.store(predicted_ptr + row, first + best)
@@ -155,7 +219,7 @@ def logprobs_forward(
     tl.store(log_total_ptr + row, log_total)
     tl.store(mean_ptr + row, mean)
     if WANT_RANK:
-        tl.store(rank_ptr + row, tl.where(in_range, higher, -1))
+        tl.store(rank_ptr + row, tl.where(in_range, tl.sum(lane_higher, axis=0), -1))
 
 
 @triton.jit
@@ -278,10 +342,9 @@ def logprobs_backward(
         col = start + tl.arange(0, BLOCK)
         mask = col < n_cols
         x = tl.load(row_ptr + col, mask=mask & valid, other=0.0).to(tl.float32)
-        bias = 0.0
         if HAS_BIAS:
-            bias = tl.load(bias_ptr + col, mask=mask & valid, other=0.0).to(tl.float32)
-        cap_z = capped(x, bias, scale, softcap)
+            x += tl.load(bias_ptr + col, mask=mask & valid, other=0.0).to(tl.float32)
+        cap_z = capped(x, scale, softcap)
         shifted = cap_z * inverse_temperature - highest
         p = tl.exp(shifted - log_total)
         on_each = on_all
@@ -337,12 +400,17 @@ def forward_launch(
     row_stride: int,
     bias_dtype: str | None,
     options: Options,
-    warp_size: int,
+    device: Device,
     parts: int = 1,
 ) -> Launch:
     """All that is known of the rows, in one sweep over them; or what one of the `parts` of a vocabulary contributes."""
-    # Eight columns a thread: 16 bytes of a 16-bit row, and no spill with every option on.
-    block = min(next_power_of_2(n_cols), 4096)
+    many = (
+        bias_dtype is not None
+        or options.softcap is not None
+        or options.return_predicted
+        or options.return_rank
+    )
+    row = read_once(n_cols, dtype, (row_stride,), device, held=2 if many else 8, unroll=1 if many else 4)
     per_row = Spec((n_rows,), "float32")
     index, nothing = Spec((n_rows,), "int32"), Spec((0,), "int32")
     return Launch(
@@ -369,9 +437,9 @@ def forward_launch(
             ("WANT_PREDICTED", options.return_predicted),
             ("WANT_RANK", options.return_rank),
             ("PART", parts > 1),
-            ("BLOCK", block),
+            *row.constants,
         ),
-        num_warps=max(block // (8 * warp_size), 2),
+        num_warps=row.lanes // device.warp_size,
         flops=7 * n_rows * n_cols,
     )
 
@@ -509,7 +577,7 @@ def forward_rows(backend: Backend, logits: Array, ids: Array, bias: Array | None
         backend.strides(logits)[0],
         None if bias is None else backend.dtype(bias),
         options,
-        backend.device.warp_size,
+        backend.device,
         parts,
     )
     unread = ids

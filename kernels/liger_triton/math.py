@@ -7,6 +7,12 @@ import triton.language as tl
 
 
 @triton.jit
+def exp(x):
+    """e^x, without results below 2**-126, which take twice the instructions."""
+    return tl.exp2(x * 1.4426950408889634)
+
+
+@triton.jit
 def tanh(x):
     # Near 0 the quotient would lose the digits that its terms share; the odd series has them (2e-9 at 1/4).
     square = x * x
@@ -15,9 +21,9 @@ def tanh(x):
 
 
 @triton.jit
-def capped(x, bias, scale: tl.constexpr, softcap: tl.constexpr):
-    """The logit scale * (x + bias), capped as c * tanh(z / c) where a softcap is given."""
-    z = (x + bias) * scale
+def capped(x, scale: tl.constexpr, softcap: tl.constexpr):
+    """The logit scale * x, capped as c * tanh(z / c) where a softcap is given."""
+    z = x * scale
     if softcap > 0.0:
         z = softcap * tanh(z / softcap)
     return z

@@ -35,6 +35,18 @@ from liger.device import Device
 from liger.launch import Launch, Spec, cdiv, next_power_of_2
 from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import softmax as reference
+from liger_triton.held import (
+    add_exponentials,
+    block_columns,
+    held_block,
+    hidden_zero,
+    load_held,
+    load_streamed,
+    read_twice,
+    row_total,
+    store_block,
+)
+from liger_triton.math import exp
 
 MAX_BLOCK = 16384
 """Widest row that a program holds in registers."""
@@ -98,28 +110,46 @@ def softmax_forward_wide(
     y_ptr,
     n_cols: tl.constexpr,
     x_stride: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCKS: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STREAMED: tl.constexpr,
+    HELD: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * x_stride
-    # Every lane has a maximum and a sum of its own, so that no block waits for a reduction.
-    highest = tl.full((BLOCK,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for block in range(BLOCKS):
-        x = _load_row(x_ptr, n_cols, block * BLOCK, BLOCK)
-        higher = tl.maximum(highest, x)
-        shift = tl.where(higher == float("-inf"), 0.0, higher)
-        total = total * tl.exp(highest - shift) + tl.exp(x - shift)
-        highest = higher
-    row_highest = tl.max(highest, axis=0)
-    row_total = tl.sum(total * tl.exp(highest - row_highest), axis=0)
-    for block in range(BLOCKS):
+    y_ptr += row * n_cols
+    columns = block_columns(LANES, WIDTH, ALIGNED)
+    held = load_held(x_ptr, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED)
+    highest = tl.full((LANES,), float("-inf"), tl.float32)
+    total = tl.zeros((LANES,), tl.float32)
+    for block in tl.static_range(HELD):
+        x = held_block(held[block], 0, x_ptr.dtype.element_ty, LANES, WIDTH)
+        if (STREAMED + block + 1) * LANES * WIDTH > n_cols:
+            col = (STREAMED + block) * (LANES * WIDTH) + columns
+            x = tl.where(col < n_cols, x, float("-inf"))
+        highest, total = add_exponentials(x, highest, total)
+    for group in range(STREAMED // UNROLL):
+        loaded = load_streamed(x_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, "evict_last")
+        for i in tl.static_range(UNROLL):
+            highest, total = add_exponentials(loaded[i].to(tl.float32), highest, total)
+    top, row_sum = row_total(highest, total)
+    inverse = 1.0 / row_sum
+    for group_back in range(STREAMED // UNROLL):
         # Backwards: what was read last is still in the cache.
-        start = (BLOCKS - 1 - block) * BLOCK
-        col = start + tl.arange(0, BLOCK)
-        y = tl.exp(_load_row(x_ptr, n_cols, start, BLOCK) - row_highest) / row_total
-        tl.store(y_ptr + row * n_cols + col, y.to(y_ptr.dtype.element_ty), mask=col < n_cols)
+        group = STREAMED // UNROLL - 1 - group_back
+        loaded = load_streamed(x_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, "evict_first")
+        for i in tl.static_range(UNROLL):
+            y_block = exp(loaded[i].to(tl.float32) - top) * inverse
+            store_block(
+                y_ptr, (group * UNROLL + i) * (LANES * WIDTH) + columns, y_block, n_cols, PARTIAL=False
+            )
+    zero = hidden_zero()
+    for block in tl.static_range(HELD):
+        col = (STREAMED + block) * (LANES * WIDTH) + columns
+        y = exp(held_block(held[block], zero, x_ptr.dtype.element_ty, LANES, WIDTH) - top) * inverse
+        store_block(y_ptr, col, y, n_cols, PARTIAL=(STREAMED + block + 1) * LANES * WIDTH > n_cols)
 
 
 @triton.jit
@@ -236,28 +266,53 @@ def softmax_backward_wide(
     dy_stride: tl.constexpr,
     y_stride: tl.constexpr,
     SPARSE: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCKS: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STREAMED: tl.constexpr,
+    HELD: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     y_ptr += row * y_stride
     dy_ptr += row * dy_stride
-    products = tl.zeros((BLOCK,), tl.float32)
-    weights = tl.zeros((BLOCK,), tl.float32)
-    for block in range(BLOCKS):
-        col = block * BLOCK + tl.arange(0, BLOCK)
-        w = _weight(tl.load(y_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32), SPARSE)
-        products += w * tl.load(dy_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32)
-        weights += w
+    dx_ptr += row * n_cols
+    columns = block_columns(LANES, WIDTH, ALIGNED)
+    held_y = load_held(y_ptr, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED)
+    held_dy = load_held(dy_ptr, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED)
+    products = tl.zeros((LANES,), tl.float32)
+    weights = tl.zeros((LANES,), tl.float32)
+    for block in tl.static_range(HELD):  # 0 beyond the row's end
+        w = _weight(held_block(held_y[block], 0, y_ptr.dtype.element_ty, LANES, WIDTH), SPARSE)
+        products += tl.sum(w * held_block(held_dy[block], 0, dy_ptr.dtype.element_ty, LANES, WIDTH), axis=1)
+        weights += tl.sum(w, axis=1)
+    for group in range(STREAMED // UNROLL):
+        y_blocks = load_streamed(y_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, "evict_last")
+        dy_blocks = load_streamed(dy_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, "evict_last")
+        for i in tl.static_range(UNROLL):
+            w_block = _weight(y_blocks[i].to(tl.float32), SPARSE)
+            products += tl.sum(w_block * dy_blocks[i].to(tl.float32), axis=1)
+            weights += tl.sum(w_block, axis=1)
     mean = tl.sum(products, axis=0)
     if SPARSE:
         mean /= tl.sum(weights, axis=0)
-    for block in range(BLOCKS):
-        col = (BLOCKS - 1 - block) * BLOCK + tl.arange(0, BLOCK)
-        w = _weight(tl.load(y_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32), SPARSE)
-        dy = tl.load(dy_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32)
-        tl.store(
-            dx_ptr + row * n_cols + col, (w * (dy - mean)).to(dx_ptr.dtype.element_ty), mask=col < n_cols
+    for group_back in range(STREAMED // UNROLL):
+        # Backwards: what was read last is still in the cache.
+        group = STREAMED // UNROLL - 1 - group_back
+        y_blocks = load_streamed(y_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, "evict_first")
+        dy_blocks = load_streamed(dy_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, "evict_first")
+        for i in tl.static_range(UNROLL):
+            dx_block = _weight(y_blocks[i].to(tl.float32), SPARSE) * (dy_blocks[i].to(tl.float32) - mean)
+            store_block(
+                dx_ptr, (group * UNROLL + i) * (LANES * WIDTH) + columns, dx_block, n_cols, PARTIAL=False
+            )
+    zero = hidden_zero()
+    for block in tl.static_range(HELD):
+        col = (STREAMED + block) * (LANES * WIDTH) + columns
+        w = _weight(held_block(held_y[block], zero, y_ptr.dtype.element_ty, LANES, WIDTH), SPARSE)
+        dy = held_block(held_dy[block], zero, dy_ptr.dtype.element_ty, LANES, WIDTH)
+        store_block(
+            dx_ptr, col, w * (dy - mean), n_cols, PARTIAL=(STREAMED + block + 1) * LANES * WIDTH > n_cols
         )
 
 
@@ -269,7 +324,9 @@ class Options:
     """Softmax and sparsemax have no options: frontends bring the axis to the end."""
 
 
-def _geometry(n_rows: int, n_cols: int, device: Device) -> tuple[int, tuple[tuple[str, int], ...], int]:
+def _geometry(
+    n_rows: int, n_cols: int, device: Device
+) -> tuple[int, tuple[tuple[str, int | bool], ...], int]:
     """Programs, the constants of the tiling, and warps."""
     if n_cols > MAX_BLOCK:
         tiling = (("BLOCK", WIDE_BLOCK), ("BLOCKS", cdiv(n_cols, WIDE_BLOCK)))
@@ -288,11 +345,15 @@ def forward_launch(
     """y. How often sparsemax reads a wide row depends on its numbers; four times at least."""
     programs, tiling, warps = _geometry(n_rows, n_cols, device)
     wide = n_cols > MAX_BLOCK
+    passes: float = 4 if sparse and wide else 1
+    if wide and not sparse:
+        row = read_twice(n_cols, dtype, (x_stride,), device)
+        tiling, warps, passes = row.constants, row.lanes // device.warp_size, row.passes
     kernels = (softmax_forward, softmax_forward_wide), (sparsemax_forward, sparsemax_forward_wide)
     return Launch(
         kernel=kernels[sparse][wide],
         grid=(programs,),
-        inputs=(Spec((n_rows, n_cols), dtype, passes=(4 if sparse else 2) if wide else 1),),
+        inputs=(Spec((n_rows, n_cols), dtype, passes=passes),),
         integers=(n_rows,),
         outputs=(Spec((n_rows, n_cols), dtype),),
         constants=(("n_cols", n_cols), ("x_stride", x_stride), *tiling),
@@ -308,7 +369,11 @@ def backward_launch(
     """dx."""
     programs, tiling, warps = _geometry(n_rows, n_cols, device)
     wide = n_cols > MAX_BLOCK
-    read = Spec((n_rows, n_cols), dtype, passes=2 if wide else 1)
+    passes = 1.0
+    if wide:
+        row = read_twice(n_cols, dtype, (dy_stride, y_stride), device, held=3, unroll=1)  # of both
+        tiling, warps, passes = row.constants, row.lanes // device.warp_size, row.passes
+    read = Spec((n_rows, n_cols), dtype, passes=passes)
     return Launch(
         kernel=softmax_backward_wide if wide else softmax_backward,
         grid=(programs,),

@@ -100,6 +100,7 @@ def softmax_cross_entropy_with_integer_labels(
         return_z_loss=return_z_loss,
         return_accuracy=return_accuracy,
         return_predicted=return_predicted,
+        recompute=jnp.result_type(logits) == jnp.float16,  # whose loss scale is not 1
     )
     op = cross_entropy.CROSS_ENTROPY
     logits, labels = jnp.asarray(logits), masked(op.name, "labels", labels, where, ignore_index)

@@ -56,6 +56,10 @@ def liger_cross_entropy(
     "mean" divides ce by the sum of the labels' weights and the z-loss by the number of labels that are not ignored;
     over no label it is 0. z-loss: PaLM, arXiv:2204.02311; softcap: Gemma 2, arXiv:2408.00118.
 
+    A reduced loss computes its gradient together with the loss, from logits that are read once; the backward pass
+    computes it anew if the loss's own gradient is not 1. reduction="none", return_z_loss and float16 compute it in the
+    backward pass alone.
+
     Args:
         input: logits (..., vocab). Unlike upstream's, they are not overwritten.
         target: labels (...), int64 or int32.
@@ -94,6 +98,7 @@ def liger_cross_entropy(
         return_z_loss,
         return_token_accuracy,
         return_predicted_tokens,
+        input.dtype == torch.float16,  # recompute: its loss scale is not 1
     )
     return _output(call(cross_entropy.CROSS_ENTROPY, options, input, target, weight, names=_NAMES_OF_LOGITS))
 

@@ -41,6 +41,9 @@ NUMBERS_PER_ROW = {
 SINGLE_ELEMENTS = {"logits_ptr": 1, "student_ptr": 1}
 """Loads of one element beside those of whole rows: the label's logit."""
 
+SINGLE_RESULTS = {("cross_entropy_forward", "gradient_ptr")}
+"""Stores of one element beside those of whole rows: the label's gradient."""
+
 ONE_PER_THREAD = {("sum_partials", "first_out_ptr"), ("sum_partials", "second_out_ptr")}
 """Results of a tile that are no more than its threads."""
 
@@ -84,7 +87,10 @@ def narrow(launch: Launch, report: Report, device: Device) -> list[str]:
         if (launch.name, name) in ROW_BY_ROW and spec.shape[-1] < 1024:
             continue
         n_narrow = sum(n for width, n in table[name].items() if width < 16)
-        if n_narrow > (SINGLE_ELEMENTS.get(name, 0) if table is report.loads else 0):
+        single = (
+            SINGLE_ELEMENTS.get(name, 0) if table is report.loads else (launch.name, name) in SINGLE_RESULTS
+        )
+        if n_narrow > single:
             found.append(f"{name}: {dict(table[name])}")
     return found
 

@@ -29,11 +29,17 @@ def distinct_labels(rng: np.random.Generator) -> np.ndarray:
     return rng.permutation(VOCAB)[:ROWS].astype(np.int32)
 
 
+WIDE_LOSS = "cross_entropy-wide"
+"""Rows so wide that they are read again, and that the numbers all rows share do not count."""
+
+
 def with_many_rows(case: Case) -> Case:
     """A loss on so many rows that the few numbers all rows share do not count.
 
     No label is ignored and no label or id occurs twice: how much less is read then, a formula in shapes does not know.
     """
+    if case.name == WIDE_LOSS:
+        return case
     if case.op is embedding.EMBEDDING:
         return with_distinct_ids(case, embedding.CHUNK - 1)  # no chunk to be looked at
     if not LABELS & {operand.name for operand in case.op.operands}:
