@@ -371,7 +371,8 @@ def backward_launch(
     wide = n_cols > MAX_BLOCK
     passes = 1.0
     if wide:
-        row = read_twice(n_cols, dtype, (dy_stride, y_stride), device, held=3, unroll=1)  # of both
+        held = 3 if device.arch == 90 else 2  # blocks of both; elsewhere the third spills
+        row = read_twice(n_cols, dtype, (dy_stride, y_stride), device, held, unroll=1)
         tiling, warps, passes = row.constants, row.lanes // device.warp_size, row.passes
     read = Spec((n_rows, n_cols), dtype, passes=passes)
     return Launch(
