@@ -22,7 +22,9 @@ A divergence stays the same when student and teacher change places and beta beco
 is the student's of that problem.
 
 JSD needs log q - log m, a small difference of large numbers where the two distributions are alike. It is found from
-d alone, which is exact there: see `_mixture`.
+d alone, which is exact there: see `_log2_mean`.
+
+Logarithms are in units of log 2 until the end: `tl.exp2` is one instruction, where `tl.exp` is five.
 
 Generalised JSD with these ends: Agarwal et al., arXiv:2306.13649; KL: torch.nn.functional.kl_div.
 """
@@ -38,7 +40,8 @@ import triton.language as tl
 
 from liger import check
 from liger.backend import Array, Backend
-from liger.launch import Launch, Spec, next_power_of_2
+from liger.device import Device
+from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv, next_power_of_2
 from liger.mesh import ONE_DEVICE, Mesh
 from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import divergence as reference
@@ -58,142 +61,167 @@ REDUCTIONS = ("elements", "tokens", "sum", "mean_elements", "mean_tokens", "mean
 # ---------------------------------------------------------------------------------------------------- kernels
 
 
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
 @triton.jit
 def _load(
     row_ptr,
     bias_ptr,
     col,
-    mask,
-    temperature: tl.constexpr,
-    eps: tl.constexpr,
+    n_cols: tl.constexpr,
     SPACE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    MASK: tl.constexpr,
 ):
-    """(what the array holds, z): log p = z - highest - log_total, the latter two 0 for what is no logit."""
-    if SPACE == "probs":
-        raw = tl.load(row_ptr + col, mask=mask, other=0.0).to(tl.float32)
-        z = tl.log(tl.maximum(raw, eps))
-    else:
-        raw = tl.load(row_ptr + col, mask=mask, other=float("-inf")).to(tl.float32)
+    """What the array holds; columns beyond the last one have no probability."""
+    other: tl.constexpr = 0.0 if SPACE == "probs" else float("-inf")
+    if MASK:
+        raw = tl.load(row_ptr + col, mask=col < n_cols, other=other).to(tl.float32)
         if HAS_BIAS:
-            raw += tl.load(bias_ptr + col, mask=mask, other=0.0).to(tl.float32)
-        z = raw
-        if SPACE == "logits" and temperature != 1.0:
-            z = raw * (1.0 / temperature)
-    return raw, z
+            raw += tl.load(bias_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32)
+    else:
+        raw = tl.load(row_ptr + col).to(tl.float32)
+        if HAS_BIAS:
+            raw += tl.load(bias_ptr + col).to(tl.float32)
+    return raw
 
 
 @triton.jit
-def _difference(z_s, z_t):
-    """z_t - z_s, and 0 where both are -inf."""
-    return tl.where(z_t == z_s, 0.0, z_t - z_s)
+def _log2(x):
+    """Of positive normal numbers, in 14 instructions: `tl.log2`, which takes any number, has 24."""
+    bits = x.to(tl.int32, bitcast=True)
+    exponent = (bits - 0x3F3504F3) >> 23  # of the power of 2 that leaves a factor in [sqrt(1/2), sqrt(2))
+    f = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
+    # log2(1 + f) / f, at most 5e-8 from log2(1 + f) when it is multiplied.
+    y = -0.1459897260388466 * f + 0.23674569225573078
+    y = y * f - 0.2499238147759397
+    y = y * f + 0.2867273921616919
+    y = y * f - 0.3601038178232643
+    y = y * f + 0.4809384678021541
+    y = y * f - 0.7213566479236577
+    y = y * f + 1.4426947916902595
+    return y * f + exponent.to(tl.float32)
 
 
 @triton.jit
-def _mixture(d, beta: tl.constexpr):
-    """(log q - log m, log p - log m, exp(-|d|)) from d = log p - log q.
+def _log2_mean(size, ratio, d, beta: tl.constexpr):
+    """log2(larger / m), m the mixture, from size = |d| and ratio = 2^-|d|.
 
-    With w the weight of the smaller one of p and q, log m = log(larger) + log(1 - w * (1 - exp(-|d|))). The second
-    logarithm is the cumulant generating function of a Bernoulli variable at -|d|, whose series keeps the digits of
-    a small d: 1e-8 at 1/4.
+    With w the weight of the smaller one of p and q this is -log2(1 - w * (1 - ratio)): near 0 the cumulant generating
+    function of a Bernoulli variable, whose series keeps the digits of a small d (1e-8 at 0.36).
     """
     k2: tl.constexpr = beta * (1.0 - beta)
     k3: tl.constexpr = k2 * (1.0 - 2.0 * beta)
     k4: tl.constexpr = k2 * (1.0 - 6.0 * k2)
     k5: tl.constexpr = k3 * (1.0 - 12.0 * k2)
     k6: tl.constexpr = k2 * (1.0 - 30.0 * k2 + 120.0 * k2 * k2)
-    student_smaller = d > 0.0
-    # The smaller of a number and NaN is the number. Where both logarithms are -inf, d is 0; but beyond the vocabulary,
-    # in lanes that are known to be masked, Triton 3.6 gave NaN for two 16-bit -inf on an H100.
-    size = tl.minimum(tl.abs(d), 1e5)
-    ratio = tl.exp(-size)
-    w = tl.where(student_smaller, 1.0 - beta, beta)
-    c3 = tl.where(student_smaller, -k3 / 6, k3 / 6)
-    c5 = tl.where(student_smaller, -k5 / 120, k5 / 120)
-    series = size * (
-        w + size * (-k2 / 2 + size * (c3 + size * (-k4 / 24 + size * (c5 + size * (-k6 / 720)))))
-    )
-    larger = tl.where(size < 0.25, series, -tl.log(1.0 - w * (1.0 - ratio)))
+    c2: tl.constexpr = k2 * LN2 / 2
+    c3: tl.constexpr = k3 * LN2 * LN2 / 6
+    c4: tl.constexpr = k4 * LN2 * LN2 * LN2 / 24
+    c5: tl.constexpr = k5 * LN2 * LN2 * LN2 * LN2 / 120
+    c6: tl.constexpr = k6 * LN2 * LN2 * LN2 * LN2 * LN2 / 720
+    square = d * d
+    if beta == 0.5:
+        series = size * 0.5 - square * (c2 + square * (c4 + square * c6))
+        # -log2(1 - v / 2) / v on [0, 1], 1.3e-7 at most from it: less work than any logarithm.
+        v = 1.0 - ratio
+        t = 0.006846210379711254 * v - 0.01277994501499314
+        t = t * v + 0.018516486445571672
+        t = t * v + 0.0011607704845774062
+        t = t * v + 0.02474210463799411
+        t = t * v + 0.05981477238900411
+        t = t * v + 0.18035208027895067
+        t = t * v + 0.7213473933336254
+        t = t * v
+    else:
+        w = tl.where(d > 0.0, 1.0 - beta, beta)
+        series = size * w - square * (c2 + d * (c3 + d * (c4 + d * (c5 + d * c6))))
+        t = -_log2(1.0 - w * (1.0 - ratio))
+    return tl.where(size < 0.36, series, t)
+
+
+@triton.jit
+def _mixture(d, beta: tl.constexpr):
+    """(log2 q - log2 m, log2 p - log2 m) from d = log2 p - log2 q."""
+    # Where both logarithms are -inf, d is NaN; their probabilities are 0, and whatever is finite will do.
+    size = tl.abs(d)
+    size = tl.where(size < 1e5, size, 1e5)
+    larger = _log2_mean(size, tl.exp2(-size), d, beta)
     smaller = larger - size
-    return (
-        tl.where(student_smaller, smaller, larger),
-        tl.where(student_smaller, larger, smaller),
-        ratio,
-    )
+    student_smaller = d > 0.0
+    return tl.where(student_smaller, smaller, larger), tl.where(student_smaller, larger, smaller)
 
 
 @triton.jit
 def _terms(
     raw_s,
-    z_s,
     raw_t,
-    z_t,
     highest_s,
-    log_total_s,
     highest_t,
-    log_total_t,
+    weight_s,
+    weight_t,
+    shift,
+    scale: tl.constexpr,
+    eps: tl.constexpr,
     beta: tl.constexpr,
     KIND: tl.constexpr,
     STUDENT: tl.constexpr,
     TEACHER: tl.constexpr,
 ):
-    """Of each column: its part of the divergence, g without the multiple of q, q, and d."""
-    log_q = z_s - highest_s - log_total_s
-    log_p = z_t - highest_t - log_total_t
-    # The logits' difference is exact where they are alike, the difference of the log-probs is not.
-    d = _difference(z_s, z_t) - ((highest_t - highest_s) + (log_total_t - log_total_s))
-    if KIND == "jsd" and beta > 0.0 and beta < 1.0:
-        to_q, to_p, ratio = _mixture(d, beta)
-        larger = tl.exp(tl.maximum(log_q, log_p))
-        q = tl.where(d > 0.0, larger * ratio, larger)
-        p = tl.where(d > 0.0, larger, larger * ratio)
-        g = (1.0 - beta) * tl.where(q == 0.0, 0.0, q * to_q)
-        term = g + beta * tl.where(p == 0.0, 0.0, p * to_p)
+    """Of each column: its part of the divergence, g without the multiple of q, q, p, and what g is q times.
+
+    Of a JSD the first is what is beside g. Logits are multiplied by `scale` and LOG2E; `highest_s` and `highest_t` are
+    what is subtracted of them then, `weight_s` and `weight_t` what the exponentials are multiplied by, so that no
+    rounding of a large logarithm is in the probabilities; `shift` is log2 of the second model's sum over the first's.
+    The first two results and the last one are in units of `_unit`.
+    """
+    if STUDENT == "probs":
+        q = raw_s
+        log_q = tl.log2(tl.maximum(raw_s, eps))
     else:
-        q = raw_s if STUDENT == "probs" else tl.exp(log_q)
-        p = raw_t if TEACHER == "probs" else tl.exp(log_p)
-        if KIND == "tvd":
-            term = 0.5 * tl.abs(q - p)
-            g = tl.where(q == p, 0.0, tl.where(q > p, 0.5 * q, -0.5 * q))
-        elif beta == 0.0:
-            term = tl.where(p == 0.0, 0.0, p * d)
-            g = -p
-        else:
-            term = tl.where(q == 0.0, 0.0, -q * d)
-            g = term
-    return term, g, q, d
+        log_q = raw_s * (scale * LOG2E) - highest_s
+        q = tl.exp2(log_q) * weight_s
+    if TEACHER == "probs":
+        p = raw_t
+        log_p = tl.log2(tl.maximum(raw_t, eps))
+    else:
+        log_p = raw_t * (scale * LOG2E) - highest_t
+        p = tl.exp2(log_p) * weight_t
+    if STUDENT == "probs" or TEACHER == "probs":
+        d = tl.where(log_p == log_q, 0.0, log_p - log_q)
+    else:  # the difference of what is held is exact where the two are alike
+        d = (raw_t - raw_s) * (scale * LOG2E) - shift
+    if KIND == "tvd":
+        term = 0.5 * tl.abs(q - p)
+        h = tl.where(q == p, 0.0, tl.where(q > p, 0.5, -0.5))
+        g = q * h
+    elif beta == 0.0:
+        h = d * LN2
+        term = tl.where(p == 0.0, 0.0, p * h)
+        g = -p
+    elif beta == 1.0:
+        h = d * -LN2
+        term = tl.where(q == 0.0, 0.0, q * h)
+        g = term
+    else:
+        h, to_p = _mixture(d, beta)
+        g = q * h
+        term = p * to_p * (beta / (1.0 - beta))
+    return term, g, q, p, h
 
 
 @triton.jit
-def _gradient(
-    raw_s,
-    g,
-    q,
-    d,
-    slope,
-    temperature: tl.constexpr,
-    eps: tl.constexpr,
-    beta: tl.constexpr,
-    KIND: tl.constexpr,
-    STUDENT: tl.constexpr,
-):
-    """The derivative by what the student's array holds; `slope` is the sum of g over the row's columns."""
-    if STUDENT == "logits":
-        if KIND == "jsd" and beta == 0.0:
-            dz = q + g
-        else:
-            dz = g - q * slope
-        result = dz * (1.0 / temperature)
-    elif STUDENT == "probs":
-        if KIND == "tvd":
-            result = tl.where(g == 0.0, 0.0, tl.where(g > 0.0, 0.5, -0.5))
-        else:
-            result = tl.where(raw_s > eps, 1.0 - d, -d)
-    elif KIND == "jsd" and beta == 1.0:
-        result = g + q
-    else:
-        result = g
-    return result
+def _between(beta: tl.constexpr, KIND: tl.constexpr):
+    """Whether this is a JSD that is no KL."""
+    return KIND == "jsd" and beta > 0.0 and beta < 1.0
+
+
+@triton.jit
+def _unit(beta: tl.constexpr, KIND: tl.constexpr):
+    """What the results of `_terms` are in units of."""
+    return (1.0 - beta) * LN2 if _between(beta, KIND) else 1.0
 
 
 @triton.jit
@@ -209,49 +237,54 @@ def _factor(counted_ptr, divisor, n_cols: tl.constexpr, COUNTED: tl.constexpr, P
 
 
 @triton.jit
-def _store_logits_gradient(
+def _block_of_probs(
     student_row_ptr,
     teacher_row_ptr,
-    student_bias_ptr,
-    teacher_bias_ptr,
+    loss_row_ptr,
     gradient_row_ptr,
-    label,
-    raw_highest,
-    highest_s,
-    log_total_s,
-    highest_t,
-    log_total_t,
-    slope,
-    hard_log_total,
-    soft,
-    hard,
+    cotangent_row_ptr,
+    start,
+    factor,
     n_cols: tl.constexpr,
     beta: tl.constexpr,
-    temperature: tl.constexpr,
+    eps: tl.constexpr,
     KIND: tl.constexpr,
-    HAS_STUDENT_BIAS: tl.constexpr,
-    HAS_TEACHER_BIAS: tl.constexpr,
-    HARD: tl.constexpr,
+    STUDENT: tl.constexpr,
+    TEACHER: tl.constexpr,
+    STORE_TERMS: tl.constexpr,
+    WANT_GRADIENT: tl.constexpr,
+    HAS_COTANGENT: tl.constexpr,
+    READ_STUDENT: tl.constexpr,
     BLOCK: tl.constexpr,
+    MASK: tl.constexpr,
 ):
-    """soft * dz + hard * (the gradient of the cross entropy)."""
-    for start in range(0, n_cols, BLOCK):
-        col = start + tl.arange(0, BLOCK)
+    """The terms of one block's columns, and what is stored of it."""
+    col = start + tl.arange(0, BLOCK)
+    mask = None
+    if MASK:
         mask = col < n_cols
-        raw_s, z_s = _load(
-            student_row_ptr, student_bias_ptr, col, mask, temperature, 0.0, "logits", HAS_STUDENT_BIAS
-        )
-        raw_t, z_t = _load(
-            teacher_row_ptr, teacher_bias_ptr, col, mask, temperature, 0.0, "logits", HAS_TEACHER_BIAS
-        )
-        _, g, q, d = _terms(
-            raw_s, z_s, raw_t, z_t, highest_s, log_total_s, highest_t, log_total_t, beta, KIND, "logits", "logits"
-        )  # fmt: skip
-        dz = soft * _gradient(raw_s, g, q, d, slope, temperature, 0.0, beta, KIND, "logits")
-        if HARD:
-            probability = tl.exp(raw_s - raw_highest - hard_log_total)
-            dz += hard * tl.where(col == label, probability - 1.0, probability)
-        tl.store(gradient_row_ptr + col, dz.to(gradient_row_ptr.dtype.element_ty), mask=mask)
+    raw_t = _load(teacher_row_ptr, teacher_row_ptr, col, n_cols, TEACHER, False, MASK)
+    raw_s = raw_t
+    if READ_STUDENT:
+        raw_s = _load(student_row_ptr, student_row_ptr, col, n_cols, STUDENT, False, MASK)
+    term, g, _, _, h = _terms(raw_s, raw_t, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, eps, beta, KIND, STUDENT, TEACHER)
+    if _between(beta, KIND):
+        term += g
+    if STORE_TERMS:
+        tl.store(loss_row_ptr + col, term * factor, mask=mask)
+    if WANT_GRADIENT:
+        if STUDENT == "probs":
+            # A probability that counts as eps has the logarithm's derivative 0.
+            gradient = h if KIND == "tvd" else h + tl.where(raw_s > eps, 1.0, 0.0)
+        elif KIND == "jsd" and beta == 1.0:
+            gradient = g + tl.exp2(raw_s * LOG2E)
+        else:
+            gradient = g
+        gradient *= factor
+        if HAS_COTANGENT:
+            gradient *= tl.load(cotangent_row_ptr + col, mask=mask, other=0.0 if MASK else None)
+        tl.store(gradient_row_ptr + col, gradient.to(gradient_row_ptr.dtype.element_ty), mask=mask)
+    return term
 
 
 @triton.jit
@@ -278,6 +311,7 @@ def divergence_forward(
     ELEMENTS: tl.constexpr,
     WANT_GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Of probabilities or their logarithms: one sweep."""
     row = tl.program_id(0).to(tl.int64)
@@ -291,27 +325,23 @@ def divergence_forward(
             if WANT_GRADIENT:
                 _store_zeros(gradient_ptr + row * n_cols, n_cols, BLOCK)
             return
-    factor = _factor(counted_ptr, divisor, n_cols, COUNTED, PER_COLUMN)
+    factor = _factor(counted_ptr, divisor, n_cols, COUNTED, PER_COLUMN) * _unit(beta, KIND)
+    student_row_ptr = student_ptr + row * student_stride
+    teacher_row_ptr = teacher_ptr + row * teacher_stride
+    loss_row_ptr = loss_ptr + row * n_cols
+    gradient_row_ptr = gradient_ptr + row * n_cols
+    FULL: tl.constexpr = n_cols // BLOCK * BLOCK
     sums = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, n_cols, BLOCK):
-        col = start + tl.arange(0, BLOCK)
-        mask = col < n_cols
-        raw_s, z_s = _load(
-            student_ptr + row * student_stride, student_ptr, col, mask, 1.0, eps, STUDENT, False
-        )
-        raw_t, z_t = _load(
-            teacher_ptr + row * teacher_stride, teacher_ptr, col, mask, 1.0, eps, TEACHER, False
-        )
-        term, g, q, d = _terms(
-            raw_s, z_s, raw_t, z_t, 0.0, 0.0, 0.0, 0.0, beta, KIND, STUDENT, TEACHER
+    for start in tl.range(0, FULL, BLOCK, num_stages=STAGES):
+        sums += _block_of_probs(
+            student_row_ptr, teacher_row_ptr, loss_row_ptr, gradient_row_ptr, loss_row_ptr, start, factor,
+            n_cols, beta, eps, KIND, STUDENT, TEACHER, ELEMENTS, WANT_GRADIENT, False, True, BLOCK, False,
         )  # fmt: skip
-        if ELEMENTS:
-            tl.store(loss_ptr + row * n_cols + col, term * factor, mask=mask)
-        else:
-            sums += term
-        if WANT_GRADIENT:
-            gradient = factor * _gradient(raw_s, g, q, d, 0.0, 1.0, eps, beta, KIND, STUDENT)
-            tl.store(gradient_ptr + row * n_cols + col, gradient.to(gradient_ptr.dtype.element_ty), mask=mask)
+    if n_cols > FULL:
+        sums += _block_of_probs(
+            student_row_ptr, teacher_row_ptr, loss_row_ptr, gradient_row_ptr, loss_row_ptr, FULL, factor,
+            n_cols, beta, eps, KIND, STUDENT, TEACHER, ELEMENTS, WANT_GRADIENT, False, True, BLOCK, True,
+        )  # fmt: skip
     if not ELEMENTS:
         tl.store(loss_ptr + row, tl.sum(sums, axis=0) * factor)
 
@@ -340,6 +370,7 @@ def divergence_backward(
     ELEMENTS: tl.constexpr,
     COTANGENT_STRIDE: tl.constexpr,
     BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """The student's gradient from probabilities or their logarithms."""
     row = tl.program_id(0).to(tl.int64)
@@ -348,25 +379,226 @@ def divergence_backward(
         if label == ignore_index:
             _store_zeros(gradient_ptr + row * n_cols, n_cols, BLOCK)
             return
-    factor = _factor(counted_ptr, divisor, n_cols, COUNTED, PER_COLUMN)
+    factor = _factor(counted_ptr, divisor, n_cols, COUNTED, PER_COLUMN) * _unit(beta, KIND)
     if not ELEMENTS:
         factor *= tl.load(dloss_ptr + row * COTANGENT_STRIDE)
-    for start in range(0, n_cols, BLOCK):
-        col = start + tl.arange(0, BLOCK)
-        mask = col < n_cols
-        raw_t, z_t = _load(
-            teacher_ptr + row * teacher_stride, teacher_ptr, col, mask, 1.0, eps, TEACHER, False
+    FULL: tl.constexpr = n_cols // BLOCK * BLOCK
+    READ_STUDENT: tl.constexpr = KIND == "tvd" or beta > 0.0  # otherwise the gradient is -p
+    student_row_ptr = student_ptr + row * student_stride
+    teacher_row_ptr = teacher_ptr + row * teacher_stride
+    dloss_row_ptr = dloss_ptr + row * n_cols
+    gradient_row_ptr = gradient_ptr + row * n_cols
+    for start in tl.range(0, FULL, BLOCK, num_stages=STAGES):
+        _block_of_probs(
+            student_row_ptr, teacher_row_ptr, dloss_row_ptr, gradient_row_ptr, dloss_row_ptr, start, factor,
+            n_cols, beta, eps, KIND, STUDENT, TEACHER, False, True, ELEMENTS, READ_STUDENT, BLOCK, False,
+        )  # fmt: skip
+    if n_cols > FULL:
+        _block_of_probs(
+            student_row_ptr, teacher_row_ptr, dloss_row_ptr, gradient_row_ptr, dloss_row_ptr, FULL, factor,
+            n_cols, beta, eps, KIND, STUDENT, TEACHER, False, True, ELEMENTS, READ_STUDENT, BLOCK, True,
+        )  # fmt: skip
+
+
+@triton.jit
+def _load_logits(
+    student_row_ptr,
+    teacher_row_ptr,
+    student_bias_ptr,
+    teacher_bias_ptr,
+    start,
+    n_cols: tl.constexpr,
+    HAS_STUDENT_BIAS: tl.constexpr,
+    HAS_TEACHER_BIAS: tl.constexpr,
+    THREADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MASK: tl.constexpr,
+):
+    """(columns, student's logits, teacher's), (THREADS, WIDTH): a row of the tile is one thread's."""
+    col = start + tl.arange(0, THREADS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    raw_s = _load(student_row_ptr, student_bias_ptr, col, n_cols, "logits", HAS_STUDENT_BIAS, MASK)
+    raw_t = _load(teacher_row_ptr, teacher_bias_ptr, col, n_cols, "logits", HAS_TEACHER_BIAS, MASK)
+    return col, raw_s, raw_t
+
+
+@triton.jit
+def _exponentials(raw, highest, scale: tl.constexpr):
+    """(each thread's highest with these, their shifted exponentials, what earlier ones are multiplied by).
+
+    The highest are of logits times scale * LOG2E, rounded: all that is subtracted is exactly what is kept.
+    """
+    new = tl.maximum(highest, tl.max(raw, axis=1) * (scale * LOG2E))
+    return new, tl.exp2(raw * (scale * LOG2E) - new[:, None]), tl.exp2(highest - new)
+
+
+@triton.jit
+def _add_statistics(
+    raw_s,
+    raw_t,
+    highest_s,
+    total_s,
+    highest_t,
+    total_t,
+    hard_highest,
+    hard_total,
+    weighted,
+    scale: tl.constexpr,
+    beta: tl.constexpr,
+    KIND: tl.constexpr,
+    HARD: tl.constexpr,
+):
+    """Each thread's statistics with those of one more tile."""
+    new_s, e_s, rescale_s = _exponentials(raw_s, highest_s, scale)
+    new_t, e_t, rescale_t = _exponentials(raw_t, highest_t, scale)
+    total_s = total_s * rescale_s + tl.sum(e_s, axis=1)
+    total_t = total_t * rescale_t + tl.sum(e_t, axis=1)
+    if HARD and scale != 1.0:
+        hard_highest, e, rescale = _exponentials(raw_s, hard_highest, 1.0)
+        hard_total = hard_total * rescale + tl.sum(e, axis=1)
+    if KIND == "jsd" and beta == 0.0:
+        weighted = weighted * rescale_t + tl.sum(tl.where(e_t == 0.0, 0.0, e_t * (raw_t - raw_s)), axis=1)
+    elif KIND == "jsd" and beta == 1.0:
+        weighted = weighted * rescale_s + tl.sum(tl.where(e_s == 0.0, 0.0, e_s * (raw_t - raw_s)), axis=1)
+    return new_s, total_s, new_t, total_t, hard_highest, hard_total, weighted
+
+
+@triton.jit
+def _over_threads(highest, total):
+    """(the highest of all threads, what each one's sums are multiplied by, the sum of all)."""
+    top = tl.max(highest, axis=0)
+    rescale = tl.exp2(highest - top)
+    return top, rescale, tl.sum(total * rescale, axis=0)
+
+
+@triton.jit
+def _logits_gradient(
+    student_row_ptr,
+    teacher_row_ptr,
+    student_bias_ptr,
+    teacher_bias_ptr,
+    gradient_row_ptr,
+    label,
+    start,
+    highest_s,
+    highest_t,
+    weight_s,
+    weight_t,
+    shift,
+    slope,
+    hard_highest,
+    hard_weight,
+    soft,
+    hard,
+    n_cols: tl.constexpr,
+    beta: tl.constexpr,
+    scale: tl.constexpr,
+    KIND: tl.constexpr,
+    HAS_STUDENT_BIAS: tl.constexpr,
+    HAS_TEACHER_BIAS: tl.constexpr,
+    HARD: tl.constexpr,
+    THREADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MASK: tl.constexpr,
+):
+    """Store the gradient of one tile; `soft`, `slope` and `hard` have all that is common to its columns."""
+    col, raw_s, raw_t = _load_logits(
+        student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, start,
+        n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, MASK,
+    )  # fmt: skip
+    if KIND == "tvd":  # which of the two is larger
+        _, _, q, _, h = _terms(
+            raw_s,
+            raw_t,
+            highest_s,
+            highest_t,
+            weight_s,
+            weight_t,
+            shift,
+            scale,
+            0.0,
+            beta,
+            KIND,
+            "logits",
+            "logits",
         )
-        raw_s, z_s = raw_t, z_t
-        if KIND == "tvd" or beta > 0.0:  # otherwise the gradient is -p
-            raw_s, z_s = _load(
-                student_ptr + row * student_stride, student_ptr, col, mask, 1.0, eps, STUDENT, False
-            )
-        _, g, q, d = _terms(raw_s, z_s, raw_t, z_t, 0.0, 0.0, 0.0, 0.0, beta, KIND, STUDENT, TEACHER)
-        gradient = factor * _gradient(raw_s, g, q, d, 0.0, 1.0, eps, beta, KIND, STUDENT)
-        if ELEMENTS:
-            gradient *= tl.load(dloss_ptr + row * n_cols + col, mask=mask, other=0.0)
-        tl.store(gradient_ptr + row * n_cols + col, gradient.to(gradient_ptr.dtype.element_ty), mask=mask)
+        dz = q * (h * soft - slope)
+    else:
+        _, _, q, p, h = _terms(
+            raw_s, raw_t, highest_s, highest_t, 1.0, 1.0, shift, scale, 0.0, beta, KIND, "logits", "logits"
+        )
+        if beta == 0.0:
+            dz = q * (soft * weight_s) - p * (soft * weight_t)
+        else:
+            dz = q * (h * (soft * weight_s) - slope * weight_s)
+            if beta == 1.0:
+                dz = tl.where(q == 0.0, 0.0, dz)
+    if HARD:
+        probability = tl.exp2(raw_s * LOG2E - hard_highest) * (hard * hard_weight)
+        dz += tl.where(col == label, probability - hard, probability)
+    dz = dz.to(gradient_row_ptr.dtype.element_ty)
+    if MASK:
+        tl.store(gradient_row_ptr + col, dz, mask=col < n_cols, eviction_policy="evict_first")
+    else:
+        tl.store(gradient_row_ptr + col, dz, eviction_policy="evict_first")
+
+
+@triton.jit
+def _store_logits_gradient(
+    student_row_ptr,
+    teacher_row_ptr,
+    student_bias_ptr,
+    teacher_bias_ptr,
+    gradient_row_ptr,
+    label,
+    highest_s,
+    highest_t,
+    weight_s,
+    weight_t,
+    shift,
+    slope,
+    hard_highest,
+    hard_weight,
+    soft,
+    hard,
+    n_cols: tl.constexpr,
+    beta: tl.constexpr,
+    temperature: tl.constexpr,
+    KIND: tl.constexpr,
+    HAS_STUDENT_BIAS: tl.constexpr,
+    HAS_TEACHER_BIAS: tl.constexpr,
+    HARD: tl.constexpr,
+    THREADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    REVERSE: tl.constexpr,
+):
+    """soft * dz + hard * (the gradient of the cross entropy); `slope` is the sum of g over the row's columns."""
+    scale: tl.constexpr = 1.0 / temperature
+    STEP: tl.constexpr = THREADS * WIDTH
+    FULL: tl.constexpr = n_cols // STEP
+    slope *= soft * scale
+    soft *= _unit(beta, KIND) * scale
+    if REVERSE and n_cols > FULL * STEP:
+        _logits_gradient(
+            student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, gradient_row_ptr, label,
+            FULL * STEP, highest_s, highest_t, weight_s, weight_t, shift, slope, hard_highest, hard_weight,
+            soft, hard, n_cols, beta, scale, KIND,
+            HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, True,
+        )  # fmt: skip
+    for i in range(0, FULL):
+        start = (FULL - 1 - i if REVERSE else i) * STEP
+        _logits_gradient(
+            student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, gradient_row_ptr, label,
+            start, highest_s, highest_t, weight_s, weight_t, shift, slope, hard_highest, hard_weight,
+            soft, hard, n_cols, beta, scale, KIND,
+            HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, False,
+        )  # fmt: skip
+    if not REVERSE and n_cols > FULL * STEP:
+        _logits_gradient(
+            student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, gradient_row_ptr, label,
+            FULL * STEP, highest_s, highest_t, weight_s, weight_t, shift, slope, hard_highest, hard_weight,
+            soft, hard, n_cols, beta, scale, KIND,
+            HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, True,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -381,7 +613,7 @@ def divergence_of_logits_forward(
     loss_ptr,  # (n_rows,) float32
     soft_ptr,  # (n_rows,) float32: the divergence alone
     hard_ptr,  # (n_rows,) float32: the cross entropy alone
-    statistics_ptr,  # (n_rows, 7) float32: see STATISTICS
+    statistics_ptr,  # (n_rows, 8) float32: see STATISTICS
     gradient_ptr,  # (n_rows, n_cols); may be student_ptr
     n_cols: tl.constexpr,
     student_stride: tl.constexpr,
@@ -402,9 +634,14 @@ def divergence_of_logits_forward(
     WANT_PARTS: tl.constexpr,
     WANT_STATISTICS: tl.constexpr,
     WANT_GRADIENT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    THREADS: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
-    """Of logits: a sweep for the log-sum-exps, in which KL is found too; one for JSD and TVD; one for the gradient."""
+    """Of logits: a sweep for the log-sum-exps, in which KL is found too; one for JSD and TVD; one for the gradient.
+
+    Every other sweep runs from the end of the row, which the cache still has. Each thread has statistics of its own,
+    which are put together at the end of a sweep: nothing else waits for other threads.
+    """
     row = tl.program_id(0).to(tl.int64)
     student_row_ptr = student_ptr + row * student_stride
     teacher_row_ptr = teacher_ptr + row * teacher_stride
@@ -419,9 +656,9 @@ def divergence_of_logits_forward(
                 tl.store(hard_ptr + row, 0.0)
             if WANT_STATISTICS:
                 i = tl.arange(0, 8)
-                tl.store(statistics_ptr + row * 7 + i, tl.zeros((8,), tl.float32), mask=i < 7)
+                tl.store(statistics_ptr + row * 8 + i, tl.zeros((8,), tl.float32))
             if WANT_GRADIENT:
-                _store_zeros(gradient_row_ptr, n_cols, BLOCK)
+                _store_zeros(gradient_row_ptr, n_cols, THREADS * WIDTH)
             return
     factor = _factor(counted_ptr, divisor, n_cols, COUNTED, PER_COLUMN)
     label_logit = 0.0
@@ -433,106 +670,132 @@ def divergence_of_logits_forward(
             label_logit += tl.load(student_bias_ptr + label, mask=in_range, other=0.0).to(tl.float32)
 
     KL: tl.constexpr = KIND == "jsd" and (beta == 0.0 or beta == 1.0)
-    raw_highest_s = float("-inf")  # before the temperature
-    raw_highest_t = float("-inf")
-    total_s = 0.0
-    total_t = 0.0
-    hard_total = 0.0
-    weighted = 0.0  # KL: sum_j e_j * (z_t - z_s)_j, e the teacher's or the student's exponentials
-    for start in range(0, n_cols, BLOCK):
-        col = start + tl.arange(0, BLOCK)
-        mask = col < n_cols
-        raw_s, z_s = _load(
-            student_row_ptr, student_bias_ptr, col, mask, temperature, 0.0, "logits", HAS_STUDENT_BIAS
+    scale: tl.constexpr = 1.0 / temperature
+    STEP: tl.constexpr = THREADS * WIDTH
+    FULL: tl.constexpr = n_cols // STEP
+    # Lower than any logit but finite: where a thread meets -inf alone, there is something to be subtracted.
+    highest_s = tl.full((THREADS,), -1e30, tl.float32)
+    highest_t = tl.full((THREADS,), -1e30, tl.float32)
+    total_s = tl.zeros((THREADS,), tl.float32)
+    total_t = tl.zeros((THREADS,), tl.float32)
+    hard_highest = tl.full((THREADS,), -1e30, tl.float32)
+    hard_total = tl.zeros((THREADS,), tl.float32)
+    # KL: sum_j e_j * (t - s)_j, e the exponentials of the model that it is taken over.
+    weighted = tl.zeros((THREADS,), tl.float32)
+    for i in range(0, FULL):
+        _, raw_s, raw_t = _load_logits(
+            student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, i * STEP,
+            n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, False,
+        )  # fmt: skip
+        highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted = _add_statistics(
+            raw_s,
+            raw_t,
+            highest_s,
+            total_s,
+            highest_t,
+            total_t,
+            hard_highest,
+            hard_total,
+            weighted,
+            scale,
+            beta,
+            KIND,
+            HARD,
         )
-        raw_t, z_t = _load(
-            teacher_row_ptr, teacher_bias_ptr, col, mask, temperature, 0.0, "logits", HAS_TEACHER_BIAS
+    if n_cols > FULL * STEP:
+        _, raw_s, raw_t = _load_logits(
+            student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, FULL * STEP,
+            n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, True,
+        )  # fmt: skip
+        highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted = _add_statistics(
+            raw_s,
+            raw_t,
+            highest_s,
+            total_s,
+            highest_t,
+            total_t,
+            hard_highest,
+            hard_total,
+            weighted,
+            scale,
+            beta,
+            KIND,
+            HARD,
         )
-        new_s = tl.maximum(raw_highest_s, tl.max(raw_s, axis=0))
-        new_t = tl.maximum(raw_highest_t, tl.max(raw_t, axis=0))
-        # A block of -inf alone (a masked part of the vocabulary) has nothing to be shifted by.
-        raw_shift = tl.where(new_s == float("-inf"), 0.0, new_s)
-        shift_s = raw_shift * (1.0 / temperature)
-        shift_t = tl.where(new_t == float("-inf"), 0.0, new_t) * (1.0 / temperature)
-        rescale_s = tl.exp(raw_highest_s * (1.0 / temperature) - shift_s)
-        rescale_t = tl.exp(raw_highest_t * (1.0 / temperature) - shift_t)
-        e_s = tl.exp(z_s - shift_s)
-        e_t = tl.exp(z_t - shift_t)
-        total_s = total_s * rescale_s + tl.sum(e_s, axis=0)
-        total_t = total_t * rescale_t + tl.sum(e_t, axis=0)
-        if HARD and temperature != 1.0:
-            hard_total = hard_total * tl.exp(raw_highest_s - raw_shift) + tl.sum(
-                tl.exp(raw_s - raw_shift), axis=0
-            )
-        if KL:
-            d = _difference(z_s, z_t)
-            if beta == 0.0:
-                weighted = weighted * rescale_t + tl.sum(tl.where(e_t == 0.0, 0.0, e_t * d), axis=0)
-            else:
-                weighted = weighted * rescale_s + tl.sum(tl.where(e_s == 0.0, 0.0, e_s * d), axis=0)
-        raw_highest_s = new_s
-        raw_highest_t = new_t
-    highest_s = raw_highest_s * (1.0 / temperature)
-    highest_t = raw_highest_t * (1.0 / temperature)
-    log_total_s = tl.log(total_s)
-    log_total_t = tl.log(total_t)
+    top_s, rescale_s, sum_s = _over_threads(highest_s, total_s)
+    top_t, rescale_t, sum_t = _over_threads(highest_t, total_t)
+    weight_s = 1.0 / sum_s
+    weight_t = 1.0 / sum_t
+    shift = (top_t - top_s) + (tl.log2(sum_t) - tl.log2(sum_s))
     if KL:
-        shift = (highest_t - highest_s) + (log_total_t - log_total_s)
         if beta == 0.0:
-            soft = weighted / total_t - shift
+            soft = tl.sum(weighted * rescale_t, axis=0) / sum_t * scale - shift * LN2
             slope = 0.0
         else:
-            soft = shift - weighted / total_s
+            soft = shift * LN2 - tl.sum(weighted * rescale_s, axis=0) / sum_s * scale
             slope = soft
     else:
-        terms = tl.zeros((BLOCK,), tl.float32)
-        slopes = tl.zeros((BLOCK,), tl.float32)
-        for start in range(0, n_cols, BLOCK):
-            col = start + tl.arange(0, BLOCK)
-            mask = col < n_cols
-            raw_s, z_s = _load(
-                student_row_ptr, student_bias_ptr, col, mask, temperature, 0.0, "logits", HAS_STUDENT_BIAS
-            )
-            raw_t, z_t = _load(
-                teacher_row_ptr, teacher_bias_ptr, col, mask, temperature, 0.0, "logits", HAS_TEACHER_BIAS
-            )
-            term, g, _, _ = _terms(
-                raw_s, z_s, raw_t, z_t, highest_s, log_total_s, highest_t, log_total_t, beta, KIND, "logits", "logits"
+        # Of a JSD, all that the weights are factors of is summed first.
+        own_s = 1.0 if KIND == "jsd" else weight_s
+        own_t = 1.0 if KIND == "jsd" else weight_t
+        terms = tl.zeros((THREADS,), tl.float32)
+        slopes = tl.zeros((THREADS,), tl.float32)
+        if n_cols > FULL * STEP:
+            _, raw_s, raw_t = _load_logits(
+                student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, FULL * STEP,
+                n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, True,
             )  # fmt: skip
-            terms += term
-            slopes += g
+            term, g, _, _, _ = _terms(
+                raw_s, raw_t, top_s, top_t, own_s, own_t, shift, scale, 0.0, beta, KIND, "logits", "logits"
+            )
+            terms += tl.sum(term, axis=1)
+            slopes += tl.sum(g, axis=1)
+        for i in range(0, FULL):
+            _, raw_s, raw_t = _load_logits(
+                student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, (FULL - 1 - i) * STEP,
+                n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, False,
+            )  # fmt: skip
+            term, g, _, _, _ = _terms(
+                raw_s, raw_t, top_s, top_t, own_s, own_t, shift, scale, 0.0, beta, KIND, "logits", "logits"
+            )
+            terms += tl.sum(term, axis=1)
+            slopes += tl.sum(g, axis=1)
         soft = tl.sum(terms, axis=0)
         slope = tl.sum(slopes, axis=0)
+        if KIND == "jsd":
+            slope *= weight_s * _unit(beta, KIND)
+            soft = soft * (weight_t * _unit(beta, KIND)) + slope
 
     loss = soft_weight * soft
     hard = 0.0
-    hard_log_total = log_total_s
+    hard_top = top_s
+    hard_sum = sum_s
     if HARD:
         if temperature != 1.0:
-            hard_log_total = tl.log(hard_total)
-        hard = hard_log_total + (raw_highest_s - label_logit)  # NaN for a label out of range
+            hard_top, _, hard_sum = _over_threads(hard_highest, hard_total)
+        hard = (tl.log2(hard_sum) + (hard_top - label_logit * LOG2E)) * LN2  # NaN for a label out of range
         loss += hard_weight * hard
     tl.store(loss_ptr + row, loss * factor)
     if WANT_PARTS:
         tl.store(soft_ptr + row, soft * factor)
         tl.store(hard_ptr + row, hard * factor)
     if WANT_STATISTICS:
-        tl.store(statistics_ptr + row * 7, raw_highest_s)
-        tl.store(statistics_ptr + row * 7 + 1, log_total_s)
-        tl.store(statistics_ptr + row * 7 + 2, raw_highest_t)
-        tl.store(statistics_ptr + row * 7 + 3, log_total_t)
-        tl.store(statistics_ptr + row * 7 + 4, slope)
-        tl.store(statistics_ptr + row * 7 + 5, soft - slope)
-        tl.store(statistics_ptr + row * 7 + 6, hard_log_total)
+        tl.store(statistics_ptr + row * 8, top_s)
+        tl.store(statistics_ptr + row * 8 + 1, sum_s)
+        tl.store(statistics_ptr + row * 8 + 2, top_t)
+        tl.store(statistics_ptr + row * 8 + 3, sum_t)
+        tl.store(statistics_ptr + row * 8 + 4, slope)
+        tl.store(statistics_ptr + row * 8 + 5, soft - slope)
+        tl.store(statistics_ptr + row * 8 + 6, hard_top)
+        tl.store(statistics_ptr + row * 8 + 7, hard_sum)
     if WANT_GRADIENT:
         hard_factor = hard_weight * factor
         if HARD:
             hard_factor = tl.where(in_range, hard_factor, float("nan"))
         _store_logits_gradient(
             student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, gradient_row_ptr, label,
-            raw_highest_s, highest_s, log_total_s, highest_t, log_total_t, slope, hard_log_total,
-            soft_weight * factor, hard_factor,
-            n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, BLOCK,
+            top_s, top_t, weight_s, weight_t, shift, slope, hard_top, 1.0 / hard_sum, soft_weight * factor, hard_factor,
+            n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, KL,
         )  # fmt: skip
 
 
@@ -543,7 +806,7 @@ def divergence_of_logits_backward(
     labels_ptr,  # (n_rows,)
     student_bias_ptr,  # (n_cols,)
     teacher_bias_ptr,  # (n_cols,)
-    statistics_ptr,  # (n_rows, 7) float32
+    statistics_ptr,  # (n_rows, 8) float32
     counted_ptr,  # (3,) float32
     dloss_ptr,  # (n_rows,) or (1,) float32
     divisor,
@@ -566,7 +829,8 @@ def divergence_of_logits_backward(
     HARD: tl.constexpr,
     COTANGENT_STRIDE: tl.constexpr,
     SWAPPED: tl.constexpr,
-    BLOCK: tl.constexpr,
+    THREADS: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
     """The student's gradient; SWAPPED: the statistics are of the problem in which it is the teacher."""
     row = tl.program_id(0).to(tl.int64)
@@ -575,37 +839,40 @@ def divergence_of_logits_backward(
     if HAS_LABELS:
         label = tl.load(labels_ptr + row)
         if label == ignore_index:
-            _store_zeros(gradient_row_ptr, n_cols, BLOCK)
+            _store_zeros(gradient_row_ptr, n_cols, THREADS * WIDTH)
             return
     factor = _factor(counted_ptr, divisor, n_cols, COUNTED, PER_COLUMN)
     factor *= tl.load(dloss_ptr + row * COTANGENT_STRIDE)
-    first_ptr = statistics_ptr + row * 7
+    first_ptr = statistics_ptr + row * 8
     S: tl.constexpr = 2 if SWAPPED else 0
-    raw_highest_s = tl.load(first_ptr + S)
-    log_total_s = tl.load(first_ptr + S + 1)
-    highest_t = tl.load(first_ptr + (2 - S)) * (1.0 / temperature)
-    log_total_t = tl.load(first_ptr + (2 - S) + 1)
+    top_s = tl.load(first_ptr + S)
+    sum_s = tl.load(first_ptr + S + 1)
+    top_t = tl.load(first_ptr + (2 - S))
+    sum_t = tl.load(first_ptr + (2 - S) + 1)
+    shift = (top_t - top_s) + (tl.log2(sum_t) - tl.log2(sum_s))
     slope = tl.load(first_ptr + (5 if SWAPPED else 4))
-    hard_log_total = 0.0
+    hard_top = 0.0
+    hard_sum = 1.0
     hard_factor = hard_weight * factor
     if HARD:
-        hard_log_total = tl.load(first_ptr + 6)
+        hard_top = tl.load(first_ptr + 6)
+        hard_sum = tl.load(first_ptr + 7)
         in_range = (label >= 0) & (label < n_cols)
         hard_factor = tl.where(in_range, hard_factor, float("nan"))
     _store_logits_gradient(
         student_ptr + row * student_stride, teacher_ptr + row * teacher_stride, student_bias_ptr, teacher_bias_ptr,
-        gradient_row_ptr, label, raw_highest_s, raw_highest_s * (1.0 / temperature), log_total_s, highest_t,
-        log_total_t, slope, hard_log_total, soft_weight * factor, hard_factor,
-        n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, BLOCK,
+        gradient_row_ptr, label, top_s, top_t, 1.0 / sum_s, 1.0 / sum_t, shift, slope, hard_top, 1.0 / hard_sum,
+        soft_weight * factor, hard_factor,
+        n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, False,
     )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------- launches
 
-STATISTICS = 7
-"""Columns that the backward pass from logits reads: the student's highest logit (before the temperature) and the
-logarithm of the sum of its shifted exponentials; the same two of the teacher; the sums of g for the student's gradient
-and for the teacher's; and the second number again at temperature 1, for the cross entropy."""
+STATISTICS = 8
+"""Columns that the backward pass from logits reads: the student's highest logit, after the temperature and in units of
+log 2, and the sum of its shifted exponentials; the same two of the teacher; the sums of g for the student's gradient
+and for the teacher's; and the first two again at temperature 1, for the cross entropy."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -658,6 +925,7 @@ class Rows:
         dtypes: of student, teacher, labels, student's bias and teacher's bias.
         strides: of a row of student and teacher.
         divisor: what sums are divided by, where no labels are counted for it.
+        device: where they are.
     """
 
     n_rows: int
@@ -665,6 +933,7 @@ class Rows:
     dtypes: tuple[str, str, str | None, str | None, str | None]
     strides: tuple[int, int]
     divisor: int
+    device: Device
 
     def specs(self, passes: int, reads_student: bool = True) -> tuple[Spec, ...]:
         """Student, teacher, labels; and the two biases."""
@@ -721,10 +990,33 @@ def _spaces(options: Options) -> tuple[tuple[str, int | float | bool | str], ...
     )
 
 
+READ_AHEAD = 48 << 10
+"""Bytes that a program reads ahead, in shared memory: four programs have room on a multiprocessor."""
+
+
 def _block(n_cols: int) -> tuple[int, int]:
     """Columns of a block and warps of a program: 16 columns of both arrays for a thread."""
     block = min(next_power_of_2(n_cols), 4096)
     return block, min(max(block // 512, 1), 8)
+
+
+def _stages(device: Device, block: int, *dtypes: str | None) -> int:
+    """Blocks of a row that are on the way at a time, the one at work included, where these dtypes are read."""
+    if device.vendor == "hip":  # not measured
+        return 1
+    block_bytes = block * sum(DTYPE_BYTES[dtype] for dtype in dtypes if dtype is not None)
+    return min(max(READ_AHEAD // block_bytes, 1), 3) + 1
+
+
+def _lanes(rows: Rows, options: Options) -> tuple[tuple[tuple[str, int], ...], int]:
+    """How a program cuts a row of logits, a tile of (THREADS, WIDTH) after the other, and its warps."""
+    width = 16 // min(DTYPE_BYTES[dtype] for dtype in rows.dtypes[:2] if dtype is not None)
+    # The more threads a row has, the fewer rows are on the way at a time, and the more of them the cache still has when
+    # a sweep turns. JSD, which is bound by its arithmetic, had more of programs that are not in step.
+    kl = options.kind == "jsd" and options.beta in (0, 1)
+    most = 512 if kl and rows.n_cols % width == 0 else 256
+    threads = min(max(next_power_of_2(cdiv(rows.n_cols, width)), rows.device.warp_size), most)
+    return (("THREADS", threads), ("WIDTH", width)), threads // rows.device.warp_size
 
 
 @functools.lru_cache(4096)
@@ -747,6 +1039,7 @@ def forward_launch(rows: Rows, options: Options, want_gradient: bool) -> Launch:
             *_spaces(options),
             ("WANT_GRADIENT", want_gradient),
             ("BLOCK", block),
+            ("STAGES", _stages(rows.device, block, *rows.dtypes[:2])),
         ),
         num_warps=warps,
         flops=(20 if want_gradient else 16) * rows.n_rows * rows.n_cols,
@@ -761,6 +1054,7 @@ def backward_launch(rows: Rows, options: Options) -> Launch:
     # The derivative of KL(P || Q) by log q is -p.
     reads_student = options.kind == "tvd" or options.beta > 0
     dloss = (rows.n_rows, rows.n_cols) if elements else (rows.n_rows if tokens else 1,)
+    read = (rows.dtypes[0] if reads_student else None, rows.dtypes[1], "float32" if elements else None)
     return Launch(
         kernel=divergence_backward,
         grid=(rows.n_rows,),
@@ -776,6 +1070,7 @@ def backward_launch(rows: Rows, options: Options) -> Launch:
             *_spaces(options),
             ("COTANGENT_STRIDE", int(tokens)),
             ("BLOCK", block),
+            ("STAGES", _stages(rows.device, block, *read)),
         ),
         num_warps=warps,
         flops=16 * rows.n_rows * rows.n_cols,
@@ -787,7 +1082,7 @@ def logits_forward_launch(
     rows: Rows, options: Options, want_parts: bool, want_statistics: bool, want_gradient: bool, in_place: bool
 ) -> Launch:
     """Losses from logits, and what is wanted beside them; `in_place`: the gradient over the student's logits."""
-    block, warps = _block(rows.n_cols)
+    tiles, warps = _lanes(rows, options)
     finds_kl = options.kind == "jsd" and options.beta in (0.0, 1.0)
     per_row, nothing = Spec((rows.n_rows,), "float32"), Spec((0,), "float32")
     student, teacher, labels, *biases = rows.specs((1 if finds_kl else 2) + want_gradient)
@@ -810,7 +1105,7 @@ def logits_forward_launch(
             ("WANT_PARTS", want_parts),
             ("WANT_STATISTICS", want_statistics),
             ("WANT_GRADIENT", want_gradient),
-            ("BLOCK", block),
+            *tiles,
         ),
         num_warps=warps,
         aliases=((0, 4),) if want_gradient and in_place else (),
@@ -821,7 +1116,7 @@ def logits_forward_launch(
 @functools.lru_cache(4096)
 def logits_backward_launch(rows: Rows, options: Options, swapped: bool, in_place: bool) -> Launch:
     """The student's gradient from logits; `swapped`: by the statistics of the problem in which it is the teacher."""
-    block, warps = _block(rows.n_cols)
+    tiles, warps = _lanes(rows, options)
     tokens = options.reduction == "tokens"
     student, teacher, labels, *biases = rows.specs(1)
     return Launch(
@@ -843,7 +1138,7 @@ def logits_backward_launch(rows: Rows, options: Options, swapped: bool, in_place
             *_of_logits(rows, options, rows.strides[0] if in_place else rows.n_cols),
             ("COTANGENT_STRIDE", int(tokens)),
             ("SWAPPED", swapped),
-            ("BLOCK", block),
+            *tiles,
         ),
         num_warps=warps,
         aliases=((0, 0),) if in_place else (),
@@ -901,6 +1196,7 @@ class Problem:
             ),
             (backend.strides(student)[0], backend.strides(teacher)[0]),
             self.divisor,
+            backend.device,
         )
 
     def _inputs(self, student: Array, teacher: Array) -> tuple[Array, ...]:
