@@ -221,7 +221,9 @@ def grpo(
     xp = namespace(logp)
     zero, one = xp.zeros_like(logp), xp.ones_like(logp)
     # Not to decide the dtype of the loss.
-    advantages = xp.astype(advantages, logp.dtype)
+    advantages = stop_gradient(xp.astype(advantages, logp.dtype))
+    sampling_ratio = None if sampling_ratio is None else stop_gradient(sampling_ratio)
+    weights = None if weights is None else stop_gradient(weights)
     logp = xp.where(mask, logp, zero)
     if advantages.ndim == 1:
         advantages = advantages[:, None]

@@ -364,6 +364,22 @@ def test_grpo_equals_trl(options: dict[str, Any], given: str) -> None:
 
 
 @pytest.mark.parametrize("loss_type", losses.POLICY_LOSSES)
+def test_grpo_is_differentiated_by_what_the_policy_computes_alone(loss_type: str) -> None:
+    """On a head, gradients are those of one group of answers after another: nothing else may have one."""
+    logp, entropy, old, ref = (-draw(2 * PAIRS, TOKENS, seed=i).abs() for i in range(4))
+    arrays = {"logp": logp, "entropy": entropy, "old_logp": old, "ref_logp": ref}
+    arrays |= {n: draw(2 * PAIRS, 1, seed=i).abs() for i, n in enumerate(("sampling_ratio", "weights"), 4)}
+    arrays["advantages"] = draw(2 * PAIRS, seed=6)
+    for array in arrays.values():
+        array.requires_grad_()
+    found = losses.grpo(
+        mask=completions(), loss_type=loss_type, beta=0.1, entropy_coef=0.1, max_completion_length=9, **arrays
+    )
+    gradients = torch.autograd.grad(found.loss, list(arrays.values()), allow_unused=True)
+    assert [n for n, g in zip(arrays, gradients, strict=True) if g is not None] == ["logp", "entropy"]
+
+
+@pytest.mark.parametrize("loss_type", losses.POLICY_LOSSES)
 def test_grpo_reads_nothing_outside_the_mask(loss_type: str) -> None:
     mask = completions()
     arrays = {
