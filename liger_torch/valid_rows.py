@@ -37,10 +37,6 @@ class ValidRows:
         found: list[int] = self._counts.tolist()
         return found
 
-    def order(self) -> torch.Tensor:
-        """All rows' indices, the valid ones first, in ascending order."""
-        return self._order
-
     def index(self) -> torch.Tensor | None:
         """The valid rows' indices in ascending order, or None where every row is valid."""
         count = sum(self.counts())

@@ -86,7 +86,7 @@ def whole_units(units: Sequence[int], n_chunks: int) -> list[range]:
     """Cut units of rows that must not be parted into at most `n_chunks` chunks of like size.
 
     A unit goes where its middle falls if the rows are cut evenly. No more chunks than that: sums of weight gradients
-    are made for their number.
+    are made for their number. Units without rows may be in none: there is no chunk of them alone.
     """
     n_rows = sum(units)
     ends = itertools.accumulate(units)
@@ -95,7 +95,8 @@ def whole_units(units: Sequence[int], n_chunks: int) -> list[range]:
         for end, size in zip(ends, units, strict=True)
     ]
     firsts = [i for i in range(len(units)) if i == 0 or chunk_of[i] != chunk_of[i - 1]]
-    return [range(a, b) for a, b in itertools.pairwise((*firsts, len(units)))]
+    chunks = [range(a, b) for a, b in itertools.pairwise((*firsts, len(units)))]
+    return [chunk for chunk in chunks if any(units[i] for i in chunk)]
 
 
 def round_up(n: int, multiple: int) -> int:

@@ -11,6 +11,7 @@ from liger import losses
 from liger_torch.autograd import autocasting, uses_reference
 from liger_torch.chunked_loss.groups import Groups, Loss, Result, grouped, loss_by_group
 from liger_torch.functional import LogProbs, fused_linear_logprobs
+from liger_torch.functional.labels import check_labels, rows_to_compute
 from liger_torch.valid_rows import ValidRows, valid_rows
 from liger_triton import linear_logprobs
 
@@ -89,6 +90,9 @@ class Answers:
         groups = None if parts is None else self._groups(parts, input, weight)
         if groups is None:
             return of_tokens(self.logprobs(input, weight, bias, temperature=temperature, entropy=entropy))
+        check_labels(
+            linear_logprobs.LINEAR_LOGPROBS.name, "ids", self.ids, self.ignore_index, input, weight, 0
+        )
         kind = input.device.type
         if autocasting(kind):
             dtype = torch.get_autocast_dtype(kind)
@@ -109,17 +113,20 @@ class Answers:
             or not torch.is_grad_enabled()
             or not weight.requires_grad  # then there is a gradient to prepare, in two products
             or dtype == torch.float16  # whose gradients are too small before the loss scale is known
+            or dtype == torch.float64  # which kernels do not compute in: the op says so
             or torch.compiler.is_compiling()
             or self.ids.numel() == 0
         ):
             return None
-        if self._rows is None:
-            counts = [self.ids.shape[1]] * self.ids.shape[0]
+        name, n_answers = linear_logprobs.LINEAR_LOGPROBS.name, self.ids.shape[0]
+        order = rows_to_compute(name, self._rows, "ids", self.ids, self.ignore_index)
+        counts = [self.ids.shape[1]] * n_answers if self._rows is None else self._rows.counts()
+        if len(counts) != n_answers:  # those of flattened ids, which do not tell how many are each answer's
+            return None
+        if order is None:
             order = torch.arange(self.ids.numel(), device=self.ids.device)
-        else:
-            counts, order = self._rows.counts(), self._rows.order()
-        vocab_size, hidden_size = weight.shape
-        return grouped(order, counts, parts, (vocab_size, hidden_size), dtype, self.budget.chunk_bytes)
+        shape = weight.shape[0], weight.shape[-1]
+        return grouped(order, counts, parts, shape, dtype, self.budget.chunk_bytes)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from liger_torch.autograd import autocasting, check_operands
+from liger.op import Needs
+from liger_torch.autograd import autocasting, check_operands, needed
 from liger_torch.backend import NAMES, backend_for
 from liger_torch.functional import LogProbs
 from liger_triton import linear_logprobs
@@ -55,7 +56,7 @@ def grouped(
     """Cut a batch into chunks of whole units.
 
     Args:
-        order: indices of the rows that count, answer after answer, (rows,) or more.
+        order: indices of the rows that count, answer after answer, (rows,).
         counts: rows of each answer.
         parts: answers of a unit: unit i has the answers i, i + n, i + 2 n, ... of n units.
         weight_shape: of the head, (vocab, hidden).
@@ -102,11 +103,16 @@ def loss_by_group(
 
     A second backward pass is refused.
     """
-    operands = (input, weight, ids, bias, groups.rows)
-    check_operands(linear_logprobs.LINEAR_LOGPROBS, options, operands, {"x": "input"})
+    operands, names = (input, weight, ids, bias, groups.rows), {"x": "input"}
+    check_operands(linear_logprobs.LINEAR_LOGPROBS, options, operands, names)
+    needs = needed(linear_logprobs.LINEAR_LOGPROBS, operands, names)
     rest: list[torch.Tensor] = []
-    value: torch.Tensor = _Grouped.apply(loss, rest, groups, options, input, weight, ids, bias)
+    value: torch.Tensor = _Grouped.apply(loss, rest, groups, options, needs, input, weight, ids, bias)
     return value, tuple(rest)
+
+
+def _same(saved: torch.Tensor) -> torch.Tensor:
+    return saved
 
 
 class _Grouped(torch.autograd.Function):
@@ -117,12 +123,13 @@ class _Grouped(torch.autograd.Function):
         rest: list[torch.Tensor],
         groups: Groups,
         options: linear_logprobs.Options,
+        needs: Needs,
         input: torch.Tensor,
         weight: torch.Tensor,
         ids: torch.Tensor,
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
-        whole = [torch.zeros(ids.numel(), device=ids.device) for _ in range(3)]
+        whole = [torch.zeros(ids.numel(), dtype=torch.float32, device=ids.device) for _ in range(3)]
         chunks = [groups.rows[a:b] for a, b in itertools.pairwise((0, *groups.bounds))]
 
         def of_tokens(values: Sequence[torch.Tensor]) -> LogProbs:
@@ -131,7 +138,9 @@ class _Grouped(torch.autograd.Function):
         def cotangents(
             i: int, *found: torch.Tensor
         ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-            with torch.enable_grad():
+            # Hooks that offload what the model's backward pass needs, or that recompute it (checkpoints), are not meant
+            # for a backward pass within the forward pass: a checkpoint would run anew for every chunk.
+            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_same, _same):
                 leaves = [f.requires_grad_() for f in found]
                 values = [w.index_put((chunks[i],), f) for w, f in zip(whole, leaves, strict=True)]
                 gradients = torch.autograd.grad(loss(of_tokens(values))[0], leaves, allow_unused=True)
@@ -142,13 +151,6 @@ class _Grouped(torch.autograd.Function):
             return torch.zeros_like(leaves[0]) if dlogp is None else dlogp, dlse, dentropy
 
         backend = backend_for(input.device)
-        needs = (
-            input.requires_grad,
-            weight.requires_grad,
-            False,
-            bias is not None and bias.requires_grad,
-            False,
-        )
         ctx.backend = backend
         kind = input.device.type
         with torch.autocast(kind, enabled=False) if autocasting(kind) else contextlib.nullcontext():
@@ -170,4 +172,4 @@ class _Grouped(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         factor = dloss.reshape(1).float()
         dx, dw, db = (None if g is None else scaled(ctx.backend, g, factor) for g in gradients)
-        return None, None, None, None, dx, dw, None, db
+        return None, None, None, None, None, dx, dw, None, db

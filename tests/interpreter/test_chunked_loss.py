@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 
+import liger_torch
 from liger import losses
 from liger_torch import chunked_loss
 from liger_triton import linear_logprobs
+from liger_triton.linear_chunks import whole_units
 
 
 def test_what_the_mask_excludes_never_reaches_a_product() -> None:
@@ -176,3 +179,109 @@ def test_a_second_backward_pass_by_group_is_refused(little_memory: list[int]) ->
     torch.testing.assert_close(first, 2 * batch.of("CPO", keep_logits=True)[2], rtol=2e-5, atol=2e-6)
     with pytest.raises(RuntimeError, match="second backward"):
         loss.backward()
+
+
+SMALL: dict[str, Any] = {"chunk_bytes": 8 * 4 * VOCAB}
+
+
+def test_answers_without_tokens_between_long_ones(little_memory: list[int]) -> None:
+    """What a mask of truncated completions leaves: no chunk is made of empty answers alone."""
+    batch = Batch(full=True)
+    batch.ids[1], batch.ids[4] = -100, -100
+    expected = batch.of("GRPO token grpo", keep_logits=True)
+    found = batch.of("GRPO token grpo", chunk_bytes=3 * 4 * VOCAB)
+    assert little_memory == [4]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
+
+
+def test_no_chunk_has_no_rows() -> None:
+    assert whole_units([10, 0, 100], 11) == [range(1), range(2, 3)]
+    assert whole_units([0, 0, 6, 0, 6, 0], 4) == [range(2, 3), range(4, 6)]
+    assert whole_units([3, 0, 1], 1) == [range(3)]
+
+
+@pytest.mark.parametrize("frozen", [("x",), ("bias",), ("x", "bias")], ids="-".join)
+def test_by_group_with_frozen_operands(frozen: tuple[str, ...], little_memory: list[int]) -> None:
+    batch = Batch()
+    for name in frozen:
+        getattr(batch, name).requires_grad_(False)
+    trained = [t for t in (batch.x, batch.weight, batch.bias) if t.requires_grad]
+    pairs = [
+        torch.autograd.grad(
+            chunked_loss.LigerFusedLinearCPOLoss(**options)(batch.weight, batch.x, batch.ids, batch.bias)[0],
+            trained,
+        )
+        for options in (SMALL, {"keep_logits": True})
+    ]
+    assert little_memory == [3]
+    for a, b in zip(*pairs, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
+
+
+def test_valid_rows_by_group(little_memory: list[int]) -> None:
+    """Those of flattened ids do not tell how long each answer is; those of other ids are refused."""
+    batch = Batch()
+
+    def gradient(rows: Any) -> torch.Tensor:
+        cpo = chunked_loss.LigerFusedLinearCPOLoss(**SMALL)
+        value, _ = cpo(batch.weight, batch.x, batch.ids, batch.bias, valid_rows=rows)
+        return torch.autograd.grad(value, batch.weight)[0]
+
+    expected = gradient(liger_torch.valid_rows(batch.ids))
+    assert little_memory == [3]
+    torch.testing.assert_close(
+        gradient(liger_torch.valid_rows(batch.ids.flatten())), expected, rtol=2e-5, atol=2e-6
+    )
+    assert little_memory == [3]
+    with pytest.raises(ValueError, match="valid_rows was made for ignore_index 0, the loss has -100"):
+        gradient(liger_torch.valid_rows(batch.ids, 0))
+    with pytest.raises(ValueError, match="valid_rows was made for 24 labels, ids has 30"):
+        gradient(liger_torch.valid_rows(batch.ids[:, 1:]))
+
+
+def test_what_by_group_does_not_take_is_refused_as_elsewhere(little_memory: list[int]) -> None:
+    batch = Batch()
+    cpo = chunked_loss.LigerFusedLinearCPOLoss(**SMALL)
+    with pytest.raises(TypeError, match="float64 on cpu: the kernels compute in float32"):
+        cpo(batch.weight.double(), batch.x.double(), batch.ids)
+    batch.ids[0, 3] = VOCAB + 3
+    with pytest.raises(ValueError, match="ids holds the label 36"):
+        cpo(batch.weight, batch.x, batch.ids)
+    assert not little_memory
+
+
+def test_by_group_whatever_the_default_dtype(little_memory: list[int]) -> None:
+    batch = Batch()
+    expected = batch.of("CPO", **SMALL)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = batch.of("CPO", **SMALL)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert little_memory == [3, 3]
+
+
+def test_by_group_calls_no_hooks_of_the_backward_pass(little_memory: list[int]) -> None:
+    """A checkpoint is computed once, not once more for each chunk; what is offloaded is the model's."""
+    batch = Batch()
+    calls: list[str] = []
+
+    def loss(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        calls.append("loss")
+        return chunked_loss.LigerFusedLinearCPOLoss(**SMALL)(weight, x, batch.ids, batch.bias)[0]
+
+    def hook(tensor: torch.Tensor) -> torch.Tensor:
+        calls.append("hook")
+        return tensor
+
+    operands = (batch.x, batch.weight)
+    expected = torch.autograd.grad(loss(*operands), operands)
+    value = torch.utils.checkpoint.checkpoint(loss, *operands, use_reentrant=False)
+    for a, b in zip(torch.autograd.grad(value, operands), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    with torch.autograd.graph.saved_tensors_hooks(hook, hook):
+        loss(*operands)
+    assert calls == 3 * ["loss"]
