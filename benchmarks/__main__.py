@@ -27,7 +27,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
     for name, command in COMMANDS.items():
-        under = commands.add_parser(name, help=command.text, description=command.text)
+        under = commands.add_parser(name, help=command.text, description=command.text, allow_abbrev=False)
         if name == asked:  # the others are not imported: one may need what is not installed
             importlib.import_module(module_of(name)).arguments(under)
     options = parser.parse_args()

@@ -68,7 +68,7 @@ def devices(results: Path = RESULTS) -> list[str]:
 def cell(row: Row, link: str) -> str:
     """A share of the ceiling on the device, and the memory where a head is involved."""
     assert row.device_share is not None
-    memory = f" ({(row.peak_mb or 0) / 1e3:.1f} GB)" if row.of == "products" else ""
+    memory = f" ({row.peak_mb / 1e3:.1f} GB)" if row.of == "products" and row.peak_mb is not None else ""
     return f"[{row.device_share:.2f}{memory}]({link}#{row.anchor})"
 
 

@@ -25,6 +25,7 @@ from benchmarks.nvml import Monitor
 from benchmarks.providers import EAGER, FUSED, LIGER, Absent, Function, liger
 from benchmarks.rows import RESULTS, Row, Run, Spread, folder_of, keep, load, rows_of
 from benchmarks.timing import Copy
+from benchmarks.words import check
 from liger_torch import functional as f
 
 EMPTY = "empty autograd.Function"
@@ -217,13 +218,12 @@ def table(rows: Iterable[Row]) -> Iterator[str]:
 def page(path: Path) -> str:
     """The report's page."""
     runs = load(path)
-    newest = runs[-1]
-    about = ", ".join(f"{name} {version}" for name, version in newest.versions.items())
     return (
         "# Host cost of an eager call\n\nMicroseconds by the wall clock, medians (20th to 80th percentile), of calls "
         f"on {TOKENS} tokens, and beyond an empty autograd.Function of as many inputs and outputs. How: "
-        "[benchmarks/host.py](../../benchmarks/host.py).\n\n"
-        f"{newest.device}, {newest.date}: `{newest.command}`; {about}; source {newest.source}.\n\n"
+        "[benchmarks/host.py](../../../benchmarks/host.py).\n\nDevice: {runs[-1].device}.\n\n"
+        + "".join(run.about for run in runs)
+        + "\n"
         + "\n".join(table(rows_of(runs)))
         + "\n"
     )
@@ -231,14 +231,15 @@ def page(path: Path) -> str:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Which ops, and where to."""
-    parser.add_argument("words", nargs="*", metavar="OP", help="only these ops")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="only ops with one of these in their name")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results, with one per device")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print and save."""
+    check(options.words, cases(), "op")
     if not torch.cuda.is_available():
-        raise SystemExit("benchmarks host needs a GPU.")
+        raise SystemExit("benchmarks host needs a GPU; run it where there is one.")
     torch.manual_seed(0)
     device = torch.cuda.get_device_name()
     monitor, copy = Monitor(), Copy()
@@ -252,7 +253,7 @@ def run(options: argparse.Namespace) -> int:
         keep(path, Run.now(device, rates, rows, hardware=monitor.hardware()), kept)
 
     for name, case in cases().items():
-        if options.words and name not in options.words:
+        if options.words and not any(word in name for word in options.words):
             continue
         for row in measured(name, case):
             rows.append(row)

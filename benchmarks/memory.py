@@ -31,6 +31,7 @@ from benchmarks.entry import Entry, Operands
 from benchmarks.providers import EAGER, PROVIDERS, Absent, Function, absent, provider_of
 from benchmarks.rows import RESULTS, Run, folder_of, keep, load, rows_of
 from benchmarks.run import functions_of
+from benchmarks.words import check
 
 SECONDS = 240.0
 """After which one process is ended."""
@@ -194,6 +195,7 @@ def run(options: argparse.Namespace) -> int:
     if options.of:
         print(json.dumps(_of(*options.of)))
         return 0
+    check(options.words, (entry.name for entry in chosen((), options.every)), "entry")
     found = list(chosen(options.words, options.every))
     print(f"{'MB beyond the operands':121s} {'peak':>9s} {'reserved':>9s} {'planned':>9s}")
     peaks = list(plan(found))
@@ -254,10 +256,7 @@ def page(path: Path) -> str:
     runs = load(path, read_peak)
     lines = ["# Peak memory", "", f"Device: {runs[-1].device}. {HEAD}"]
     for run in runs:
-        versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
-        lines.append(
-            f"- {len(run.rows)} rows of {run.date}: `{run.command}`; {versions}; source {run.source}."
-        )
+        lines.append(run.about.rstrip())
         lines += [f"- Absent: {name}, {reason}." for name, reason in run.absent.items()]
     lines += [
         "",

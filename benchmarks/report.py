@@ -19,7 +19,7 @@ from benchmarks.aims import Aim, aims, compared
 from benchmarks.commands import COMMANDS, module_of
 from benchmarks.groups import GROUPS
 from benchmarks.models import readme as models_readme
-from benchmarks.plots import bars, settle
+from benchmarks.plots import bars
 from benchmarks.rows import RESULTS, ROOT, Row, Run, load, rows_of
 
 OUTPUT = ROOT / "docs" / "benchmarks"
@@ -28,7 +28,7 @@ OUTPUT = ROOT / "docs" / "benchmarks"
 def files(results: Path = RESULTS) -> Iterator[Path]:
     """Every file of results, those of groups in their order and then the others, device by device."""
     order = [*GROUPS, *COMMANDS]
-    for folder in sorted(p for p in results.iterdir() if p.is_dir()):
+    for folder in sorted(p for p in results.glob("*") if p.is_dir()):
         found = {path.stem: path for path in folder.glob("*.json")}
         yield from (found.pop(name) for name in order if name in found)
         yield from (found[name] for name in sorted(found))
@@ -59,10 +59,12 @@ def line_of(row: Row) -> str:
 
 HEAD = """# {title}
 
-Device: {device}. Rows: `{rows}`. Times are microseconds, medians (20th to 80th percentile): on the device, with
-operands that are not in the cache, and of eager calls by the wall clock. A share is the ceiling's time over the op's:
-of a copy of the least bytes, or of the op's matrix products, in the same run. The error is the largest relative one of
-outputs and gradients against float64, on a few tokens. "ours: ..." is a variant of ours, not the default.
+Device: {device}. Rows: [{rows}](../../../benchmarks/{rows}).
+
+Times are microseconds, medians (20th to 80th percentile): on the device, with operands that are not in the cache, and
+of eager calls by the wall clock. A share is the ceiling's time over the op's: of a copy of the least bytes, or of the
+op's matrix products, in the same run. The error is the largest relative one of outputs and gradients against float64,
+on a few tokens. "ours: ..." is a variant of ours, not the default.
 
 """
 
@@ -104,17 +106,6 @@ def lost(rows: Iterable[Row]) -> list[str]:
     return found
 
 
-def about(run: Run) -> str:
-    """Where rows come from."""
-    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
-    hardware = "".join(f"; {name} {value}" for name, value in run.hardware.items())
-    copy = "a copy moved {} TB/s before and {} after; ".format(*run.copy_tb_s) if run.copy_tb_s else ""
-    return (
-        f"- {len(run.rows)} rows of {run.date}: `{run.command}`; {copy}"
-        f"{versions}{hardware}{f'; source {run.source}' if run.source else ''}."
-    )
-
-
 def absent_of(runs: Iterable[Run]) -> dict[str, str]:
     """Providers that could not be measured, as the newest run says."""
     found: dict[str, str] = {}
@@ -132,7 +123,7 @@ def page_of(path: Path, runs: Sequence[Run], picture: str) -> str:
             title=title[0].upper() + title[1:], device=runs[-1].device, rows=path.relative_to(path.parents[2])
         )
     ]
-    parts += [*(about(run) + "\n" for run in runs), "\n"]
+    parts += [*(run.about for run in runs), "\n"]
     if gone := absent_of(runs):
         parts.append("".join(f"- Absent: {name}, {reason}.\n" for name, reason in gone.items()) + "\n")
     if twice := [row.repeats for row in rows if row.repeats is not None]:
@@ -230,16 +221,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="folder of results, with one per device"
     )
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of the pages")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="whose figures are renewed")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write every page and plot; the exit status is 1 if there is no result."""
-    settle()
+    """Write every page and plot."""
     by_device: dict[str, list[Path]] = {}
     for path in files(options.results):
         by_device.setdefault(path.parent.name, []).append(path)
+    if not by_device:
+        raise SystemExit(f"No results in {options.results}: `python -m benchmarks all` measures them.")
     index = INDEX
     for folder, paths in by_device.items():
         target = options.output / folder
@@ -268,4 +260,4 @@ def run(options: argparse.Namespace) -> int:
     if options.readme.exists():
         text = figures.renewed(options.readme.read_text(), options.results)
         options.readme.write_text(models_readme.renewed(text, options.results))
-    return 0 if by_device else 1
+    return 0

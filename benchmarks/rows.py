@@ -15,6 +15,7 @@ import importlib.metadata
 import json
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -56,6 +57,16 @@ def source_digest() -> str:
         for path in sorted((ROOT / folder).rglob("*.py")):
             found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return found.hexdigest()[:12]
+
+
+def command() -> str:
+    """What was called, to be pasted again; without where its results went, which is a place on one machine."""
+    words = sys.argv[1:]
+    if "--output" in words:
+        place = words.index("--output")
+        words = words[:place] + words[place + 2 :]
+    words = [word for word in words if not word.startswith("--output=")]
+    return shlex.join(["python", "-m", "benchmarks", *words])
 
 
 def folder_of(device: str) -> str:
@@ -177,9 +188,19 @@ class Run:
     @classmethod
     def now(cls, device: str, copy_tb_s: tuple[float, float] | None, rows: Iterable[Any], **more: Any) -> Run:
         """Of this process."""
-        command = " ".join(["python -m benchmarks", *sys.argv[1:]])
         date = datetime.date.today().isoformat()
-        return cls(device, date, command, versions(), copy_tb_s, tuple(rows), source_digest(), **more)
+        return cls(device, date, command(), versions(), copy_tb_s, tuple(rows), source_digest(), **more)
+
+    @property
+    def about(self) -> str:
+        """Where its rows come from: a line of a list in Markdown."""
+        named = ", ".join(f"{name} {version}" for name, version in self.versions.items())
+        hardware = "".join(f"; {name} {value}" for name, value in self.hardware.items())
+        copy = "a copy moved {} TB/s before and {} after; ".format(*self.copy_tb_s) if self.copy_tb_s else ""
+        source = f"source {self.source}" if self.source else "an earlier harness (benchmarks/README.md)"
+        return (
+            f"- {len(self.rows)} rows of {self.date}: `{self.command}`; {copy}{named}{hardware}; {source}.\n"
+        )
 
     @property
     def drift(self) -> float:

@@ -22,6 +22,7 @@ from benchmarks.nvml import Monitor
 from benchmarks.providers import COMPILED, EAGER, PROVIDERS, Absent, Function, absent, provider_of
 from benchmarks.rows import RESULTS, Row, Run, folder_of, keep, load
 from benchmarks.timing import Calls, Copy, Times, measure
+from benchmarks.words import check
 
 CACHES = 3
 """Operands of all calls together are at least so many times the size of the L2 cache."""
@@ -190,7 +191,8 @@ def show(row: Row) -> str:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Which entries, and where to."""
-    groups = "\n".join(f"{name}: {text}" for name, text in GROUPS.items())
+    parser.formatter_class = argparse.RawTextHelpFormatter
+    groups = "\n".join(f"{name}: {text}" for name, text in {**GROUPS, "all": "each of them"}.items())
     parser.add_argument("groups", nargs="+", metavar="GROUP", choices=[*GROUPS, "all"], help=groups)
     parser.add_argument(
         "--word", action="append", default=[], help="only entries whose name contains it; may be given again"
@@ -203,12 +205,13 @@ def run(options: argparse.Namespace) -> int:
     """Measure, print and save; the exit status is 1 if the copy drifted or one of ours was not timed."""
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks run needs a GPU; `python -m benchmarks offline` does not.")
+    groups = list(GROUPS) if "all" in options.groups else options.groups
+    check(options.word, (entry.name for entry in entries(groups, ())), "entry")
     torch.manual_seed(0)
     functorch.donated_buffer = False  # torch.compile's graphs are gone through more than once
     device = torch.cuda.get_device_name()
     monitor, copy = Monitor(), Copy()
     print(f"{device}: {monitor.hardware()}", flush=True)
-    groups = list(GROUPS) if "all" in options.groups else options.groups
     status = 0
     for group in groups:
         path = options.output / folder_of(device) / f"{group}.json"

@@ -33,7 +33,9 @@ SAMPLES = 9
 """Calls per repetition."""
 
 
-def _device() -> Device:
+def _device() -> Device | None:
+    if not torch.cuda.is_available():
+        return None
     return backend_for(torch.device("cuda", 0)).device
 
 
@@ -202,14 +204,18 @@ def run(options: argparse.Namespace) -> int:
     # Forked before this process touches the GPU; the compilers' results are found in Triton's disk cache.
     with multiprocessing.get_context("fork").Pool(max((os.cpu_count() or 2) - 1, 1)) as pool:
         device = pool.apply(_device)
+        if device is None:
+            raise SystemExit("benchmarks tune needs a GPU; run it where there is one.")
         chosen = [
             (index, tunable)
             for index, tunable in enumerate(tunables(device))
             if not options.launch or any(part in tunable.title for part in options.launch)
         ]
         if not chosen:
-            print("no such launch; there are", *sorted({t.name for t in tunables(device)}))
-            return 1
+            names = sorted({t.name for t in tunables(device)})
+            raise SystemExit(
+                f"No launch has one of {options.launch} in its name; there are {', '.join(names)}."
+            )
         work = [(device, index, layout) for index, tunable in chosen for layout in tunable.candidates]
         problems = pool.starmap(_compile, work, chunksize=1)
     usable: dict[int, list[Any]] = {index: [] for index, _ in chosen}

@@ -48,4 +48,6 @@ def run(options: argparse.Namespace) -> int:
     names = [word for word in options.words if word in SECTIONS] or list(SECTIONS)
     words = [word for word in options.words if word not in SECTIONS]
     statuses = [compare(named(name), words, options.write) for name in names]
-    return max(statuses)
+    if all(status is None for status in statuses):  # a gate that compares nothing must not pass
+        raise SystemExit(f"No name has {' or '.join(words)} in it; without a word, all names are printed.")
+    return max(status or 0 for status in statuses)

@@ -106,14 +106,17 @@ class Section:
         return found
 
 
-def compare(section: Section, words: Words, write: bool) -> int:
-    """Print a section's figures and compare them with those held, or keep them."""
+def compare(section: Section, words: Words, write: bool) -> int | None:
+    """Print a section's figures and compare them with those held, or keep them; None where no name has the words."""
     print(f"\n{section.title}")
     reason = section.missing() if write else section.skipped()
     if reason:
         print(f"skipped: {reason}")
         return 0
     found = section.measure(words)
+    if words and not found and not any(asked(name, words) for name in section.held()):
+        print("no such name")
+        return None
     for name, line in sorted(found.items()):
         print(section.show(name, line))
     if write:
