@@ -1,8 +1,9 @@
 """`python -m benchmarks all`: every command that measures, each part in a process of its own, then the report.
 
 A part that fails or takes too long does not stop the rest; what failed is told at the end, and what each one printed is
-in build/benchmarks. Parts keep what they have measured as they go, and `--resume` goes on with what is missing, so that
-the whole can be done in several leases of a GPU. `--list` prints the command of each part, to be run one by one.
+in build/benchmarks. Parts keep what they have measured as they go, and `--resume` goes on with what is missing (but
+for `host`, which takes a minute), so that the whole can be done in several leases of a GPU. `--list` prints the command
+of each part, to be run one by one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from benchmarks.commands import COMMANDS, Command
 
 LOGS = Path(__file__).parent.parent / "build" / "benchmarks"
-RESUMABLE = ("run", "memory")
+RESUMABLE = ("run", "memory", "models", "jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,18 +70,14 @@ def execute(part: Part) -> str:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        shown = 0
-        while process.poll() is None and time.monotonic() - started < part.command.seconds:
-            time.sleep(0.5)
-            shown = _show(part.log, shown)
-        late = process.poll() is None
-        if late:  # with the processes that it started, which would keep the GPU busy
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        shown, late = 0, False
+        try:
+            while process.poll() is None and time.monotonic() - started < part.command.seconds:
+                time.sleep(0.5)
+                shown = _show(part.log, shown)
+            late = process.poll() is None
+        finally:  # where this process is told to end, too
+            _end(process)
     _show(part.log, shown)
     if late:
         return f"took more than {part.command.seconds:.0f} s; what it measured until then is kept"
@@ -88,6 +85,18 @@ def execute(part: Part) -> str:
         return ""
     last = part.log.read_text(errors="replace").strip().splitlines()[-1:]
     return f"exit status {process.returncode}: {' '.join(last)[:160]}"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that still runs, with those that it started, which would keep the GPU busy."""
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _show(log: Path, shown: int) -> int:
@@ -108,6 +117,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the parts; the exit status is 1 if one failed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part that runs is ended
+    known = {word for part in parts([], False) for word in part.words}
+    if unknown := sorted(set(options.words) - known):
+        raise SystemExit(
+            f"No part has the word {unknown[0]!r}; `python -m benchmarks all --list` prints the parts."
+        )
     chosen = list(parts(options.words, options.resume))
     if options.list:
         for part in chosen:

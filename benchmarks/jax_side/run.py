@@ -21,8 +21,10 @@ from benchmarks.jax_side.entries import FAMILIES, entries
 from benchmarks.jax_side.entry import OURS, PLAIN, Entry, Operands, Specs, cotangents_for, outputs_of
 from benchmarks.jax_side.programs import BACKWARD, BOTH, FORWARD, RESIDUALS, Program, compiled, lowered
 from benchmarks.jax_side.timing import Call, Time, copy_rate, measure
+from benchmarks.nvml import Monitor
 from benchmarks.providers import Absent, absent
 from benchmarks.rows import RESULTS, Row, Run, folder_of, keep, load
+from benchmarks.words import check
 
 CACHE = 64 << 20
 """At least the L2 cache of the GPUs that are measured; XLA does not tell it."""
@@ -214,34 +216,42 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="compile so many programs at once; with more than one, XLA times its own choices on a busy GPU",
     )
-    parser.add_argument("--output", type=Path, help="where the rows go; by default results/DEVICE/jax.json")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results, with one per device")
+    parser.add_argument("--resume", action="store_true", help="leave out what was measured from this source")
 
 
 def chosen(words: list[str]) -> list[Entry]:
     """The entries that are asked for, in the order of the words; all without a word."""
-    found = [e for word in words for family, e in entries() if word == family or word in e.name]
-    return list({e.name: e for e in found or (e for _, e in entries())}.values())
+    every = list(entries())
+    check((word for word in words if word not in FAMILIES), (e.name for _, e in every), "entry")
+    found = [e for word in words for family, e in every if word == family or word in e.name]
+    return list({e.name: e for e in found or (e for _, e in every)}.values())
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print and save; the exit status is 1 if the copy drifted or one of ours was not timed."""
     started = time.monotonic()
+    todo = chosen(options.words)
     if jax.default_backend() != "gpu":
-        raise SystemExit("benchmarks jax needs a GPU, and jax's plugin for it.")
+        raise SystemExit("benchmarks jax needs a GPU, and jax's plugin for it (pip install '.[jax,cuda]').")
     device = jax.devices()[0].device_kind
-    path = options.output or RESULTS / folder_of(device) / "jax.json"
+    path = options.output / folder_of(device) / "jax.json"
     earlier = load(path)
+    done = {r.entry for run in earlier if options.resume and run.is_current for r in run.rows}
+    todo = [entry for entry in todo if entry.name not in done]
+    if not todo:
+        print("nothing to measure")
+        return 0
     before = after = copy_rate()
     print(f"{device}: copy {before / 1e6:.2f} TB/s", flush=True)
     rows: list[Row] = []
 
     def save() -> Run:
         rates = round(before / 1e6, 3), round(after / 1e6, 3)
-        run = Run.now(device, rates, rows, absent=absent(names))
+        run = Run.now(device, rates, rows, absent=absent(names), hardware=Monitor().hardware())
         keep(path, run, earlier)
         return run
 
-    todo = chosen(options.words)
     names = {provider for entry in todo for provider in entry.providers()}
     with concurrent.futures.ThreadPoolExecutor(options.threads) as pool:
         while todo:

@@ -15,7 +15,8 @@ from benchmarks.models import pool
 from benchmarks.models.case import ARMS, FLAX_ARMS, Case, Result
 from benchmarks.models.results import Sitting, add, load
 from benchmarks.models.shapes import CURVES, MODELS, SHAPES
-from benchmarks.rows import RESULTS, folder_of, source_digest
+from benchmarks.rows import RESULTS, command, folder_of, source_digest
+from benchmarks.words import check
 
 FLAX_SEQUENCE = 1024
 """The Flax decoder's attention holds its scores, so that long sequences would be about them alone."""
@@ -70,6 +71,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=float, default=180.0, help="seconds of a case at most")
     parser.add_argument("--seconds", type=float, default=3600.0, help="seconds of all cases at most")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results, with one per device")
+    parser.add_argument("--resume", action="store_true", help="leave out what was measured from this source")
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
@@ -151,18 +153,26 @@ def run(options: argparse.Namespace) -> int:
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(143)
     )  # so that the process that has the device is ended
+    check(options.words, SHAPES, "model")
+    wanted = cases(options)
     before: list[Sitting] = []
     done: list[Result] = []
     machine: dict[str, Any] = {}
     path: Path | None = None
-    for result, found in pool.results(cases(options), options.limit, options.seconds):
+    if options.resume:
+        machine = pool.machine()
+        path = options.output / folder_of(machine["device"]) / "models.json"
+        before = load(path)
+        known = {row.case.key for each in before if each.is_current for row in each.rows}
+        wanted = [case for case in wanted if case.key not in known]
+    for result, found in pool.results(wanted, options.limit, options.seconds):
         print(show(result), flush=True)
         if result.note != pool.NOT_RUN:
             done.append(result)
         if path is None and found:
             machine, path = found, options.output / folder_of(found["device"]) / "models.json"
             before = load(path)
-        if path is not None:  # after every case: a lease of a GPU may end in between
+        if path is not None and done:  # after every case: a lease of a GPU may end in between
             add(path, before, sitting(machine, done))
     print(f"{len(done)} results in {path}")
     return int(any(result.note.startswith("failed") for result in done))
@@ -174,16 +184,8 @@ def sitting(machine: dict[str, Any], done: Sequence[Result]) -> Sitting:
         device=machine["device"],
         memory_gb=machine["memory_gb"],
         date=datetime.date.today().isoformat(),
-        command=_command(sys.argv[1:]),
+        command=command(),
         versions=machine["versions"],
         source=source_digest(),
         rows=tuple(done),
     )
-
-
-def _command(words: list[str]) -> str:
-    """What was called, without where its results went."""
-    if "--output" in words:
-        place = words.index("--output")
-        words = words[:place] + words[place + 2 :]
-    return " ".join(["python -m benchmarks", *words])

@@ -80,6 +80,16 @@ class Worker:
         self.process.communicate()
 
 
+def machine() -> dict[str, Any]:
+    """What the results will be of, asked in a process of its own, so that this one leaves the device alone."""
+    code = "import json; from benchmarks.models.worker import machine; print(json.dumps(machine()))"
+    output = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT, check=True
+    )
+    found: dict[str, Any] = json.loads(output.stdout.splitlines()[-1])
+    return found
+
+
 def results(cases: Sequence[Case], limit: float, seconds: float) -> Iterator[tuple[Result, dict[str, Any]]]:
     """The results of the cases in turn.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.models.case import Result
+from benchmarks.rows import source_digest, versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Sitting:
     source: str
     rows: tuple[Result, ...]
 
+    @property
+    def is_current(self) -> bool:
+        """Whether it is of the source and of the packages that are here now."""
+        return self.source == source_digest() and self.versions == versions()
+
     def without(self, keys: Collection[tuple[Any, ...]]) -> Sitting:
         """What is left when the cases with these keys are taken out."""
         return dataclasses.replace(self, rows=tuple(row for row in self.rows if row.case.key not in keys))
@@ -58,7 +64,9 @@ def save(path: Path, sittings: Sequence[Sitting]) -> None:
         rows = ",\n".join("      " + row.to_json() for row in sitting.rows)
         texts.append(json.dumps(head, indent=2).removesuffix("\n}") + ',\n  "rows": [\n' + rows + "\n  ]\n}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text('{"sittings": [\n' + ",\n".join(texts) + "\n]}\n")
+    written = path.with_suffix(".part")  # a lease of a GPU may end in between
+    written.write_text('{"sittings": [\n' + ",\n".join(texts) + "\n]}\n")
+    written.replace(path)
 
 
 def add(path: Path, before: Sequence[Sitting], sitting: Sitting) -> None:

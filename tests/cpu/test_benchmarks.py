@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib.util
 import re
+import subprocess
 import sys
 import threading
 from collections.abc import Mapping
@@ -136,6 +137,7 @@ def test_pages(tmp_path: Path) -> None:
     assert "its error is out of line" in page
     assert "Absent: quack, not installed." in page
     assert f'<a id="{rows()[0].anchor}"></a>' in page
+    assert "[results/gpu/norms.json](../../../benchmarks/results/gpu/norms.json)" in page
     assert (tmp_path / "docs" / "gpu" / "norms.png").stat().st_size > 1000
     assert "<svg" in (tmp_path / "docs" / "gpu" / "norms.svg").read_text()
     index = (tmp_path / "docs" / "README.md").read_text()
@@ -468,7 +470,7 @@ def test_all_has_every_group_and_ends_with_the_report() -> None:
     assert [words for words in parts if words[0] == "run"] == [("run", group) for group in GROUPS]
     assert parts[0][0] == "offline" and parts[-1] == ("report",)
     norms = [part.words for part in everything.parts(["norms"], resume=True)]
-    assert norms == [("run", "norms", "--resume"), ("jax", "norms")]
+    assert norms == [("run", "norms", "--resume"), ("jax", "norms", "--resume")]
     for name in COMMANDS:
         assert importlib.util.find_spec(module_of(name)), name
 
@@ -494,3 +496,59 @@ def test_a_part_that_fails_does_not_stop_the_rest(
     said = capsys.readouterr().out
     assert "exit status 2" in said and "left out: it needs a GPU" in said
     assert "3 parts, 1 failed" in said
+
+
+def test_a_part_ends_with_the_process_that_started_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(command: list[str], **more: Any) -> subprocess.Popen[bytes]:
+        started.append(popen([sys.executable, "-c", "import time; time.sleep(60)"], **more))
+        return started[0]
+
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(everything, "LOGS", tmp_path)
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(everything, "_show", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        everything.execute(next(everything.parts(["norms"], resume=False)))
+    assert started[0].poll() is not None
+
+
+# ------------------------------------------------------------------------------------------------- command lines
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("all", "--list", "nrms"),
+        ("memory", "nrms"),
+        ("models", "nrms"),
+        ("host", "nrms"),
+        ("jax", "nrms"),
+        ("offline", "traffic", "nrms"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_word_that_names_nothing_is_an_error(words: tuple[str, ...]) -> None:
+    module = importlib.import_module(module_of(words[0]))
+    parser = argparse.ArgumentParser()
+    module.arguments(parser)
+    with pytest.raises(SystemExit, match="nrms"):
+        module.run(parser.parse_args(words[1:]))
+
+
+def test_the_command_that_is_kept_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["", "memory", "cross_entropy 4096x", "--output", "/a/place", "--resume", "--output=/another"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert Run.now("GPU", None, ()).command == "python -m benchmarks memory 'cross_entropy 4096x' --resume"
+
+
+def test_without_results_there_is_nothing_to_report(tmp_path: Path) -> None:
+    options = argparse.Namespace(results=tmp_path / "none", output=tmp_path, readme=tmp_path / "README.md")
+    with pytest.raises(SystemExit, match="benchmarks all"):
+        report.run(options)
