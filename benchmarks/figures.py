@@ -94,7 +94,8 @@ def table(folder: Path) -> Iterator[str]:
         return
     named = ("torch", "triton", "liger-kernel")
     versions = ", ".join(f"{name} {newest.versions[name]}" for name in named if name in newest.versions)
-    yield f"{newest.device}, {newest.date}, {versions}; each figure is a link to its row:"
+    earlier = "" if newest.source else ", by an earlier harness, of the kernels of that day"
+    yield f"{newest.device}, {newest.date}, {versions}{earlier}; each figure is a link to its row:"
     yield ""
     yield f"| op, bf16 | of | {' | '.join(PEERS)} |"
     yield f"|---|---|{'---|' * len(PEERS)}"

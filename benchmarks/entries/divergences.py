@@ -75,7 +75,6 @@ def entries() -> Iterator[Entry]:
     logits: dict[str, Any] = {"student_space": divergence.LOGITS, "teacher_space": divergence.LOGITS}
     probs: dict[str, Any] = {"student_space": divergence.PROBS, "teacher_space": divergence.PROBS}
     for n, v in SIZES.divergences:
-        ahead = TWICE if v == 128_256 else {}
         yield Entry(
             f"kl_div {n}x{v}",
             divergence.KL_DIV,
@@ -89,7 +88,7 @@ def entries() -> Iterator[Entry]:
             },
             step=True,
             target=TARGET,
-            ahead=ahead,
+            ahead=TWICE,
         )
         yield Entry(
             f"jsd {n}x{v}",
@@ -100,7 +99,7 @@ def entries() -> Iterator[Entry]:
             {EAGER: lambda y, t, _: plain_jsd(y, t).mean(), LIGER: lambda y, t, _: jsd(y, t)},
             step=True,
             target=TARGET,
-            ahead=ahead,
+            ahead=TWICE,
         )
         for name, beta in (("jsd", 0.5), ("forward kl", 0.0)):
             yield Entry(
