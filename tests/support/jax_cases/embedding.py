@@ -18,6 +18,6 @@ CASES: tuple[Case, ...] = (
         ),
         (False, True),
         (0,),
-        (1, 4),
+        (1, 5),
     ),
 )

@@ -136,7 +136,7 @@ CASES: tuple[Case, ...] = (
         lambda rng, dtype: _qk_inputs(rng, dtype, 20),
         (True, True, False, False, False, False),
         (0, 1, 2, 3),
-        (1, 4),
+        (1, 3),
     ),
     Case(
         "qk_norm_rope-gemma-partial",
@@ -145,6 +145,6 @@ CASES: tuple[Case, ...] = (
         lambda rng, dtype: _qk_inputs(rng, dtype, 12),
         (True, True, False, False, False, False),
         (0, 1, 2, 3),
-        (1, 4),
+        (1, 3),
     ),
 )
