@@ -248,9 +248,8 @@ def run(options: argparse.Namespace) -> int:
     kept = load(path)
     rows = [launch()]
 
-    def save(after: float) -> None:
-        rates = round(before / 1e6, 3), round(after / 1e6, 3)
-        keep(path, Run.now(device, rates, rows, hardware=monitor.hardware()), kept)
+    def save(after: float | None = None) -> None:
+        keep(path, Run.now(device, (before, after), rows, hardware=monitor.hardware()), kept)
 
     for name, case in cases().items():
         if options.words and not any(word in name for word in options.words):
@@ -259,7 +258,7 @@ def run(options: argparse.Namespace) -> int:
             rows.append(row)
             told = row.note if row.wall_us is None else f"{row.wall_us.median:.1f} us"
             print(f"{row.entry:16s} {row.which:10s} {row.provider:24s} {told}", flush=True)
-        save(before)  # a lease of a GPU may end in between
+        save()  # a lease of a GPU may end in between
     save(copy.rate(monitor))
     print(*table(rows), sep="\n")
     print(f"{len(rows)} rows in {path}")

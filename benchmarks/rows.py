@@ -23,6 +23,8 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
+DRIFT = 0.02
+"""By so much may the rate of the copy change during a run; more is told, and the run fails."""
 PACKAGES = (
     "torch",
     "triton",
@@ -76,7 +78,7 @@ def folder_of(device: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Microseconds: the median and the 20th and 80th percentile of a number of samples."""
+    """The median and the 20th and 80th percentile of a number of samples, in microseconds if nothing else is said."""
 
     median: float
     low: float
@@ -89,7 +91,7 @@ class Spread:
         ordered = sorted(samples)
 
         def at(share: float) -> float:
-            return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+            return round(ordered[min(int(share * len(ordered)), len(ordered) - 1)], 3)
 
         return cls(at(0.5), at(0.2), at(0.8), len(ordered))
 
@@ -168,7 +170,7 @@ class Run:
         date: of the day.
         command: that measured them.
         versions: of packages.
-        copy_tb_s: what a copy moved, before and after; None where none was timed.
+        copy_tb_s: what a copy moved, before and after, None after a run that was cut short; None where none was timed.
         rows: what was measured: of `Row`, or of another dataclass with a `key`.
         source: `source_digest` of the package.
         absent: providers that could not be measured, each with the reason.
@@ -179,24 +181,34 @@ class Run:
     date: str
     command: str
     versions: dict[str, str]
-    copy_tb_s: tuple[float, float] | None
+    copy_tb_s: tuple[float, float | None] | None
     rows: tuple[Any, ...]
     source: str = ""
     absent: Mapping[str, str] = dataclasses.field(default_factory=dict)
     hardware: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def now(cls, device: str, copy_tb_s: tuple[float, float] | None, rows: Iterable[Any], **more: Any) -> Run:
-        """Of this process."""
+    def now(
+        cls, device: str, copy: tuple[float, float | None] | None, rows: Iterable[Any], **more: Any
+    ) -> Run:
+        """Of this process; `copy` is the rate of a copy in bytes per microsecond, before and after."""
+        rates = copy and (round(copy[0] / 1e6, 3), copy[1] and round(copy[1] / 1e6, 3))
         date = datetime.date.today().isoformat()
-        return cls(device, date, command(), versions(), copy_tb_s, tuple(rows), source_digest(), **more)
+        return cls(device, date, command(), versions(), rates, tuple(rows), source_digest(), **more)
 
     @property
     def about(self) -> str:
         """Where its rows come from: a line of a list in Markdown."""
         named = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         hardware = "".join(f"; {name} {value}" for name, value in self.hardware.items())
-        copy = "a copy moved {} TB/s before and {} after; ".format(*self.copy_tb_s) if self.copy_tb_s else ""
+        copy = ""
+        if self.copy_tb_s:
+            before, after = self.copy_tb_s
+            end = "; the run was cut short" if after is None else f" and {after} after"
+            end += (
+                f" (it drifted by {self.drift:.1%}: the figures do not compare)" if self.drift > DRIFT else ""
+            )
+            copy = f"a copy moved {before} TB/s before{end}; "
         source = f"source {self.source}" if self.source else "an earlier harness (benchmarks/README.md)"
         return (
             f"- {len(self.rows)} rows of {self.date}: `{self.command}`; {copy}{named}{hardware}; {source}.\n"
@@ -206,7 +218,7 @@ class Run:
     def drift(self) -> float:
         """By which share the copy's rate changed."""
         before, after = self.copy_tb_s or (1.0, 1.0)
-        return abs(after / before - 1)
+        return abs((after or before) / before - 1)
 
     @property
     def is_current(self) -> bool:

@@ -20,15 +20,12 @@ from benchmarks.entry import BACKWARD, BOTH, FORWARD, PASSES, Entry, Operands
 from benchmarks.groups import GROUPS
 from benchmarks.nvml import Monitor
 from benchmarks.providers import COMPILED, EAGER, PROVIDERS, Absent, Function, absent, provider_of
-from benchmarks.rows import RESULTS, Row, Run, folder_of, keep, load
+from benchmarks.rows import DRIFT, RESULTS, Row, Run, folder_of, keep, load
 from benchmarks.timing import Calls, Copy, Times, measure
 from benchmarks.words import check
 
 CACHES = 3
 """Operands of all calls together are at least so many times the size of the L2 cache."""
-
-DRIFT = 0.02
-"""By so much may the rate of the copy change during a run; more is told, and the run fails."""
 
 
 def functions_of(entry: Entry) -> dict[str, Function]:
@@ -230,13 +227,14 @@ def _group(group: str, path: Path, options: argparse.Namespace, monitor: Monitor
     for name, reason in gone.items():
         print(f"{name}: {reason}")
     device = torch.cuda.get_device_name()
-    before = after = copy.rate(monitor)
+    before = copy.rate(monitor)
     print(f"{group}: copy {before / 1e6:.2f} TB/s", flush=True)
     rows: list[Row] = []
 
-    def save() -> None:
-        rates = round(before / 1e6, 3), round(after / 1e6, 3)
-        keep(path, Run.now(device, rates, rows, absent=gone, hardware=monitor.hardware()), kept)
+    def save(after: float | None = None) -> Run:
+        run = Run.now(device, (before, after), rows, absent=gone, hardware=monitor.hardware())
+        keep(path, run, kept)
+        return run
 
     for entry in chosen:
         started = time.monotonic()
@@ -251,9 +249,8 @@ def _group(group: str, path: Path, options: argparse.Namespace, monitor: Monitor
         save()
         print(f"{entry.name}: {time.monotonic() - started:.0f} s", flush=True)
     after = copy.rate(monitor)
-    save()
+    drifted = save(after).drift > DRIFT
     print(f"copy again {after / 1e6:.2f} TB/s\n{len(rows)} rows in {path}")
-    drifted = abs(after / before - 1) > DRIFT
     if drifted:
         print("The copy drifted by more than 2 %: the figures do not compare.")
     missing = [row for row in rows if row.provider == "ours" and row.device_us is None]

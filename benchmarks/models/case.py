@@ -6,6 +6,8 @@ import dataclasses
 import json
 from typing import Any
 
+from benchmarks.rows import Spread
+
 TORCH_ARMS = ("eager", "compile", "liger", "ours", "ours-compile")
 """Hugging Face's model as it is, under torch.compile, with liger-kernel, with this package, and both of these."""
 
@@ -112,32 +114,12 @@ def ran_out_of_memory(failure: Exception) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Times:
-    """Milliseconds: the median and the 20th and 80th percentile of a number of steps."""
-
-    median: float
-    low: float
-    high: float
-    samples: int
-
-    @classmethod
-    def of(cls, samples: list[float]) -> Times:
-        """Of at least one step."""
-        ordered = sorted(samples)
-
-        def at(share: float) -> float:
-            return round(ordered[min(int(share * len(ordered)), len(ordered) - 1)], 3)
-
-        return cls(at(0.5), at(0.2), at(0.8), len(ordered))
-
-
-@dataclasses.dataclass(frozen=True)
 class Result:
     """What came of a case; what was not found is None.
 
     Attributes:
         case: the case.
-        step: time from the end of a step to the end of the next one, on the device's clock.
+        step: milliseconds from the end of a step to the end of the next one, on the device's clock.
         wall_ms: the same by the wall clock, all steps over their number.
         busy_ms: time of a step in which the device computes, the sum over its kernels.
         launches: kernels and copies of a step.
@@ -156,7 +138,7 @@ class Result:
     """
 
     case: Case
-    step: Times | None = None
+    step: Spread | None = None
     wall_ms: float | None = None
     busy_ms: float | None = None
     launches: int | None = None
@@ -200,7 +182,7 @@ class Result:
         values = dict(found)
         values["case"] = Case(**values["case"])
         if "step" in values:
-            values["step"] = Times(**values["step"])
+            values["step"] = Spread(**values["step"])
         for name in ("product_tflops", "losses"):
             if name in values:
                 values[name] = tuple(values[name])

@@ -13,8 +13,9 @@ import optax
 from flax import nnx
 
 from benchmarks.models import data
-from benchmarks.models.case import Case, Result, Times
+from benchmarks.models.case import Case, Result
 from benchmarks.models.shapes import SHAPES
+from benchmarks.rows import Spread
 from liger_jax.nnx.decoder import Decoder
 from liger_jax.nnx.decoder_config import DecoderConfig
 
@@ -108,7 +109,7 @@ def measured(case: Case) -> Result:
     del training
     return Result(
         case,
-        step=Times.of(times),
+        step=Spread.of(times),
         wall_ms=round(sum(times) / len(times), 3),
         peak_gb=peak,
         tflops=flops / 1e12,
@@ -149,5 +150,5 @@ def product_tflops() -> float:
         return jax.lax.fori_loop(0, chain, lambda _, x: (x @ b) * jnp.bfloat16(size**-0.5), a)
 
     jax.block_until_ready(products(a, b))
-    times = Times.of(samples(lambda: products(a, b), 5))
+    times = Spread.of(samples(lambda: products(a, b), 5))
     return chain * 2 * size**3 / (times.median / 1e3) / 1e12

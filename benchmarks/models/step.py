@@ -12,8 +12,9 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.models import arms, data
-from benchmarks.models.case import Case, Result, Times
+from benchmarks.models.case import Case, Result
 from benchmarks.models.shapes import SHAPES
+from benchmarks.rows import Spread
 
 WARM_UP = 3
 PRODUCT = 8192
@@ -101,7 +102,7 @@ def curve(case: Case) -> Result:
     return Result(case, losses=tuple(torch.stack(losses).tolist()))
 
 
-def timed(step: Callable[[], object], steps: int) -> tuple[Times, float]:
+def timed(step: Callable[[], object], steps: int) -> tuple[Spread, float]:
     """Milliseconds from one end of a step to the next on the device's clock, and of all steps by the wall clock.
 
     Nobody waits for the device between the steps, as in a training that logs now and then.
@@ -112,7 +113,7 @@ def timed(step: Callable[[], object], steps: int) -> tuple[Times, float]:
             start = time.perf_counter()
             step()
             samples.append((time.perf_counter() - start) * 1e3)
-        return Times.of(samples), sum(samples) / steps
+        return Spread.of(samples), sum(samples) / steps
     ends = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
     torch.cuda.synchronize()
     start = time.perf_counter()
@@ -122,7 +123,7 @@ def timed(step: Callable[[], object], steps: int) -> tuple[Times, float]:
         end.record()
     torch.cuda.synchronize()
     wall = (time.perf_counter() - start) * 1e3 / steps
-    return Times.of([a.elapsed_time(b) for a, b in itertools.pairwise(ends)]), wall
+    return Spread.of([a.elapsed_time(b) for a, b in itertools.pairwise(ends)]), wall
 
 
 def profiled(

@@ -545,7 +545,10 @@ def test_a_word_that_names_nothing_is_an_error(words: tuple[str, ...]) -> None:
 def test_the_command_that_is_kept_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["", "memory", "cross_entropy 4096x", "--output", "/a/place", "--resume", "--output=/another"]
     monkeypatch.setattr(sys, "argv", words)
-    assert Run.now("GPU", None, ()).command == "python -m benchmarks memory 'cross_entropy 4096x' --resume"
+    cut = Run.now("GPU", (4e6, None), ())
+    assert cut.copy_tb_s == (4.0, None) and cut.drift == 0 and "cut short" in cut.about
+    assert "(it drifted by 2.5%" in Run.now("GPU", (4e6, 3.9e6), ()).about
+    assert cut.command == "python -m benchmarks memory 'cross_entropy 4096x' --resume"
 
 
 def test_without_results_there_is_nothing_to_report(tmp_path: Path) -> None:

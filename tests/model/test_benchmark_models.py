@@ -17,8 +17,9 @@ import torch
 sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks import report
 from benchmarks.models import arms, command, data, longest, pool, readme, results, step, worker
-from benchmarks.models.case import Case, Result, Times
+from benchmarks.models.case import Case, Result
 from benchmarks.models.results import Sitting
+from benchmarks.rows import Spread
 
 sys.path.pop()
 
@@ -150,7 +151,7 @@ def test_cases_of_a_command_line() -> None:
 
 
 def some_results() -> tuple[Result, ...]:
-    times = Times.of([100.0, 101.0, 102.0])
+    times = Spread.of([100.0, 101.0, 102.0])
     fast, slow = (dataclasses.replace(TINY, arm=arm, model="llama-3.2-1b") for arm in ("ours", "eager"))
     common: dict[str, Any] = {
         "tflops": 9.0,
