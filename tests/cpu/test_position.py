@@ -280,7 +280,11 @@ def _cos_sin(parts: int) -> tuple[torch.Tensor, torch.Tensor]:
 @each_family
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_normalised_heads_are_rounded_as_the_familys(family: str, dtype: torch.dtype) -> None:
-    """Bit for bit what its norms make of q and k, rotated in float32; and no further from the truth than its own."""
+    """Bit for bit what its norms make of q and k, rotated in float32; and no further from the truth than its own.
+
+    In float32 to the last place: ours sums over heads that are transposed, and on some processors torch does so in
+    another order.
+    """
     _, rotate, parts, options = NORMS[family]
     q, k = heads("bhsd", dtype)
     norms = norms_of(family, dtype)
@@ -293,7 +297,10 @@ def test_normalised_heads_are_rounded_as_the_familys(family: str, dtype: torch.d
     wide = [t.detach().double() for t in (q, k, *weights, cos, sin)]
     exact = f.liger_qk_norm_rope(*wide, 1e-5, **options)
     for a, b, other, truth in zip(ours, in_float32, theirs, exact, strict=True):
-        assert torch.equal(a, b.to(dtype))
+        if dtype == torch.float32:
+            assert (a - b).abs().max() <= 2 * torch.finfo(dtype).eps * b.abs().max()
+        else:
+            assert torch.equal(a, b.to(dtype))
         assert error(a, truth) <= error(other, truth) + 1e-7
 
 
