@@ -41,8 +41,9 @@ def scale_launch(n_rows: int, n_cols: int, dtype: str) -> Launch:
     # n is counted in units so that the compiler sees a multiple of 16 where it is one for any number of rows: wide
     # loads and stores.
     unit = math.gcd(n_cols, 16)
-    # Programs that have nothing to do take their time too: a quarter of a million of them a tenth of a millisecond.
-    blocks = 16 if n >= 2**26 else 1
+    # Programs that have nothing to do take their time too: a quarter of a million of them, of logits, a tenth of a
+    # millisecond. (By the width alone, which a batch of another length does not change.)
+    blocks = 16 if n_cols >= 2**14 else 1
     return Launch(
         kernel=scale_by,
         grid=(cdiv(n, BLOCK * blocks),),

@@ -20,6 +20,9 @@ from liger_triton.ops import OPS
 A_FEW_FORMS = {"int2_matmul"}
 """Ops for inference, whose tiles differ between one token and many; how few forms there are is tested beside the op."""
 
+TWO_FORMS = {"group_norm"}
+"""Ops that give a group of channels one program where images are many, and several where they are few."""
+
 CALLS = [call for family in FAMILIES for call in family()]
 
 
@@ -64,8 +67,12 @@ def kernels(call: Call, target: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
 )
 def test_the_number_of_tokens_compiles_nothing(call: Call, target: str) -> None:
     usual = set(kernels(call, target))
+    forms = [usual]
     for count in (2, 63, 1000, 4097, 100_003):
-        assert set(kernels(with_tokens(call, count), target)) <= usual, f"{count} tokens compile anew"
+        found = set(kernels(with_tokens(call, count), target))
+        if not any(found <= form for form in forms):
+            assert len(forms) < (2 if call.op.name in TWO_FORMS else 1), f"{count} tokens compile anew"
+            forms.append(found)
 
 
 def test_every_op_is_in_the_catalogue() -> None:
