@@ -96,6 +96,17 @@ def uses_reference(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and not INTERPRET
 
 
+def as_autocast(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The operands of a linear layer as autocast casts them, where it is on."""
+    kind = input.device.type
+    if not autocasting(kind):
+        return input, weight, bias
+    dtype = torch.get_autocast_dtype(kind)
+    return input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
 def needed(op: Op, operands: Tensors, names: Mapping[str, str] = MappingProxyType({})) -> Needs:
     """Which gradients are asked for."""
     if not torch.is_grad_enabled():

@@ -55,6 +55,7 @@ from liger_triton.held import (
     read_once,
     read_twice,
     row_total,
+    shift_of,
     store_block,
 )
 from liger_triton.math import capped, exp
@@ -243,19 +244,6 @@ def _gradient(
 
 
 @triton.jit
-def _store_zero_row(
-    ptr,
-    n_cols: tl.constexpr,
-    LANES: tl.constexpr,
-    WIDTH: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
-    for start in range(0, n_cols, LANES * WIDTH):
-        col = start + block_columns(LANES, WIDTH, ALIGNED)
-        tl.store(ptr + col, tl.zeros((LANES, WIDTH), ptr.dtype.element_ty), mask=col < n_cols)
-
-
-@triton.jit
 def cross_entropy_forward(
     logits_ptr,  # (n_rows, n_cols)
     labels_ptr,  # (n_rows,)
@@ -306,7 +294,7 @@ def cross_entropy_forward(
         if WANT_PREDICTED:
             tl.store(predicted_ptr + row, -1)
         if WANT_GRADIENT:
-            _store_zero_row(gradient_row_ptr, n_cols, LANES, WIDTH, ALIGNED)
+            _store_zeros(gradient_row_ptr, n_cols, LANES * WIDTH)
         return
     held = load_held(row_ptr, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED)
     in_range = (label >= 0) & (label < n_cols)
@@ -563,8 +551,7 @@ def cross_entropy_shift(
     highest = tl.load(highest_ptr + row, mask=mask, other=0.0)
     top = tl.load(top_ptr + row, mask=mask, other=0.0)
     total = tl.load(total_ptr + row, mask=mask, other=0.0)
-    shift = tl.where(top == float("-inf"), 0.0, top)
-    tl.store(shifted_ptr + row, total * tl.exp(highest - shift), mask=mask)
+    tl.store(shifted_ptr + row, total * tl.exp(highest - shift_of(top)), mask=mask)
     if WANT_BEST:
         best = tl.load(best_ptr + row, mask=mask, other=0)
         tl.store(order_ptr + row, tl.where(highest == top, -best, -2147483647), mask=mask)

@@ -242,7 +242,7 @@ def logprobs_shift(
     top = tl.load(top_ptr + row, mask=mask, other=0.0)
     total = tl.load(total_ptr + row, mask=mask, other=0.0)
     weighted = tl.load(weighted_ptr + row, mask=mask, other=0.0)
-    moved = tl.where(highest == float("-inf"), 0.0, highest - tl.where(top == float("-inf"), 0.0, top))
+    moved = tl.where(highest == float("-inf"), 0.0, highest - shift_of(top))
     decay = tl.exp(moved)
     tl.store(shifted_total_ptr + row, decay * total, mask=mask)
     tl.store(shifted_weighted_ptr + row, decay * (weighted + total * moved), mask=mask)

@@ -8,7 +8,7 @@ import warnings
 import torch
 
 from liger import losses
-from liger_torch.autograd import autocasting, uses_reference
+from liger_torch.autograd import as_autocast, autocasting, uses_reference
 from liger_torch.chunked_loss.groups import Groups, Loss, Result, grouped, loss_by_group
 from liger_torch.functional import LogProbs, fused_linear_logprobs
 from liger_torch.functional.labels import check_labels, rows_to_compute
@@ -93,11 +93,7 @@ class Answers:
         check_labels(
             linear_logprobs.LINEAR_LOGPROBS.name, "ids", self.ids, self.ignore_index, input, weight, 0
         )
-        kind = input.device.type
-        if autocasting(kind):
-            dtype = torch.get_autocast_dtype(kind)
-            input, weight = input.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
+        input, weight, bias = as_autocast(input, weight, bias)
         options = linear_logprobs.Options(
             ignore_index=self.ignore_index, temperature=temperature, chunk_bytes=self.budget.chunk_bytes
         )

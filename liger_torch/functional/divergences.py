@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from liger import check
-from liger_torch.autograd import autocasting, call
+from liger_torch.autograd import as_autocast, call
 from liger_torch.backend import NAMES
 from liger_torch.functional.labels import check_labels
 from liger_triton import divergence, linear_jsd
@@ -270,13 +270,8 @@ def liger_fused_linear_jsd(
         )
     teacher_weight = teacher_weight.detach()
     teacher_bias = None if teacher_bias is None else teacher_bias.detach()
-    kind = student_input.device.type
-    if autocasting(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        student_input, student_weight = student_input.to(dtype), student_weight.to(dtype)
-        teacher_input, teacher_weight = teacher_input.to(dtype), teacher_weight.to(dtype)
-        student_bias = None if student_bias is None else student_bias.to(dtype)
-        teacher_bias = None if teacher_bias is None else teacher_bias.to(dtype)
+    student_input, student_weight, student_bias = as_autocast(student_input, student_weight, student_bias)
+    teacher_input, teacher_weight, teacher_bias = as_autocast(teacher_input, teacher_weight, teacher_bias)
     options = linear_jsd.Options(
         beta=jsd_beta,
         temperature=temperature,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from liger_torch.autograd import autocasting, call
+from liger_torch.autograd import as_autocast, call
 from liger_torch.backend import NAMES, Tensors
 from liger_torch.functional.labels import check_labels, rows_to_compute
 from liger_torch.valid_rows import ValidRows
@@ -172,11 +172,7 @@ def fused_linear_logprobs(
     op = linear_logprobs.LINEAR_LOGPROBS
     logprobs.check_differentiable(op.name, differentiable)
     check_labels(op.name, "ids", ids, ignore_index, input, weight, 0)
-    kind = input.device.type
-    if autocasting(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        input, weight = input.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    input, weight, bias = as_autocast(input, weight, bias)
     options = linear_logprobs.Options(
         ignore_index=ignore_index,
         temperature=temperature,

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from liger_torch.autograd import autocasting, call, check_operands, uses_reference
+from liger_torch.autograd import as_autocast, call, check_operands, uses_reference
 from liger_torch.backend import NAMES
 from liger_torch.functional.buffers import IntoBuffer
 from liger_torch.functional.labels import check_labels, rows_to_compute
@@ -176,11 +176,7 @@ def liger_fused_linear_cross_entropy(
         RuntimeError: a second backward pass through a reduced loss.
     """
     check_labels("linear_cross_entropy", "target", target, ignore_index, input, weight, 0)
-    kind = input.device.type
-    if autocasting(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        input, weight = input.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    input, weight, bias = as_autocast(input, weight, bias)
     rows = rows_to_compute("linear_cross_entropy", valid_rows, "target", target, ignore_index)
     options = linear_cross_entropy.Options(
         ignore_index=ignore_index,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from liger.losses.distillation import rows_per_chunk
-from liger_torch.autograd import autocasting
+from liger_torch.autograd import as_autocast, autocasting
 from liger_triton.linear_chunks import MAX_ROUNDED_SUMS
 
 
@@ -62,11 +62,7 @@ def map_logits(
                 f"map_logits: arrays[{i}] has shape {tuple(array.shape)}; its leading axes must be {tuple(leading)}, "
                 "those of input."
             )
-    kind = input.device.type
-    if autocasting(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        input, weight = input.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    input, weight, bias = as_autocast(input, weight, bias)
     flat = [a.reshape(-1, *a.shape[len(leading) :]) for a in (input, *arrays)]
     rows = rows_per_chunk(weight.shape[0], chunk_bytes)
     found: torch.Tensor = _MapLogits.apply(function, rows, weight, bias, *flat)
