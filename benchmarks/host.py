@@ -249,7 +249,7 @@ def run(options: argparse.Namespace) -> int:
     rows = [launch()]
 
     def save(after: float | None = None) -> None:
-        keep(path, Run.now(device, (before, after), rows, hardware=monitor.hardware()), kept)
+        keep(path, Run.now(device, (before, after), rows, {}, monitor.hardware()), kept)
 
     for name, case in cases().items():
         if options.words and not any(word in name for word in options.words):

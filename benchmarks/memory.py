@@ -28,6 +28,7 @@ import benchmarks.offline  # whose meter of memory is that of the tests
 from benchmarks import gate
 from benchmarks.entries import entries
 from benchmarks.entry import Entry, Operands
+from benchmarks.nvml import Monitor
 from benchmarks.providers import EAGER, PROVIDERS, Absent, Function, absent, provider_of
 from benchmarks.rows import RESULTS, Run, folder_of, keep, load, rows_of
 from benchmarks.run import functions_of
@@ -209,11 +210,12 @@ def run(options: argparse.Namespace) -> int:
     gone = absent(PROVIDERS)
     wanted = [p for p in peaks if provider_of(p.provider) not in gone and p.key not in done]
     rows: list[Peak] = []
+    monitor = Monitor()
     for peak in in_processes(found, peaks, wanted):
         print(show(peak), flush=True)
         rows.append(peak)
         rows.sort(key=wanted_order(wanted))
-        keep(path, Run.now(device, None, rows, absent=gone), kept)
+        keep(path, Run.now(device, None, rows, gone, monitor.hardware()), kept)
     print(f"{len(rows)} rows in {path}")
     return int(any(p.peak_mb is None for p in rows if p.provider == "ours"))
 

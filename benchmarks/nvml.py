@@ -26,28 +26,42 @@ def middle(readings: Iterable[Reading]) -> Reading | None:
     return Reading(*map(statistics.median, zip(*found, strict=True))) if found else None
 
 
-class Monitor:
-    """Reads one GPU; where NVML cannot be had, `absent` says why and `read` gives None."""
+def _checked(library: ctypes.CDLL, name: str, *arguments: object) -> None:
+    status = getattr(library, name)(*arguments)
+    if status:
+        raise OSError(f"{name} returned {status}")
 
-    def __init__(self, bus: str | None = None, library: str = "libnvidia-ml.so.1") -> None:
-        """Of the GPU at a PCI address (domain:bus:device.function), or of the first one."""
+
+def address(library: str = "libcuda.so.1") -> bytes:
+    """The PCI address of the first GPU that CUDA shows to this process, by CUDA_VISIBLE_DEVICES; NVML shows all.
+
+    Raises:
+        OSError: there is no driver, or no GPU.
+    """
+    cuda = ctypes.CDLL(library)
+    device, text = ctypes.c_int(), ctypes.create_string_buffer(32)
+    _checked(cuda, "cuInit", 0)
+    _checked(cuda, "cuDeviceGet", ctypes.byref(device), 0)
+    _checked(cuda, "cuDeviceGetPCIBusId", text, len(text), device)
+    return text.value
+
+
+class Monitor:
+    """Reads the first GPU of this process; where NVML cannot be had, `absent` says why and `read` gives None."""
+
+    def __init__(self, library: str = "libnvidia-ml.so.1") -> None:
         self.absent = ""
         self._handle = ctypes.c_void_p()
         try:
             self._nvml = ctypes.CDLL(library)
             self._call("nvmlInit_v2")
-            if bus is None:
-                self._call("nvmlDeviceGetHandleByIndex_v2", 0, ctypes.byref(self._handle))
-            else:
-                self._call("nvmlDeviceGetHandleByPciBusId_v2", bus.encode(), ctypes.byref(self._handle))
+            self._call("nvmlDeviceGetHandleByPciBusId_v2", address(), ctypes.byref(self._handle))
             self._read()
         except (OSError, AttributeError) as failure:
             self.absent = f"NVML: {failure}"
 
     def _call(self, name: str, *arguments: object) -> None:
-        status = getattr(self._nvml, name)(*arguments)
-        if status:
-            raise OSError(f"{name} returned {status}")
+        _checked(self._nvml, name, *arguments)
 
     def _number(self, name: str, *arguments: object) -> int:
         found = ctypes.c_uint()

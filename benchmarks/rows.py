@@ -7,12 +7,14 @@ still stands under the versions, the date and the copy that it was measured with
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import shlex
@@ -59,6 +61,16 @@ def source_digest() -> str:
         for path in sorted((ROOT / folder).rglob("*.py")):
             found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return found.hexdigest()[:12]
+
+
+@functools.cache
+def processor() -> dict[str, str]:
+    """The CPU's model, and the cores that this process may use: what a call costs the host depends on them."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        model = named[1] if named else model
+    return {"CPU": model, "cores": str(len(os.sched_getaffinity(0)))}
 
 
 def command() -> str:
@@ -174,7 +186,7 @@ class Run:
         rows: what was measured: of `Row`, or of another dataclass with a `key`.
         source: `source_digest` of the package.
         absent: providers that could not be measured, each with the reason.
-        hardware: driver, limits of power and clock.
+        hardware: driver, limits of power and clock; the CPU and how many cores of it.
     """
 
     device: str
@@ -189,12 +201,27 @@ class Run:
 
     @classmethod
     def now(
-        cls, device: str, copy: tuple[float, float | None] | None, rows: Iterable[Any], **more: Any
+        cls,
+        device: str,
+        copy: tuple[float, float | None] | None,
+        rows: Iterable[Any],
+        absent: Mapping[str, str],
+        hardware: Mapping[str, str],
     ) -> Run:
         """Of this process; `copy` is the rate of a copy in bytes per microsecond, before and after."""
         rates = copy and (round(copy[0] / 1e6, 3), copy[1] and round(copy[1] / 1e6, 3))
         date = datetime.date.today().isoformat()
-        return cls(device, date, command(), versions(), rates, tuple(rows), source_digest(), **more)
+        return cls(
+            device,
+            date,
+            command(),
+            versions(),
+            rates,
+            tuple(rows),
+            source_digest(),
+            absent,
+            {**hardware, **processor()},
+        )
 
     @property
     def about(self) -> str:

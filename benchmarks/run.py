@@ -19,6 +19,7 @@ from benchmarks.entries import entries
 from benchmarks.entry import BACKWARD, BOTH, FORWARD, PASSES, Entry, Operands
 from benchmarks.groups import GROUPS
 from benchmarks.nvml import Monitor
+from benchmarks.phases import Phases
 from benchmarks.providers import COMPILED, EAGER, PROVIDERS, Absent, Function, absent, provider_of
 from benchmarks.rows import DRIFT, RESULTS, Row, Run, folder_of, keep, load
 from benchmarks.timing import Calls, Copy, Times, measure
@@ -107,25 +108,31 @@ def _failed(entry: Entry, name: str, failure: Exception) -> Row:
     return Row(entry.name, name, "", note=note)
 
 
-def measured(entry: Entry, copy: Copy, monitor: Monitor, gone: Iterable[str] = ()) -> Iterator[Row]:
+def measured(
+    entry: Entry, copy: Copy, monitor: Monitor, phases: Phases, gone: Iterable[str] = ()
+) -> Iterator[Row]:
     """The rows of one entry; providers in `gone` are not there at all."""
     # Code that entries share would soon be compiled for more sizes than torch.compile allows, and then run eagerly.
     torch.compiler.reset()
-    sets = operand_sets(entry)
+    with phases.of("operands"):
+        sets = operand_sets(entry)
     least = dict(zip(PASSES, entry.bytes(sets[0]), strict=True))
     functions = {n: f for n, f in functions_of(entry).items() if provider_of(n) not in gone}
     floating = (t.dtype for t in sets[0] if t is not None and t.is_floating_point())
     dtype = next(floating, torch.float32)
     # All are checked before any is timed: some overwrite their operands.
-    right = gate.exact(entry, sets[0])
+    with phases.of("gate"):
+        right = gate.exact(entry, sets[0])
     errors: dict[str, float] = {}
     for name in sorted(functions, key=EAGER.__ne__):  # whose error the others' is compared with
         try:
             if name == COMPILED:  # beside torch eager on all tokens: for fewer it would be compiled once more
-                whole = (gate.results(functions[n], sets[0]) for n in (COMPILED, EAGER))
-                errors[name] = errors[EAGER] + gate.difference(*whole)
+                with phases.of("torch.compile"):
+                    whole = (gate.results(functions[n], sets[0]) for n in (COMPILED, EAGER))
+                    errors[name] = errors[EAGER] + gate.difference(*whole)
             else:
-                errors[name] = gate.error(entry, functions[name], sets[0], right)
+                with phases.of("gate"):
+                    errors[name] = gate.error(entry, functions[name], sets[0], right)
         except Exception as failure:  # it is a result, and no reason to lose the others
             yield _failed(entry, name, failure)
             continue
@@ -139,12 +146,13 @@ def measured(entry: Entry, copy: Copy, monitor: Monitor, gone: Iterable[str] = (
     same: dict[tuple[str, str], bool] = {}
     for name in (n for n in functions if n in errors):
         try:
-            candidates[name] = passes(entry, functions[name], sets)
-            for which, calls in candidates[name].items():
-                calls[0]()  # what is compiled or tuned at first is not what a step takes
-                peaks[name, which] = peak_mb(calls[0])
-                if name == "ours":
-                    same[name, which] = repeats(calls[0])
+            with phases.of("first calls"):
+                candidates[name] = passes(entry, functions[name], sets)
+                for which, calls in candidates[name].items():
+                    calls[0]()  # what is compiled or tuned at first is not what a step takes
+                    peaks[name, which] = peak_mb(calls[0])
+                    if name == "ours":
+                        same[name, which] = repeats(calls[0])
         except Exception as failure:
             candidates.pop(name, None)
             yield _failed(entry, name, failure)
@@ -155,7 +163,7 @@ def measured(entry: Entry, copy: Copy, monitor: Monitor, gone: Iterable[str] = (
         turns["copy"] = [copy]
         if entry.products is not None:
             turns["products"] = [entry.products(*constants_of(sets[0]))]
-        times = measure(turns, monitor)
+        times = measure(turns, monitor, phases)
         rate = copy.moved / times.pop("copy").device.median
         of, ceiling = "copy", least[which] / rate
         if entry.products is not None:
@@ -232,14 +240,14 @@ def _group(group: str, path: Path, options: argparse.Namespace, monitor: Monitor
     rows: list[Row] = []
 
     def save(after: float | None = None) -> Run:
-        run = Run.now(device, (before, after), rows, absent=gone, hardware=monitor.hardware())
+        run = Run.now(device, (before, after), rows, gone, monitor.hardware())
         keep(path, run, kept)
         return run
 
     for entry in chosen:
-        started = time.monotonic()
+        started, phases = time.monotonic(), Phases()
         try:
-            for row in measured(entry, copy, monitor, gone):
+            for row in measured(entry, copy, monitor, phases, gone):
                 print(show(row), flush=True)
                 rows.append(row)
         except Exception as failure:  # one that needs more memory than there is does not stop the rest
@@ -247,7 +255,7 @@ def _group(group: str, path: Path, options: argparse.Namespace, monitor: Monitor
             print(show(rows[-1]), flush=True)
         torch.cuda.empty_cache()
         save()
-        print(f"{entry.name}: {time.monotonic() - started:.0f} s", flush=True)
+        print(f"{entry.name}: {time.monotonic() - started:.0f} s: {phases}", flush=True)
     after = copy.rate(monitor)
     drifted = save(after).drift > DRIFT
     print(f"copy again {after / 1e6:.2f} TB/s\n{len(rows)} rows in {path}")

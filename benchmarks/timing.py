@@ -15,20 +15,12 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.nvml import Monitor, Reading, middle
+from benchmarks.phases import Phases
 from benchmarks.rows import Spread
-from benchmarks.turns import staggered
+from benchmarks.turns import blocks_of, rounds, samples_of, staggered
 
 Calls = Sequence[Callable[[], object]]
 """The same call of different operands."""
-
-SAMPLES = 30
-FEWEST = 10
-BUDGET_US = 3e6
-"""What the samples of one candidate may take, by either clock: calls of over 0.1 s are sampled less, FEWEST times at
-least. A row says how many samples it has."""
-
-BLOCK_US = 2000.0
-"""A block of calls by the wall clock takes at least this long, so that waiting for the device does not count."""
 
 MARK = "spin_kernel"
 """The kernel of torch.cuda._sleep: it parts the calls in what the profiler finds."""
@@ -64,15 +56,10 @@ def _warm(calls: Calls) -> float:
     return (time.perf_counter() - start) / len(calls) * 1e6
 
 
-def samples_of(call_us: float) -> int:
-    """How many samples a call of so many microseconds has."""
-    return max(FEWEST, min(SAMPLES, int(BUDGET_US / max(call_us, 1.0))))
-
-
 def device_times(candidates: Mapping[str, Calls], samples: Mapping[str, int]) -> dict[str, list[float]]:
     """Microseconds on the device of each call, found by the profiler."""
     turns = staggered(candidates)
-    order = [name for i in range(max(samples.values())) for name in candidates if i < samples[name]]
+    order = rounds(samples)
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         torch.cuda._sleep(1)
         for name in order:
@@ -98,27 +85,35 @@ def device_times(candidates: Mapping[str, Calls], samples: Mapping[str, int]) ->
     return times
 
 
-def measure(candidates: Mapping[str, Calls], monitor: Monitor) -> dict[str, Times]:
-    """Each candidate's times."""
-    around = {name: _warm(calls) for name, calls in candidates.items()}
-    blocks = {name: max(1, int(BLOCK_US / max(us, 1.0))) for name, us in around.items()}
-    samples = {name: samples_of(us) for name, us in around.items()}
+def wall_times(
+    candidates: Mapping[str, Calls], around: Mapping[str, float], monitor: Monitor
+) -> tuple[dict[str, list[float]], dict[str, list[Reading]]]:
+    """Microseconds by the wall clock of a call, block by block, and how the GPU was after each block."""
     wall: dict[str, list[float]] = {name: [] for name in candidates}
     readings: dict[str, list[Reading]] = {name: [] for name in candidates}
     turns = staggered(candidates)
-    for i in range(SAMPLES):
-        for name, n in blocks.items():
-            if i >= samples[name]:
-                continue
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            for _ in range(n):
-                next(turns[name])()
-            torch.cuda.synchronize()
-            wall[name].append((time.perf_counter() - start) / n * 1e6)
-            if reading := monitor.read():
-                readings[name].append(reading)
-    device = device_times(candidates, samples)
+    blocks = {name: blocks_of(us) for name, us in around.items()}
+    for name in rounds({name: n for name, (n, _) in blocks.items()}):
+        _, n = blocks[name]
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(n):
+            next(turns[name])()
+        torch.cuda.synchronize()
+        wall[name].append((time.perf_counter() - start) / n * 1e6)
+        if reading := monitor.read():
+            readings[name].append(reading)
+    return wall, readings
+
+
+def measure(candidates: Mapping[str, Calls], monitor: Monitor, phases: Phases) -> dict[str, Times]:
+    """Each candidate's times."""
+    with phases.of("warm-up"):
+        around = {name: _warm(calls) for name, calls in candidates.items()}
+    with phases.of("wall clock"):
+        wall, readings = wall_times(candidates, around, monitor)
+    with phases.of("device"):
+        device = device_times(candidates, {name: samples_of(us) for name, us in around.items()})
     return {
         name: Times(Spread.of(device[name]), Spread.of(wall[name]), middle(readings[name]))
         for name in candidates
@@ -142,4 +137,4 @@ class Copy:
 
     def rate(self, monitor: Monitor) -> float:
         """Bytes per microsecond."""
-        return self.moved / measure({"copy": [self]}, monitor)["copy"].device.median
+        return self.moved / measure({"copy": [self]}, monitor, Phases())["copy"].device.median

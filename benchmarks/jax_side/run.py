@@ -22,6 +22,7 @@ from benchmarks.jax_side.entry import OURS, PLAIN, Entry, Operands, Specs, cotan
 from benchmarks.jax_side.programs import BACKWARD, BOTH, FORWARD, RESIDUALS, Program, compiled, lowered
 from benchmarks.jax_side.timing import Call, Time, copy_rate, measure
 from benchmarks.nvml import Monitor
+from benchmarks.phases import Phases
 from benchmarks.providers import Absent, absent
 from benchmarks.rows import DRIFT, RESULTS, Row, Run, folder_of, keep, load
 from benchmarks.words import check
@@ -135,13 +136,15 @@ def _products(entry: Entry, sets: list[Operands]) -> list[Call]:
     return [lambda: call(*arguments)]
 
 
-def measured(prepared: Prepared, rate: float) -> Iterator[Row]:
+def measured(prepared: Prepared, rate: float, monitor: Monitor, phases: Phases) -> Iterator[Row]:
     """The rows of one entry; their ceilings are those of a copy at this rate, or of its products."""
     entry = prepared.entry
-    sets = operand_sets(entry)
+    with phases.of("operands"):
+        sets = operand_sets(entry)
     floating = (s.dtype for s in prepared.specs if s is not None and jnp.issubdtype(s.dtype, jnp.floating))
     dtype = next(floating, jnp.int8)
-    found = errors(prepared, sets[0])
+    with phases.of("gate"):
+        found = errors(prepared, sets[0])
     limit = gate.limit(found.get(PLAIN), dtype)
     calls: dict[str, dict[str, list[Call]]] = {}
     for provider, error in found.items():
@@ -163,13 +166,14 @@ def measured(prepared: Prepared, rate: float) -> Iterator[Row]:
             continue
         if entry.products is not None:
             turns[PRODUCTS] = _products(entry, sets)
-        times = measure(turns)
+        times = measure(turns, monitor, phases)
         of, ceiling = "copy", least[which] / rate
         if entry.products is not None:
             products = times.pop(PRODUCTS)
             of, ceiling = "products", (products.device or products.wall).median
         for provider, found_time in times.items():
             program = prepared.programs[provider, which].result()
+            reading = found_time.reading._asdict() if found_time.reading else {}
             yield Row(
                 entry.name,
                 provider,
@@ -181,6 +185,7 @@ def measured(prepared: Prepared, rate: float) -> Iterator[Row]:
                 found[provider],
                 program.peak_mb,
                 _note(found_time, program),
+                **reading,
             )
 
 
@@ -242,12 +247,13 @@ def run(options: argparse.Namespace) -> int:
     if not todo:
         print("nothing to measure")
         return 0
-    before = copy_rate()
+    monitor = Monitor()
+    before = copy_rate(monitor)
     print(f"{device}: copy {before / 1e6:.2f} TB/s", flush=True)
     rows: list[Row] = []
 
     def save(after: float | None = None) -> Run:
-        run = Run.now(device, (before, after), rows, absent=absent(names), hardware=Monitor().hardware())
+        run = Run.now(device, (before, after), rows, absent(names), monitor.hardware())
         keep(path, run, earlier)
         return run
 
@@ -260,12 +266,16 @@ def run(options: argparse.Namespace) -> int:
             n = max(1, options.threads // 2)
             together, todo = todo[:n], todo[n:]
             # Nothing is measured while something is compiled, for which XLA keeps the GPU busy.
-            batch = [prepare(entry, pool) for entry in together]
+            compiling = Phases()
+            with compiling.of("compile"):
+                batch = [prepare(entry, pool) for entry in together]
+                for prepared in batch:
+                    concurrent.futures.wait(prepared.programs.values())
+            print(f"{', '.join(entry.name for entry in together)}: seconds: {compiling}", flush=True)
             for prepared in batch:
-                concurrent.futures.wait(prepared.programs.values())
-            for prepared in batch:
+                phases = Phases()
                 try:
-                    for row in measured(prepared, before):
+                    for row in measured(prepared, before, monitor, phases):
                         print(show(row), flush=True)
                         rows.append(row)
                 except (
@@ -274,7 +284,8 @@ def run(options: argparse.Namespace) -> int:
                     rows.append(Row(prepared.entry.name, OURS, "", note=_said(failure)))
                     print(show(rows[-1]), flush=True)
                 save()  # a lease of a GPU may end in between
-    after = copy_rate()
+                print(f"{prepared.entry.name}: seconds: {phases}", flush=True)
+    after = copy_rate(monitor)
     run = save(after)
     print(f"copy again {after / 1e6:.2f} TB/s\n{len(rows)} rows in {path}")
     for provider, reason in run.absent.items():

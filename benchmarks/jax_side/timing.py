@@ -20,20 +20,15 @@ from typing import Any, NamedTuple
 
 import jax
 
+from benchmarks.nvml import Monitor, Reading, middle
+from benchmarks.phases import Phases
 from benchmarks.rows import Spread
-from benchmarks.turns import staggered
+from benchmarks.turns import blocks_of, rounds, samples_of, staggered
 
 Call = Callable[[], Any]
 Calls = Sequence[Call]
 """The same call of different operands."""
 
-SAMPLES = 30
-FEWEST = 10
-"""Samples of calls that take long."""
-LONG_US = 1e6
-"""The samples of one candidate take no longer than this, or are few."""
-BLOCK_US = 2000.0
-"""A block of calls by the wall clock takes at least this long, so that waiting for the device does not count."""
 APART_US = 1500.0
 """The host waits so long between calls that are profiled: a gap of half of that is one between calls."""
 
@@ -44,6 +39,7 @@ class Time(NamedTuple):
     device: Spread | None
     wall: Spread
     kernels: int
+    reading: Reading | None
 
 
 Interval = tuple[float, float]
@@ -101,10 +97,12 @@ def busy(intervals: Sequence[Interval]) -> float:
     return total
 
 
-def _on_device(candidates: Mapping[str, Calls], samples: int) -> dict[str, tuple[list[float], int]]:
+def _on_device(
+    candidates: Mapping[str, Calls], samples: Mapping[str, int]
+) -> dict[str, tuple[list[float], int]]:
     """Microseconds of each call of a candidate, and the number of kernels of one; nothing where it was not seen."""
     turns = staggered(candidates)
-    order = [name for _ in range(samples) for name in candidates]
+    order = rounds(samples)
     seen = groups(profiled([next(turns[name]) for name in order]), APART_US / 2)
     if not seen:
         return {}
@@ -115,12 +113,10 @@ def _on_device(candidates: Mapping[str, Calls], samples: int) -> dict[str, tuple
         counts = {n: len(g) for n, g in zip(order, seen, strict=True)}
         return {name: (times[name], counts[name]) for name in candidates}
     found = {}
-    for (
-        name
-    ) in candidates:  # a call that pauses, or that was not recorded: the mean of many is all that is known
-        intervals = profiled([next(turns[name]) for _ in range(samples)])
+    for name, n in samples.items():  # one pauses, or was not recorded: the mean of many is all that is known
+        intervals = profiled([next(turns[name]) for _ in range(n)])
         if intervals:
-            found[name] = ([busy(intervals) / samples] * samples, round(len(intervals) / samples))
+            found[name] = ([busy(intervals) / n] * n, round(len(intervals) / n))
     return found
 
 
@@ -134,35 +130,49 @@ def _warm(calls: Calls) -> float:
     return (time.perf_counter() - start) / len(calls) * 1e6
 
 
-def measure(candidates: Mapping[str, Calls]) -> dict[str, Time]:
-    """For each candidate, time on the device and by the wall clock."""
-    about = {name: max(_warm(calls), 1.0) for name, calls in candidates.items()}
-    blocks = {name: max(1, int(BLOCK_US / time_of)) for name, time_of in about.items()}
-    samples = max(FEWEST, min(SAMPLES, int(LONG_US / max(about.values()))))
+def _by_the_wall_clock(
+    candidates: Mapping[str, Calls], about: Mapping[str, float], monitor: Monitor
+) -> tuple[dict[str, list[float]], dict[str, list[Reading]]]:
+    """Microseconds of a call, block by block, and how the GPU was after each block."""
     wall: dict[str, list[float]] = {name: [] for name in candidates}
+    readings: dict[str, list[Reading]] = {name: [] for name in candidates}
     turns = staggered(candidates)
-    for _ in range(samples):
-        for name, n in blocks.items():
-            start = time.perf_counter()
-            for _ in range(n):
-                last = next(turns[name])()
-            jax.block_until_ready(last)
-            wall[name].append((time.perf_counter() - start) / n * 1e6)
-            del last
-    device = _on_device(candidates, samples)
+    blocks = {name: blocks_of(us) for name, us in about.items()}
+    for name in rounds({name: n for name, (n, _) in blocks.items()}):
+        _, n = blocks[name]
+        start = time.perf_counter()
+        for _ in range(n):
+            last = next(turns[name])()
+        jax.block_until_ready(last)
+        wall[name].append((time.perf_counter() - start) / n * 1e6)
+        del last
+        if reading := monitor.read():
+            readings[name].append(reading)
+    return wall, readings
+
+
+def measure(candidates: Mapping[str, Calls], monitor: Monitor, phases: Phases) -> dict[str, Time]:
+    """For each candidate, time on the device and by the wall clock."""
+    with phases.of("warm-up"):
+        about = {name: _warm(calls) for name, calls in candidates.items()}
+    with phases.of("wall clock"):
+        wall, readings = _by_the_wall_clock(candidates, about, monitor)
+    with phases.of("device"):
+        device = _on_device(candidates, {name: samples_of(us) for name, us in about.items()})
     return {
         name: Time(
             Spread.of(device[name][0]) if name in device else None,
             Spread.of(wall[name]),
             device[name][1] if name in device else 0,
+            middle(readings[name]),
         )
         for name in candidates
     }
 
 
-def copy_rate() -> float:
+def copy_rate(monitor: Monitor) -> float:
     """Bytes per microsecond that a copy of 2 GB, compiled by XLA, reads and writes."""
     source = jax.random.normal(jax.random.key(0, impl="unsafe_rbg"), (2**30,), jax.numpy.bfloat16)
     copy = jax.jit(jax.numpy.copy).lower(source).compile()
-    time_of = measure({"copy": [lambda: copy(source)]})["copy"]
+    time_of = measure({"copy": [lambda: copy(source)]}, monitor, Phases())["copy"]
     return 2 * source.nbytes / (time_of.device or time_of.wall).median

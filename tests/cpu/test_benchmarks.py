@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import importlib.util
+import os
 import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,14 +25,14 @@ from liger_triton.rms_norm import RMS_NORM, Options
 # The benchmarks are no part of what is installed. At the end of the path the checkout hides nothing that is.
 sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks import all as everything
-from benchmarks import figures, gate, memory, nvml, providers, report, run, timing
+from benchmarks import figures, gate, memory, nvml, providers, report, run, timing, turns
 from benchmarks.aims import aims
 from benchmarks.commands import COMMANDS, Command, module_of
 from benchmarks.entries import entries, linear_cross_entropy, linear_jsd, logprobs, policy, preference
 from benchmarks.entry import Entry
 from benchmarks.groups import GROUPS
+from benchmarks.phases import Phases
 from benchmarks.rows import Row, Run, Spread, keep, load, rows_of, save
-from benchmarks.turns import staggered
 
 sys.path.pop()
 
@@ -306,13 +309,32 @@ def test_a_row_that_is_looked_up_twice_is_read_once() -> None:
 
 def test_candidates_in_turn_take_different_operands() -> None:
     """What one has just read is in the cache for the next, which must not ask for it."""
-    turns = staggered({"ours": (0, 1, 2), "peer": (0, 1, 2), "copy": (0,)})
-    rounds = [[next(turns[name]) for name in turns] for _ in range(4)]
+    taken = turns.staggered({"ours": (0, 1, 2), "peer": (0, 1, 2), "copy": (0,)})
+    rounds = [[next(taken[name]) for name in taken] for _ in range(4)]
     assert rounds == [[0, 1, 0], [1, 2, 0], [2, 0, 0], [0, 1, 0]]
 
 
 def test_slow_calls_are_sampled_less() -> None:
-    assert [timing.samples_of(us) for us in (10.0, 1e5, 2e5, 1e6)] == [30, 30, 15, 10]
+    assert [turns.samples_of(us) for us in (10.0, 9e4, 2e5)] == [30, 30, 10]
+    assert [turns.blocks_of(us) for us in (0.1, 10.0, 3e3, 6e4)] == [(30, 2000), (30, 200), (30, 1), (5, 1)]
+    assert turns.rounds({"fast": 3, "slow": 1, "other": 2}) == [
+        "fast",
+        "slow",
+        "other",
+        "fast",
+        "other",
+        "fast",
+    ]
+
+
+def test_phases_are_added_up() -> None:
+    phases = Phases()
+    for name in ("gate", "device", "gate"):
+        with phases.of(name):
+            time.sleep(0.01)
+    assert list(phases.seconds) == ["gate", "device"]
+    assert phases.seconds["gate"] >= 0.02 and phases.seconds["device"] >= 0.01
+    assert re.fullmatch(r"gate \d\.\d, device \d\.\d", str(phases))
 
 
 def test_without_nvml_it_is_said(tmp_path: Path) -> None:
@@ -322,6 +344,49 @@ def test_without_nvml_it_is_said(tmp_path: Path) -> None:
     assert nvml.middle([]) is None
     readings = [nvml.Reading(1.0, 2.0, 3.0), nvml.Reading(3.0, 2.0, 1.0), nvml.Reading(2.0, 2.0, 2.0)]
     assert nvml.middle(readings) == nvml.Reading(2.0, 2.0, 2.0)
+
+
+class Driver:
+    """As CUDA's and NVML's libraries, of a machine with two GPUs of which CUDA shows the second one alone."""
+
+    clocks: Mapping[bytes, int] = {b"0000:1B:00.0": 1111, b"0000:4D:00.0": 1980}
+
+    def cuInit(self, flags: int) -> int:
+        return 0
+
+    def cuDeviceGet(self, device: Any, ordinal: int) -> int:
+        device._obj.value = 7 + ordinal
+        return 0
+
+    def cuDeviceGetPCIBusId(self, text: Any, size: int, device: Any) -> int:
+        text.value = b"0000:4D:00.0"
+        return 0 if device.value == 7 and size > 12 else 1
+
+    def nvmlInit_v2(self) -> int:
+        return 0
+
+    def nvmlDeviceGetHandleByPciBusId_v2(self, bus: bytes, handle: Any) -> int:
+        handle._obj.value = self.clocks[bus]
+        return 0
+
+    def nvmlDeviceGetClockInfo(self, handle: Any, which: int, found: Any) -> int:
+        found._obj.value = handle.value
+        return 0
+
+    def nvmlDeviceGetPowerUsage(self, handle: Any, found: Any) -> int:
+        found._obj.value = 500_000
+        return 0
+
+    def nvmlDeviceGetTemperature(self, handle: Any, which: int, found: Any) -> int:
+        found._obj.value = 40
+        return 0
+
+
+def test_the_gpu_that_is_read_is_the_one_that_cuda_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
+    assert nvml.Monitor().read() == nvml.Reading(1980.0, 500.0, 40.0)
+    monkeypatch.setattr(Driver, "cuInit", lambda self, flags: 100)
+    assert nvml.Monitor().absent == "NVML: cuInit returned 100"
 
 
 # ------------------------------------------------------------------------------------------------- run
@@ -336,12 +401,15 @@ class FakeCopy:
     def __call__(self) -> None: ...
 
 
-def fake_measure(candidates: Mapping[str, timing.Calls], monitor: object) -> dict[str, timing.Times]:
+def fake_measure(
+    candidates: Mapping[str, timing.Calls], monitor: object, phases: Phases
+) -> dict[str, timing.Times]:
     """Every call runs once, and is said to take longer than the one before."""
     found = {}
     for i, (name, calls) in enumerate(candidates.items()):
-        for call in calls:
-            call()
+        with phases.of("device"):
+            for call in calls:
+                call()
         spread = Spread.of([10.0 * (i + 1)])
         found[name] = timing.Times(spread, spread, nvml.Reading(1000.0, 500.0, 40.0))
     return found
@@ -384,7 +452,9 @@ def small(**more: Any) -> Entry:
 
 @pytest.mark.usefixtures("on_a_machine")
 def test_every_implementation_has_a_row_or_a_reason() -> None:
-    found = {r.provider: r for r in run.measured(small(), FakeCopy(), nvml.Monitor(library="none"))}
+    monitor, phases = nvml.Monitor(library="none"), Phases()
+    found = {r.provider: r for r in run.measured(small(), FakeCopy(), monitor, phases)}
+    assert list(phases.seconds) == ["operands", "gate", "first calls", "device"]
     assert found["liger-kernel"].note == "failed: ValueError: of another mind"
     assert found["torch fused"].note == "absent: no such function"
     assert found["trl"].note == "not timed: its error is out of line" and (found["trl"].error or 0) > 0.1
@@ -393,7 +463,7 @@ def test_every_implementation_has_a_row_or_a_reason() -> None:
         assert row.device_us and row.ceiling_us == 40.0 and row.of == "products"  # the fourth in turn
         assert row.clock_mhz == 1000.0 and row.error is not None and row.error < 0.01
     assert found["ours"].repeats is True and found[providers.EAGER].repeats is None
-    gone = {r.provider for r in run.measured(small(), FakeCopy(), nvml.Monitor(library="none"), ["trl"])}
+    gone = {r.provider for r in run.measured(small(), FakeCopy(), monitor, phases, ["trl"])}
     assert "trl" not in gone
 
 
@@ -407,7 +477,8 @@ def test_a_run_keeps_its_rows_and_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_p
     (kept,) = load(path)
     assert {row.entry for row in kept.rows} == {entry.name for entry in chosen}
     assert kept.device == "NVIDIA GPU 80GB" and kept.copy_tb_s == (1.0, 1.0) and kept.is_current
-    assert "nvml" in kept.hardware
+    assert "nvml" in kept.hardware and kept.hardware["CPU"]
+    assert kept.hardware["cores"] == str(len(os.sched_getaffinity(0)))
     before = path.read_text()
     assert run.run(options) == 0  # nothing is left to measure
     assert path.read_text() == before
@@ -545,9 +616,9 @@ def test_a_word_that_names_nothing_is_an_error(words: tuple[str, ...]) -> None:
 def test_the_command_that_is_kept_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["", "memory", "cross_entropy 4096x", "--output", "/a/place", "--resume", "--output=/another"]
     monkeypatch.setattr(sys, "argv", words)
-    cut = Run.now("GPU", (4e6, None), ())
+    cut = Run.now("GPU", (4e6, None), (), {}, {})
     assert cut.copy_tb_s == (4.0, None) and cut.drift == 0 and "cut short" in cut.about
-    assert "(it drifted by 2.5%" in Run.now("GPU", (4e6, 3.9e6), ()).about
+    assert "(it drifted by 2.5%" in Run.now("GPU", (4e6, 3.9e6), (), {}, {}).about
     assert cut.command == "python -m benchmarks memory 'cross_entropy 4096x' --resume"
 
 

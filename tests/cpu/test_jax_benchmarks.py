@@ -8,10 +8,12 @@ import checkout  # noqa: F401
 import jax
 import pytest
 
+from benchmarks import nvml
 from benchmarks.jax_side import gate, run, timing
 from benchmarks.jax_side.entries import entries
 from benchmarks.jax_side.entry import OURS, PLAIN, Entry, step_of
 from benchmarks.jax_side.run import chosen, prepare
+from benchmarks.phases import Phases
 from benchmarks.providers import Absent
 from benchmarks.sizes import Sizes
 from liger_jax import implementations
@@ -75,11 +77,13 @@ def test_entries_cover_every_op_and_have_names_of_their_own() -> None:
     assert next(e.name for e in chosen(["swiglu 8192", "norms"])).startswith("swiglu 8192")
 
 
-def test_programs_of_an_entry_run() -> None:
+def test_programs_of_an_entry_run(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = next(entry for _, entry in entries(SMALL) if entry.name.startswith("add_rms_norm"))
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         prepared = prepare(entry, pool)
-        rows = list(run.measured(prepared, 1e6))
+        monitor = nvml.Monitor(library="none")
+        monkeypatch.setattr(monitor, "read", lambda: nvml.Reading(1000.0, 500.0, 40.0))
+        rows = list(run.measured(prepared, 1e6, monitor, Phases()))
     assert not prepared.failed
     assert {(row.provider, row.which) for row in rows} == {
         (provider, which)
@@ -90,6 +94,7 @@ def test_programs_of_an_entry_run() -> None:
     # y and the sum; the gradients of x and of the residual are one array, XLA's are two or one
     assert by_pass["forward"].peak_mb >= 2 * 64 * 128 * 2 / 1e6
     assert all("wall clock" in row.note for row in rows)
+    assert {(row.clock_mhz, row.power_w, row.temperature_c) for row in rows} == {(1000.0, 500.0, 40.0)}
 
 
 def test_calls_are_told_apart_by_their_gaps() -> None:
