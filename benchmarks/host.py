@@ -1,9 +1,10 @@
 """`python -m benchmarks host`: what an eager call costs the host, beyond what autograd itself does.
 
 On tensors so small that the device is never behind, blocks of calls by the wall clock without waiting for the device.
-Beside every op stands an empty `autograd.Function` with as many differentiable inputs and outputs, which saves its
-inputs, allocates outputs and gradients, and computes nothing: an op's cost is its time minus this one's. What is left
-is Python, further memory, and the launches, of which each is several microseconds in the driver alone ("launch").
+A backward pass is the first one of its graph, as in training. Beside every op stands an empty `autograd.Function` with
+as many differentiable inputs and outputs, which saves its inputs, allocates outputs and gradients, and computes
+nothing: an op's cost is its time minus this one's. What is left is Python, further memory, and the launches, of which
+each is several microseconds in the driver alone ("launch").
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import functools
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,8 @@ CALLS = 40
 """In a block: few enough for the queue of launches, which holds 1024, never to be full."""
 
 Call = Callable[[], object]
+Block = Callable[[], Sequence[Call]]
+"""Makes the CALLS calls of a block."""
 
 
 class Case(NamedTuple):
@@ -117,29 +120,39 @@ def empty(inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> Callable[[
     return call
 
 
-def backward_of(call: Call, inputs: list[torch.Tensor]) -> Call:
-    """A backward pass through what the call returns."""
-    outputs = outputs_of(call())
-    incoming = [torch.ones_like(t) for t in outputs]
-    return lambda: torch.autograd.grad(outputs, inputs, incoming, retain_graph=True)
+def same(call: Call) -> Block:
+    """Blocks of one call, over and over."""
+    return lambda: [call] * CALLS
 
 
-def measure(calls: Mapping[str, Call]) -> dict[str, Spread]:
-    """Microseconds of each call, in turns."""
-    for call in calls.values():
-        for _ in range(3):
+def backward_of(call: Call, inputs: list[torch.Tensor]) -> Block:
+    """Backward passes, each the first one of a graph of its own, as in training: a second one may compute more."""
+    incoming = [torch.ones_like(t) for t in outputs_of(call())]
+
+    def backward() -> Call:
+        outputs = outputs_of(call())
+        return lambda: torch.autograd.grad(outputs, inputs, incoming)
+
+    return lambda: [backward() for _ in range(CALLS)]
+
+
+def measure(blocks: Mapping[str, Block]) -> dict[str, Spread]:
+    """Microseconds of a call of each one's blocks, in turns; what makes a block is not timed."""
+    for block in blocks.values():
+        for call in block()[:3]:
             call()
-    found: dict[str, list[float]] = {name: [] for name in calls}
+    found: dict[str, list[float]] = {name: [] for name in blocks}
     gc.collect()
     gc.disable()  # which would come to one and not to another
     try:
         for _ in range(SAMPLES):
-            for name, call in calls.items():
+            for name, block in blocks.items():
+                calls = block()
                 torch.cuda.synchronize()
                 start = time.perf_counter()
-                for _ in range(CALLS):
+                for call in calls:
                     call()
-                found[name].append((time.perf_counter() - start) / CALLS * 1e6)
+                found[name].append((time.perf_counter() - start) / len(calls) * 1e6)
     finally:
         gc.enable()
     return {name: Spread.of(times) for name, times in found.items()}
@@ -150,18 +163,19 @@ def measured(name: str, case: Case) -> Iterator[Row]:
     with torch.device("cuda"):
         operands = case.operands()
     inputs = [t for t in operands if t is not None and t.requires_grad]
-    forward: dict[str, Call] = {}
-    backward: dict[str, Call] = {}
+    forward: dict[str, Block] = {}
+    backward: dict[str, Block] = {}
     for provider, function in {"ours": case.ours, **case.peers}.items():
         call = functools.partial(function, *operands)
         try:
-            backward[provider] = backward_of(call, inputs)
-            forward[provider] = call
+            block = backward_of(call, inputs)
+            block()[0]()
+            forward[provider], backward[provider] = same(call), block
         except Exception as failure:  # it is a result
             reason = "absent" if isinstance(failure, Absent) else f"failed: {type(failure).__name__}"
             yield Row(name, provider, "", note=f"{reason}: {failure}")
     nothing = empty(inputs, outputs_of(case.ours(*operands)))
-    forward[EMPTY], backward[EMPTY] = nothing, backward_of(nothing, inputs)
+    forward[EMPTY], backward[EMPTY] = same(nothing), backward_of(nothing, inputs)
     for which, calls in ((FORWARD, forward), (BACKWARD, backward)):
         for provider, spread in measure(calls).items():
             yield Row(name, provider, which, wall_us=spread)
@@ -170,7 +184,7 @@ def measured(name: str, case: Case) -> Iterator[Row]:
 def launch() -> Row:
     """The least that a launch takes: torch's own, of a kernel that writes a few bytes."""
     x = torch.empty(HIDDEN, device="cuda")
-    return Row(LAUNCH, EAGER, FORWARD, wall_us=measure({LAUNCH: x.zero_})[LAUNCH])
+    return Row(LAUNCH, EAGER, FORWARD, wall_us=measure({LAUNCH: same(x.zero_)})[LAUNCH])
 
 
 # ------------------------------------------------------------------------------------------------------ report
@@ -221,7 +235,7 @@ def page(path: Path) -> str:
     return (
         "# Host cost of an eager call\n\nMicroseconds by the wall clock, medians (20th to 80th percentile), of calls "
         f"on {TOKENS} tokens, and beyond an empty autograd.Function of as many inputs and outputs. How: "
-        "[benchmarks/host.py](../../../benchmarks/host.py).\n\nDevice: {runs[-1].device}.\n\n"
+        f"[benchmarks/host.py](../../../benchmarks/host.py).\n\nDevice: {runs[-1].device}.\n\n"
         + "".join(run.about for run in runs)
         + "\n"
         + "\n".join(table(rows_of(runs)))

@@ -30,7 +30,7 @@ from benchmarks.entries import entries
 from benchmarks.entry import Entry, Operands
 from benchmarks.nvml import Monitor
 from benchmarks.providers import EAGER, PROVIDERS, Absent, Function, absent, provider_of
-from benchmarks.rows import RESULTS, Run, folder_of, keep, load, rows_of
+from benchmarks.rows import RESULTS, Run, folder_of, keep, load, measured_now, rows_of
 from benchmarks.run import functions_of
 from benchmarks.words import check
 
@@ -64,6 +64,11 @@ class Peak:
     def key(self) -> tuple[str, str]:
         """What is measured anew."""
         return self.entry, self.provider
+
+    @property
+    def failed(self) -> bool:
+        """Whether its process broke off."""
+        return self.note.startswith("failed")
 
 
 def read_peak(values: dict[str, Any]) -> Peak:
@@ -178,7 +183,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--every", action="store_true", help="also entries of ops that hold nothing large")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results, with one per device")
-    parser.add_argument("--resume", action="store_true", help="leave out what was measured from this source")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave out what was measured from this source, but for what failed",
+    )
     parser.add_argument("--of", nargs=2, metavar=("ENTRY", "PROVIDER"), help=argparse.SUPPRESS)
 
 
@@ -206,7 +215,7 @@ def run(options: argparse.Namespace) -> int:
     device = torch.cuda.get_device_name()
     path = options.output / folder_of(device) / "memory.json"
     kept = load(path, read_peak)
-    done = {p.key for run in kept if options.resume and run.is_current for p in run.rows}
+    done = measured_now(kept) if options.resume else set()
     gone = absent(PROVIDERS)
     wanted = [p for p in peaks if provider_of(p.provider) not in gone and p.key not in done]
     rows: list[Peak] = []

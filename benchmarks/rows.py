@@ -159,6 +159,11 @@ class Row:
         """What is measured anew as a whole."""
         return self.entry
 
+    @property
+    def failed(self) -> bool:
+        """Whether it is ours and broke off; a peer that cannot do it is a result."""
+        return self.is_ours and self.note.startswith("failed")
+
     def _share(self, time: Spread | None) -> float | None:
         return None if time is None or self.ceiling_us is None else self.ceiling_us / time.median
 
@@ -183,7 +188,7 @@ class Run:
         command: that measured them.
         versions: of packages.
         copy_tb_s: what a copy moved, before and after, None after a run that was cut short; None where none was timed.
-        rows: what was measured: of `Row`, or of another dataclass with a `key`.
+        rows: what was measured: of `Row`, or of another dataclass with `key` and `failed`.
         source: `source_digest` of the package.
         absent: providers that could not be measured, each with the reason.
         hardware: driver, limits of power and clock; the CPU and how many cores of it.
@@ -296,6 +301,15 @@ def keep(path: Path, run: Run, before: Iterable[Run]) -> None:
     """Write a run after those of `before`, which lose what it has measured anew."""
     keys = {row.key for row in run.rows}
     save(path, (*(older.without(keys) for older in before), run))
+
+
+def measured_now(runs: Iterable[Any]) -> set[Any]:
+    """The keys of what was measured from this source and with these packages; what failed is told, and left out."""
+    rows = [row for run in runs if run.is_current for row in run.rows]
+    failed = {row.key: row.note for row in rows if row.failed}
+    for key, note in failed.items():
+        print(f"again: {key}: {note}")
+    return {row.key for row in rows} - failed.keys()
 
 
 def rows_of(runs: Iterable[Run]) -> list[Any]:

@@ -1,7 +1,7 @@
 """`python -m benchmarks run GROUP ...`: ops beside their peers, on the GPU at hand.
 
 The rows go to results/DEVICE/GROUP.json after every entry, so that a lease of a GPU may end in between; `--resume` goes
-on with the entries that were not measured from this source and with these versions.
+on with the entries that were not measured from this source and with these versions, or of which ours failed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.groups import GROUPS
 from benchmarks.nvml import Monitor
 from benchmarks.phases import Phases
 from benchmarks.providers import COMPILED, EAGER, PROVIDERS, Absent, Function, absent, provider_of
-from benchmarks.rows import DRIFT, RESULTS, Row, Run, folder_of, keep, load
+from benchmarks.rows import DRIFT, RESULTS, Row, Run, folder_of, keep, load, measured_now
 from benchmarks.timing import Calls, Copy, Times, measure
 from benchmarks.words import check
 
@@ -203,7 +203,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--word", action="append", default=[], help="only entries whose name contains it; may be given again"
     )
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results, with one per device")
-    parser.add_argument("--resume", action="store_true", help="leave out what was measured from this source")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave out what was measured from this source, but for what failed",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -226,7 +230,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _group(group: str, path: Path, options: argparse.Namespace, monitor: Monitor, copy: Copy) -> int:
     kept = load(path)
-    done = {r.entry for run in kept if options.resume and run.is_current for r in run.rows}
+    done = measured_now(kept) if options.resume else set()
     chosen = [e for e in entries([group], options.word) if e.name not in done]
     if not chosen:
         print(f"{group}: nothing to measure")

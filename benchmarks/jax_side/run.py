@@ -24,7 +24,7 @@ from benchmarks.jax_side.timing import Call, Time, copy_rate, measure
 from benchmarks.nvml import Monitor
 from benchmarks.phases import Phases
 from benchmarks.providers import Absent, absent
-from benchmarks.rows import DRIFT, RESULTS, Row, Run, folder_of, keep, load
+from benchmarks.rows import DRIFT, RESULTS, Row, Run, folder_of, keep, load, measured_now
 from benchmarks.words import check
 
 CACHE = 64 << 20
@@ -222,7 +222,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="compile so many programs at once; with more than one, XLA times its own choices on a busy GPU",
     )
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results, with one per device")
-    parser.add_argument("--resume", action="store_true", help="leave out what was measured from this source")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave out what was measured from this source, but for what failed",
+    )
 
 
 def chosen(words: list[str]) -> list[Entry]:
@@ -242,7 +246,7 @@ def run(options: argparse.Namespace) -> int:
     device = jax.devices()[0].device_kind
     path = options.output / folder_of(device) / "jax.json"
     earlier = load(path)
-    done = {r.entry for run in earlier if options.resume and run.is_current for r in run.rows}
+    done = measured_now(earlier) if options.resume else set()
     todo = [entry for entry in todo if entry.name not in done]
     if not todo:
         print("nothing to measure")

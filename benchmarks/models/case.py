@@ -155,6 +155,16 @@ class Result:
     note: str = ""
 
     @property
+    def key(self) -> tuple[Any, ...]:
+        """The case's."""
+        return self.case.key
+
+    @property
+    def failed(self) -> bool:
+        """Whether it broke off, and not for lack of memory."""
+        return self.note.startswith("failed")
+
+    @property
     def tokens_s(self) -> float | None:
         """Tokens per second."""
         return None if self.step is None else self.case.tokens / self.step.median * 1e3

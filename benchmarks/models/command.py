@@ -15,7 +15,7 @@ from benchmarks.models import pool
 from benchmarks.models.case import ARMS, FLAX_ARMS, Case, Result
 from benchmarks.models.results import Sitting, add, load
 from benchmarks.models.shapes import CURVES, MODELS, SHAPES
-from benchmarks.rows import RESULTS, command, folder_of, source_digest
+from benchmarks.rows import RESULTS, command, folder_of, measured_now, source_digest
 from benchmarks.words import check
 
 FLAX_SEQUENCE = 1024
@@ -71,7 +71,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=float, default=180.0, help="seconds of a case at most")
     parser.add_argument("--seconds", type=float, default=3600.0, help="seconds of all cases at most")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results, with one per device")
-    parser.add_argument("--resume", action="store_true", help="leave out what was measured from this source")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave out what was measured from this source, but for what failed",
+    )
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
@@ -163,7 +167,7 @@ def run(options: argparse.Namespace) -> int:
         machine = pool.machine()
         path = options.output / folder_of(machine["device"]) / "models.json"
         before = load(path)
-        known = {row.case.key for each in before if each.is_current for row in each.rows}
+        known = measured_now(before)
         wanted = [case for case in wanted if case.key not in known]
     for result, found in pool.results(wanted, options.limit, options.seconds):
         print(show(result), flush=True)
@@ -175,7 +179,7 @@ def run(options: argparse.Namespace) -> int:
         if path is not None and done:  # after every case: a lease of a GPU may end in between
             add(path, before, sitting(machine, done))
     print(f"{len(done)} results in {path}")
-    return int(any(result.note.startswith("failed") for result in done))
+    return int(any(result.failed for result in done))
 
 
 def sitting(machine: dict[str, Any], done: Sequence[Result]) -> Sitting:

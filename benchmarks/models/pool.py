@@ -60,7 +60,7 @@ class Worker:
             if line.startswith(MARK):
                 found = json.loads(line.removeprefix(MARK))
                 result = Result.from_json(found["result"])
-                if result.note.startswith("failed"):
+                if result.failed:
                     sys.stderr.write(self.said())
                 return result, found["machine"]
         said = self.said()

@@ -45,7 +45,7 @@ class Sitting:
 
     def without(self, keys: Collection[tuple[Any, ...]]) -> Sitting:
         """What is left when the cases with these keys are taken out."""
-        return dataclasses.replace(self, rows=tuple(row for row in self.rows if row.case.key not in keys))
+        return dataclasses.replace(self, rows=tuple(row for row in self.rows if row.key not in keys))
 
 
 def load(path: Path) -> list[Sitting]:
@@ -71,6 +71,6 @@ def save(path: Path, sittings: Sequence[Sitting]) -> None:
 
 def add(path: Path, before: Sequence[Sitting], sitting: Sitting) -> None:
     """Write a sitting after those of `before`, which lose the cases that it has."""
-    keys = {row.case.key for row in sitting.rows}
+    keys = {row.key for row in sitting.rows}
     left = (older.without(keys) for older in before)
     save(path, [*(older for older in left if older.rows), sitting])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,31 @@ def test_ours_and_an_empty_function_like_it(name: str) -> None:
     nothing = host.empty(inputs, outputs)
     assert [t.shape for t in nothing()] == [t.shape for t in outputs]
     for call in (lambda: case.ours(*operands), nothing):
-        gradients = host.backward_of(call, inputs)()
+        first, second, *_ = host.backward_of(call, inputs)()
+        first()
+        gradients = second()  # of a graph of its own
         assert isinstance(gradients, tuple)
         assert [g.shape for g in gradients] == [t.shape for t in inputs]
     assert all(isinstance(t, torch.Tensor) for t in nothing())
+
+
+def test_a_backward_pass_is_the_first_of_its_graph() -> None:
+    passes = []
+
+    class Counted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            ctx.passes = 0
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, incoming: torch.Tensor) -> torch.Tensor:
+            ctx.passes += 1
+            passes.append(ctx.passes)
+            return incoming
+
+    x = torch.zeros(3, requires_grad=True)
+    block = host.backward_of(lambda: Counted.apply(x), [x])
+    for call in (*block(), *block()):
+        call()
+    assert passes == [1] * (2 * host.CALLS)

@@ -31,8 +31,9 @@ from benchmarks.commands import COMMANDS, Command, module_of
 from benchmarks.entries import entries, linear_cross_entropy, linear_jsd, logprobs, policy, preference
 from benchmarks.entry import Entry
 from benchmarks.groups import GROUPS
+from benchmarks.models.case import Case, Result
 from benchmarks.phases import Phases
-from benchmarks.rows import Row, Run, Spread, keep, load, rows_of, save
+from benchmarks.rows import Row, Run, Spread, keep, load, measured_now, rows_of, save
 
 sys.path.pop()
 
@@ -468,7 +469,9 @@ def test_every_implementation_has_a_row_or_a_reason() -> None:
 
 
 @pytest.mark.usefixtures("on_a_machine")
-def test_a_run_keeps_its_rows_and_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_run_keeps_its_rows_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     chosen = [small(), small(frozen=True)]
     monkeypatch.setattr(run, "entries", lambda groups, words: chosen)
     options = argparse.Namespace(groups=["policy"], word=[], output=tmp_path, resume=True)
@@ -486,6 +489,29 @@ def test_a_run_keeps_its_rows_and_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert run.run(options) == 1  # ours fails
     first, second = load(path)
     assert first == kept and {row.entry for row in second.rows} == {chosen[-1].name}
+    chosen[-1] = small(forward=True)
+    capsys.readouterr()
+    assert run.run(options) == 0  # what failed is tried again
+    assert f"again: {chosen[-1].name}: failed: ValueError: of another mind" in capsys.readouterr().out
+    first, second = load(path)
+    assert first == kept and {row.which for row in second.rows if row.provider == "ours"} == {"forward"}
+
+
+def test_what_failed_was_not_measured() -> None:
+    def current(*found: Any) -> Run:
+        return Run.now("GPU", None, found, {}, {})
+
+    ours, peer = rows()[:2]
+    broke_off = dataclasses.replace(ours, which="backward", note="failed: no memory")
+    other = dataclasses.replace(peer, entry="op 3x4", note="failed: it cannot")
+    assert measured_now([current(ours, broke_off, other)]) == {"op 3x4"}  # what a peer cannot do stands
+    assert measured_now([current(ours), dataclasses.replace(current(other), source="older")]) == {"op 1x2"}
+    done, failed = memory.Peak("op", "ours", 1.0), memory.Peak("op", "trl", note="failed: more than 240 s")
+    assert measured_now([current(done, failed)]) == {("op", "ours")}
+    case = Case("llama-3.2-1b", "ours")
+    longer = dataclasses.replace(case, tokens=16_384)
+    found = [Result(case, note="failed: ValueError"), Result(longer, note="out of memory")]
+    assert measured_now([current(*found)]) == {longer.key}
 
 
 # ------------------------------------------------------------------------------------------------- memory
