@@ -54,6 +54,7 @@ COMMANDS = {
         parts=(("norms",), ("losses",), ("gates", "position"), ("divergences", "tables")),
     ),
     "tune": Command("the fastest geometry of launches, into the table that is shipped", parts=()),
+    "merge": Command("add the rows of other folders of results", parts=(), gpu=False),
     "report": Command("tables and plots of the rows that are kept", gpu=False),
     "all": Command("every command that measures, then the report", parts=()),
 }
