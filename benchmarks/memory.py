@@ -257,6 +257,11 @@ def nbytes(t: torch.Tensor) -> int:
     return math.prod(t.shape) * t.element_size()
 
 
+def peaks(path: Path) -> dict[tuple[str, str], float]:
+    """What a file holds of it: MB allocated at most, by entry and provider."""
+    return {peak.key: peak.peak_mb for peak in rows_of(load(path, read_peak)) if peak.peak_mb is not None}
+
+
 HEAD = """MB beyond the operands of one step, outputs and gradients included: allocated by tensors, reserved by torch's
 allocator, and planned without a GPU. Each implementation ran in a process of its own.
 """

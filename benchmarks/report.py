@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import figures
-from benchmarks.aims import Aim, aims, compared
+from benchmarks import figures, memory
+from benchmarks.aims import Aim, Peaks, aims, compared
 from benchmarks.commands import COMMANDS, module_of
 from benchmarks.groups import GROUPS
 from benchmarks.models import readme as models_readme
@@ -114,9 +114,10 @@ def absent_of(runs: Iterable[Run]) -> dict[str, str]:
     return found
 
 
-def page_of(path: Path, runs: Sequence[Run], picture: str) -> str:
-    """A page in Markdown of one file of rows."""
+def page_of(path: Path, runs: Sequence[Run], picture: str, peaks: Peaks) -> str:
+    """A page in Markdown of one file of rows; `peaks` are those of the device."""
     rows = rows_of(runs)
+    here = {row.entry for row in rows}
     title = GROUPS.get(path.stem, COMMANDS[path.stem].text if path.stem in COMMANDS else path.stem)
     parts = [
         HEAD.format(
@@ -129,7 +130,7 @@ def page_of(path: Path, runs: Sequence[Run], picture: str) -> str:
     if twice := [row.repeats for row in rows if row.repeats is not None]:
         parts.append(f"A second call of ours gave the same bits in {sum(twice)} of {len(twice)} cases.\n\n")
     parts += [f"![shares of the ceiling]({picture})\n\n", TABLE, "\n".join(map(line_of, rows)), "\n"]
-    if found := list(aims(rows)):
+    if found := list(aims(rows, {key: mb for key, mb in peaks.items() if key[0] in here})):
         parts += [AIMED, "\n".join(map(aimed_line, found)), "\n"]
     slower = lost(rows)
     parts.append(SLOWER + "\n".join(slower) + "\n" if slower else "\nNo peer was faster on the device.\n")
@@ -189,10 +190,12 @@ def overview(rows: Iterable[Row], target: Path) -> bool:
     return bool(found)
 
 
-def index_of(device: str, pages: list[tuple[str, str]], runs: Sequence[Run], picture: str = "") -> str:
+def index_of(
+    device: str, pages: list[tuple[str, str]], runs: Sequence[Run], picture: str, peaks: Peaks
+) -> str:
     """The part of the first page about one device; `pages` are (link, what is on it)."""
     rows = rows_of(runs)
-    found = list(aims(rows))
+    found = list(aims(rows, peaks))
     missed = [aim for aim in found if not aim.met]
     parts = [f"\n## {device}\n\n", "".join(f"- [{text}]({link})\n" for link, text in pages)]
     if picture:
@@ -238,6 +241,7 @@ def run(options: argparse.Namespace) -> int:
         target.mkdir(parents=True, exist_ok=True)
         pages: list[tuple[str, str]] = []
         every: list[Run] = []
+        peaks = memory.peaks(options.results / folder / "memory.json")
         for path in paths:
             text = own_page(path)
             if text is not None:
@@ -246,7 +250,7 @@ def run(options: argparse.Namespace) -> int:
                 runs = load(path)
                 every += runs
                 bars(rows_of(runs), target / path.stem)
-                text = page_of(path, runs, f"{path.stem}.svg")
+                text = page_of(path, runs, f"{path.stem}.svg", peaks)
             if text is None:
                 print(f"{path}: no page; its command has no `page`, and it holds no rows")
                 continue
@@ -255,7 +259,7 @@ def run(options: argparse.Namespace) -> int:
             print(target / f"{path.stem}.md")
         device = name_of(paths[-1])
         picture = f"{folder}/overview.svg" if overview(rows_of(every), target / "overview") else ""
-        index += index_of(device, pages, every, picture)
+        index += index_of(device, pages, every, picture, peaks)
     (options.output / "README.md").write_text(index)
     if options.readme.exists():
         text = figures.renewed(options.readme.read_text(), options.results)

@@ -179,7 +179,7 @@ def test_aims_are_compared_with_what_was_reached() -> None:
         Row(name, provider, "backward", Spread.of([us]), Spread.of([us]), "copy", 1.8)
         for provider, us in device.items()
     ]
-    said = {aim.text: (aim.reached, aim.met) for aim in aims(found)}
+    said = {aim.text: (aim.reached, aim.met) for aim in aims(found, {})}
     assert said == {
         "85% of copy": ("90.0%", True),
         "2 times as fast as liger-kernel": ("1.50", False),
@@ -190,13 +190,45 @@ def test_aims_are_compared_with_what_was_reached() -> None:
 def test_aims_on_jax() -> None:
     device = {"ours": 2.0, "ours: xla": 1.0, "XLA: one-hot": 2.05, "XLA": 1.9, "tokamax": 2.5}
     found = [
-        Row("linear_cross_entropy, JAX", provider, "forward and backward", Spread.of([us]), Spread.of([us]))
+        Row(
+            "linear_cross_entropy, JAX",
+            provider,
+            "forward and backward",
+            Spread.of([us]),
+            Spread.of([us]),
+            peak_mb=100 * us,
+        )
         for provider, us in device.items()
     ]
-    assert {aim.text: (aim.reached, aim.met) for aim in aims(found)} == {
+    assert {aim.text: (aim.reached, aim.met) for aim in aims(found, {})} == {
         "no slower than XLA: one-hot by over 3 %": ("0.98 of its time", True),
         "no slower than XLA by over 3 %": ("1.05 of its time", False),
         "1.3 times as fast as tokamax": ("1.25", False),
+        "20% of the memory of tokamax, as XLA plans it": ("80%", False),
+    }
+
+
+def test_aims_of_memory_are_judged_by_processes_of_their_own() -> None:
+    head = "linear_cross_entropy 8192 tokens, hidden 4096, vocabulary 128256"
+    dpo = next(e.name for e in entries(["preference"]))
+    timed = [
+        Row(name, provider, "forward and backward", Spread.of([1.0]), Spread.of([1.0]), peak_mb=mb)
+        for name, provider, mb in ((head, "ours", 1600.0), (dpo, "ours", 60.0), (dpo, "liger-kernel", 100.0))
+    ]
+    by_the_run, by_both = {}, {}
+    for said, peaks in (
+        (by_the_run, {(dpo, "ours"): 40.0}),  # the peer's is missing
+        (by_both, {(head, "ours"): 1800.0, (dpo, "ours"): 40.0, (dpo, "liger-kernel"): 100.0}),
+    ):
+        found = [aim for aim in aims(timed, peaks) if "MB" in aim.text or "memory" in aim.text]
+        said |= {aim.text: (aim.entry, aim.reached, aim.met) for aim in found}
+    assert by_the_run == {
+        "less than 1700 MB, in the process of the timed run": (head, "1600 MB", True),
+        "50% of the memory of liger-kernel, in the process of the timed run": (dpo, "60%", False),
+    }
+    assert by_both == {
+        "less than 1700 MB, in processes of their own": (head, "1800 MB", False),
+        "50% of the memory of liger-kernel, in processes of their own": (dpo, "40%", True),
     }
 
 
