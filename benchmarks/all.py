@@ -20,8 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.commands import COMMANDS, Command
+from benchmarks.offline import SKIPPED
 
 LOGS = Path(__file__).parent.parent / "build" / "benchmarks"
+LEFT_OUT = "left out"
 RESUMABLE = ("run", "memory", "models", "jax")
 
 
@@ -84,6 +86,8 @@ def execute(part: Part) -> str:
     if process.returncode == 0:
         return ""
     last = part.log.read_text(errors="replace").strip().splitlines()[-1:]
+    if process.returncode == SKIPPED:
+        return f"{LEFT_OUT}: {' '.join(last)}"
     return f"exit status {process.returncode}: {' '.join(last)[:160]}"
 
 
@@ -136,11 +140,12 @@ def run(options: argparse.Namespace) -> int:
         name = " ".join(part.words)
         print(f"\n=== {name}", flush=True)
         started = time.monotonic()
-        said = "left out: it needs a GPU" if part.command.gpu and not has_gpu() else execute(part)
+        said = f"{LEFT_OUT}: it needs a GPU" if part.command.gpu and not has_gpu() else execute(part)
         table.append((name, time.monotonic() - started, said))
     print(f"\n{'part':40s} {'seconds':>8s}")
     for name, seconds, said in table:
         print(f"{name:40s} {seconds:8.0f} {said or 'done'}")
-    failed = [name for name, _, said in table if said and not said.startswith("left out")]
-    print(f"{len(table)} parts, {len(failed)} failed; logs in {LOGS}")
+    left_out = [name for name, _, said in table if said.startswith(LEFT_OUT)]
+    failed = [name for name, _, said in table if said and name not in left_out]
+    print(f"{len(table)} parts, {len(failed)} failed, {len(left_out)} left out; logs in {LOGS}")
     return 1 if failed else 0

@@ -11,7 +11,7 @@ import argparse
 import importlib
 import sys
 
-from benchmarks.offline.section import CHECKOUT, Section, compare
+from benchmarks.offline.section import CHECKOUT, Outcome, Section, compare
 
 SECTIONS = {
     "traffic": "bytes of every call of the catalogue, by the formulas of its launches",
@@ -21,6 +21,9 @@ SECTIONS = {
     "xla": "memory and kernels of JAX programs, compiled by XLA for an H200",
 }
 """Those that take seconds come first."""
+
+SKIPPED = 3
+"""The exit status of a command that could do nothing here."""
 
 # The cases that are counted and the meter of memory are those of the tests. At the end of the path they hide nothing.
 sys.path.append(str(CHECKOUT / "tests" / "support"))
@@ -44,10 +47,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the figures, and compare them with those held; the exit status is 1 if something grew."""
+    """Print the figures, and compare them with those held.
+
+    The exit status is 1 if something grew, and SKIPPED if nothing could be compared.
+    """
     names = [word for word in options.words if word in SECTIONS] or list(SECTIONS)
     words = [word for word in options.words if word not in SECTIONS]
-    statuses = [compare(named(name), words, options.write) for name in names]
-    if all(status is None for status in statuses):  # a gate that compares nothing must not pass
+    outcomes = {name: compare(named(name), words, options.write) for name in names}
+    if set(outcomes.values()) == {Outcome.NAMELESS}:  # a gate that compares nothing must not pass
         raise SystemExit(f"No name has {' or '.join(words)} in it; without a word, all names are printed.")
-    return max(status or 0 for status in statuses)
+    skipped = [name for name, outcome in outcomes.items() if outcome is Outcome.SKIPPED]
+    if skipped:
+        reasons = "; ".join(f"{name}: {named(name).skipped(options.write)}" for name in skipped)
+        print(f"\n{len(skipped)} of {len(names)} sections skipped: {reasons}")
+    if Outcome.GREW in outcomes.values():
+        return 1
+    return SKIPPED if Outcome.FINE not in outcomes.values() else 0

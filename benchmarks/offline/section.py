@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import importlib.metadata
 import json
 import os
@@ -60,19 +61,29 @@ class Section:
         """Of the packages that the figures depend on, as installed."""
         return {package: importlib.metadata.version(package) for package in self.packages}
 
+    def versions_held(self) -> dict[str, str]:
+        """Of the packages that the figures which are held were found with."""
+        found: dict[str, str] = self._read()["versions"]
+        return found
+
     def held(self) -> Figures:
         """The figures that are held; none where nothing is."""
         figures: Figures = self._read()["figures"]
         return figures
 
-    def skipped(self) -> str:
-        """Why nothing can be compared here; empty where it can."""
-        if reason := self.missing():
+    def skipped(self, write: bool = False) -> str:
+        """Why nothing can be compared here, or written, and what to do; empty where it can."""
+        reason = self.missing()
+        if reason or write:
             return reason
-        held, here = self._read()["versions"], self.versions()
-        if held and held != here:
-            return f"held for {held}, and this is {here}"
-        return ""
+        held, here = self.versions_held(), self.versions()
+        if held == here or not held:
+            return ""
+        packages = " ".join(f"{name}=={version}" for name, version in held.items())
+        return (
+            f"held for {held}, and this is {here}; compare with `pip install {packages}` (constraints.txt), or hold "
+            f"the figures of these versions: `python -m benchmarks offline {self.name} --write`"
+        )
 
     def complaints(self, found: Figures, words: Words = ()) -> list[str]:
         """What grew, and which of the names asked for are on one side only."""
@@ -106,26 +117,34 @@ class Section:
         return found
 
 
-def compare(section: Section, words: Words, write: bool) -> int | None:
-    """Print a section's figures and compare them with those held, or keep them; None where no name has the words."""
+class Outcome(enum.Enum):
+    """What came of comparing a section."""
+
+    FINE = "nothing grew"
+    GREW = "something grew"
+    SKIPPED = "skipped"
+    NAMELESS = "no such name"
+
+
+def compare(section: Section, words: Words, write: bool) -> Outcome:
+    """Print a section's figures and compare them with those held, or keep them."""
     print(f"\n{section.title}")
-    reason = section.missing() if write else section.skipped()
-    if reason:
+    if reason := section.skipped(write):
         print(f"skipped: {reason}")
-        return 0
+        return Outcome.SKIPPED
     found = section.measure(words)
     if words and not found and not any(asked(name, words) for name in section.held()):
-        print("no such name")
-        return None
+        print(Outcome.NAMELESS.value)
+        return Outcome.NAMELESS
     for name, line in sorted(found.items()):
         print(section.show(name, line))
     if write:
         section.write(found, words)
         print(f"{len(found)} kept in {section.path.relative_to(CHECKOUT)}")
-        return 0
+        return Outcome.FINE
     said = section.complaints(found, words)
     print("\n".join(said) if said else f"{len(found)} compared: nothing grew")
-    return 1 if said else 0
+    return Outcome.GREW if said else Outcome.FINE
 
 
 def growth(*fields: str, slack: float = 0.0, spare: int = 0) -> Callable[[Line, Line], list[str]]:

@@ -646,7 +646,19 @@ def test_a_part_that_fails_does_not_stop_the_rest(
     assert everything.run(argparse.Namespace(words=[], list=False, resume=False)) == 1
     said = capsys.readouterr().out
     assert "exit status 2" in said and "left out: it needs a GPU" in said
-    assert "3 parts, 1 failed" in said
+    assert "3 parts, 1 failed, 1 left out" in said
+
+
+def test_a_part_that_can_do_nothing_here_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "benchmarks.py").write_text("print('skipped: why')\nraise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(everything, "COMMANDS", {"offline": Command("", gpu=False)})
+    monkeypatch.setattr(everything, "LOGS", tmp_path)
+    assert everything.run(argparse.Namespace(words=[], list=False, resume=False)) == 0
+    said = capsys.readouterr().out
+    assert "left out: skipped: why" in said and "1 parts, 0 failed, 1 left out" in said
 
 
 def test_a_part_ends_with_the_process_that_started_it(

@@ -12,7 +12,7 @@ import checkout  # noqa: F401
 import pytest
 
 from benchmarks import offline
-from benchmarks.offline import compiled, counted, occupancy, peaks, section, traffic
+from benchmarks.offline import compiled, counted, occupancy, peaks, section, traffic, xla
 from liger.device import PRESETS
 from liger.launch import Spec
 from liger.plan import least_bytes
@@ -101,6 +101,20 @@ def test_least_bytes() -> None:
     )
 
 
+FINE, GREW, SKIPPED, NAMELESS = section.Outcome
+
+
+def test_where_ci_runs_nothing_is_skipped() -> None:
+    """Held are the figures of the versions that CI installs; with others nothing is compared."""
+    pinned = {}
+    for name in ("constraints.txt", "requirements-aot.txt"):
+        lines = (section.CHECKOUT / name).read_text().splitlines()
+        pinned |= dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+    assert compiled.SECTION.packages and xla.SECTION.packages
+    for held in (compiled.SECTION, xla.SECTION):
+        assert held.versions_held() == {package: pinned[package] for package in held.packages}
+
+
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: section.Figures) -> section.Section:
     monkeypatch.setattr(section, "RESULTS", tmp_path)
     monkeypatch.setattr(section, "CHECKOUT", tmp_path)
@@ -117,14 +131,14 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: section.Fi
 def test_some_names_are_kept_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: section.Figures = {"b": {"bytes": 2}, "a": {"bytes": 1}}
     held = example(tmp_path, monkeypatch, figures)
-    assert section.compare(held, [], write=True) == 0
+    assert section.compare(held, [], write=True) is FINE
     assert [line.split(":")[0].strip() for line in held.path.read_text().splitlines()[3:5]] == ['"a"', '"b"']
     figures |= {"a": {"bytes": 10}, "b": {"bytes": 20}}
-    assert section.compare(held, [], write=False) == 1
-    assert section.compare(held, ["a"], write=True) == 0
+    assert section.compare(held, [], write=False) is GREW
+    assert section.compare(held, ["a"], write=True) is FINE
     assert held.held() == {"a": {"bytes": 10}, "b": {"bytes": 2}}
-    assert section.compare(held, ["a"], write=False) == 0
-    assert section.compare(held, ["b"], write=False) == 1
+    assert section.compare(held, ["a"], write=False) is FINE
+    assert section.compare(held, ["b"], write=False) is GREW
     del figures["b"]
     section.compare(held, ["b"], write=True)
     assert held.held() == {"a": {"bytes": 10}}
@@ -139,13 +153,17 @@ def test_figures_of_other_versions_are_not_compared(
     text = json.loads(held.path.read_text())
     held.path.write_text(json.dumps(text | {"versions": {"numpy": "1.0"}}))
     figures["a"] = {"bytes": 2}
-    assert section.compare(held, [], write=False) == 0
-    assert "skipped: held for {'numpy': '1.0'}, and this is" in capsys.readouterr().out
+    monkeypatch.setattr(offline, "named", lambda name: held)
+    assert offline.run(argparse.Namespace(words=["xla"], write=False)) == offline.SKIPPED
+    *_, first, _, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("skipped: held for {'numpy': '1.0'}, and this is {'numpy': ")
+    assert "`pip install numpy==1.0`" in last and "`python -m benchmarks offline example --write`" in last
+    assert last.startswith("1 of 1 sections skipped: xla: held for")
     figures |= {"b": {"bytes": 3}}
     section.compare(held, ["b"], write=True)
     assert held.held() == {"b": {"bytes": 3}}  # what was held of the other version is not mixed in
     cannot = dataclasses.replace(held, missing=lambda: "no compiler")
-    assert section.compare(cannot, [], write=True) == 0
+    assert section.compare(cannot, [], write=True) is SKIPPED
     assert "skipped: no compiler" in capsys.readouterr().out
 
 
