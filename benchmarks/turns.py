@@ -19,7 +19,7 @@ BLOCK_US = 2000.0
 
 LONG_BLOCK_US = 1e4
 LONG_BLOCKS = 5
-"""Of calls that take longer than this by the wall clock: of them it tells hardly more than the device's time."""
+"""Of calls that take longer than this: of them the wall clock tells hardly more than the device's time."""
 
 
 def samples_of(call_us: float) -> int:
