@@ -22,7 +22,8 @@ from benchmarks.nvml import Monitor
 from benchmarks.phases import Phases
 from benchmarks.providers import COMPILED, EAGER, PROVIDERS, Absent, Function, absent, provider_of
 from benchmarks.rows import DRIFT, RESULTS, Row, Run, folder_of, keep, load, measured_now
-from benchmarks.timing import Calls, Copy, Times, measure
+from benchmarks.timing import Copy, Times, measure
+from benchmarks.turns import Calls
 from benchmarks.words import check
 
 CACHES = 3

@@ -7,8 +7,7 @@ operands, together larger than the cache, and never the set that the candidate b
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch._C._autograd import DeviceType
@@ -17,10 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.nvml import Monitor, Reading, middle
 from benchmarks.phases import Phases
 from benchmarks.rows import Spread
-from benchmarks.turns import blocks_of, rounds, samples_of, staggered
-
-Calls = Sequence[Callable[[], object]]
-"""The same call of different operands."""
+from benchmarks.turns import Calls, busy, rounds, samples_of, staggered, wall_times, warm
 
 MARK = "spin_kernel"
 """The kernel of torch.cuda._sleep: it parts the calls in what the profiler finds."""
@@ -35,25 +31,8 @@ class Times:
     reading: Reading | None
 
 
-def busy(intervals: Iterable[tuple[int, int]]) -> int:
-    """The time that at least one of the intervals (start, end) covers: kernels of two streams may overlap."""
-    total, until = 0, 0
-    for start, end in sorted(intervals):
-        total += max(0, end - max(start, until))
-        until = max(until, end)
-    return total
-
-
-def _warm(calls: Calls) -> float:
-    """Run all of them; about how many microseconds one takes."""
-    for call in calls:
-        call()
+def _wait(_: object) -> None:
     torch.cuda.synchronize()
-    start = time.perf_counter()
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - start) / len(calls) * 1e6
 
 
 def device_times(candidates: Mapping[str, Calls], samples: Mapping[str, int]) -> dict[str, list[float]]:
@@ -85,33 +64,12 @@ def device_times(candidates: Mapping[str, Calls], samples: Mapping[str, int]) ->
     return times
 
 
-def wall_times(
-    candidates: Mapping[str, Calls], around: Mapping[str, float], monitor: Monitor
-) -> tuple[dict[str, list[float]], dict[str, list[Reading]]]:
-    """Microseconds by the wall clock of a call, block by block, and how the GPU was after each block."""
-    wall: dict[str, list[float]] = {name: [] for name in candidates}
-    readings: dict[str, list[Reading]] = {name: [] for name in candidates}
-    turns = staggered(candidates)
-    blocks = {name: blocks_of(us) for name, us in around.items()}
-    for name in rounds({name: n for name, (n, _) in blocks.items()}):
-        _, n = blocks[name]
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(n):
-            next(turns[name])()
-        torch.cuda.synchronize()
-        wall[name].append((time.perf_counter() - start) / n * 1e6)
-        if reading := monitor.read():
-            readings[name].append(reading)
-    return wall, readings
-
-
 def measure(candidates: Mapping[str, Calls], monitor: Monitor, phases: Phases) -> dict[str, Times]:
     """Each candidate's times."""
     with phases.of("warm-up"):
-        around = {name: _warm(calls) for name, calls in candidates.items()}
+        around = {name: warm(calls, _wait) for name, calls in candidates.items()}
     with phases.of("wall clock"):
-        wall, readings = wall_times(candidates, around, monitor)
+        wall, readings = wall_times(candidates, around, monitor, _wait)
     with phases.of("device"):
         device = device_times(candidates, {name: samples_of(us) for name, us in around.items()})
     return {

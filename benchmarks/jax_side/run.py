@@ -20,11 +20,12 @@ from benchmarks.jax_side import gate
 from benchmarks.jax_side.entries import FAMILIES, entries
 from benchmarks.jax_side.entry import OURS, PLAIN, Entry, Operands, Specs, cotangents_for, outputs_of
 from benchmarks.jax_side.programs import BACKWARD, BOTH, FORWARD, RESIDUALS, Program, compiled, lowered
-from benchmarks.jax_side.timing import Call, Time, copy_rate, measure
+from benchmarks.jax_side.timing import Time, copy_rate, measure
 from benchmarks.nvml import Monitor
 from benchmarks.phases import Phases
 from benchmarks.providers import Absent, absent
 from benchmarks.rows import DRIFT, RESULTS, Row, Run, folder_of, keep, load, measured_now
+from benchmarks.turns import Calls
 from benchmarks.words import check
 
 CACHE = 64 << 20
@@ -111,14 +112,14 @@ def errors(prepared: Prepared, operands: Operands) -> dict[str, float]:
     return found
 
 
-def candidates(prepared: Prepared, provider: str, sets: list[Operands]) -> dict[str, list[Call]]:
+def candidates(prepared: Prepared, provider: str, sets: list[Operands]) -> dict[str, Calls]:
     """The calls of each pass of a provider."""
 
     def program(which: str) -> Any:
         return prepared.programs[provider, which].result().call
 
     incoming = cotangents_for(prepared.incoming)
-    found: dict[str, list[Call]] = {}
+    found: dict[str, Calls] = {}
     for which in (FORWARD, BOTH):
         if (provider, which) in prepared.programs:
             call = program(which)
@@ -129,7 +130,7 @@ def candidates(prepared: Prepared, provider: str, sets: list[Operands]) -> dict[
     return found
 
 
-def _products(entry: Entry, sets: list[Operands]) -> list[Call]:
+def _products(entry: Entry, sets: list[Operands]) -> Calls:
     assert entry.products is not None
     function, arguments = entry.products(*sets[0])
     call = jax.jit(function).lower(*arguments).compile()
@@ -146,7 +147,7 @@ def measured(prepared: Prepared, rate: float, monitor: Monitor, phases: Phases) 
     with phases.of("gate"):
         found = errors(prepared, sets[0])
     limit = gate.limit(found.get(PLAIN), dtype)
-    calls: dict[str, dict[str, list[Call]]] = {}
+    calls: dict[str, dict[str, Calls]] = {}
     for provider, error in found.items():
         if error > limit:
             yield Row(entry.name, provider, "", error=error, note="not timed: its error is out of line")

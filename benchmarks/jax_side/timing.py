@@ -14,20 +14,16 @@ from __future__ import annotations
 import glob
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from benchmarks.nvml import Monitor, Reading, middle
 from benchmarks.phases import Phases
 from benchmarks.rows import Spread
-from benchmarks.turns import blocks_of, rounds, samples_of, staggered
-
-Call = Callable[[], Any]
-Calls = Sequence[Call]
-"""The same call of different operands."""
+from benchmarks.turns import Calls, busy, rounds, samples_of, staggered, wall_times, warm
 
 APART_US = 1500.0
 """The host waits so long between calls that are profiled: a gap of half of that is one between calls."""
@@ -88,15 +84,6 @@ def groups(intervals: Sequence[Interval], gap: float) -> list[list[Interval]]:
     return found
 
 
-def busy(intervals: Sequence[Interval]) -> float:
-    """Length of the union of intervals in order."""
-    total, end = 0.0, float("-inf")
-    for start, stop in intervals:
-        total += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    return total
-
-
 def _on_device(
     candidates: Mapping[str, Calls], samples: Mapping[str, int]
 ) -> dict[str, tuple[list[float], int]]:
@@ -120,43 +107,12 @@ def _on_device(
     return found
 
 
-def _warm(calls: Calls) -> float:
-    """Run all of them; about how many microseconds one takes."""
-    for call in calls:
-        jax.block_until_ready(call())
-    start = time.perf_counter()
-    for call in calls:
-        jax.block_until_ready(call())
-    return (time.perf_counter() - start) / len(calls) * 1e6
-
-
-def _by_the_wall_clock(
-    candidates: Mapping[str, Calls], about: Mapping[str, float], monitor: Monitor
-) -> tuple[dict[str, list[float]], dict[str, list[Reading]]]:
-    """Microseconds of a call, block by block, and how the GPU was after each block."""
-    wall: dict[str, list[float]] = {name: [] for name in candidates}
-    readings: dict[str, list[Reading]] = {name: [] for name in candidates}
-    turns = staggered(candidates)
-    blocks = {name: blocks_of(us) for name, us in about.items()}
-    for name in rounds({name: n for name, (n, _) in blocks.items()}):
-        _, n = blocks[name]
-        start = time.perf_counter()
-        for _ in range(n):
-            last = next(turns[name])()
-        jax.block_until_ready(last)
-        wall[name].append((time.perf_counter() - start) / n * 1e6)
-        del last
-        if reading := monitor.read():
-            readings[name].append(reading)
-    return wall, readings
-
-
 def measure(candidates: Mapping[str, Calls], monitor: Monitor, phases: Phases) -> dict[str, Time]:
     """For each candidate, time on the device and by the wall clock."""
     with phases.of("warm-up"):
-        about = {name: _warm(calls) for name, calls in candidates.items()}
+        about = {name: warm(calls, jax.block_until_ready) for name, calls in candidates.items()}
     with phases.of("wall clock"):
-        wall, readings = _by_the_wall_clock(candidates, about, monitor)
+        wall, readings = wall_times(candidates, about, monitor, jax.block_until_ready)
     with phases.of("device"):
         device = _on_device(candidates, {name: samples_of(us) for name, us in about.items()})
     return {

@@ -348,8 +348,8 @@ def test_a_function_that_a_version_has_not_is_absent() -> None:
 
 
 def test_kernels_that_overlap_count_once() -> None:
-    assert timing.busy([(0, 10), (5, 12), (20, 21), (20, 25)]) == 17
-    assert timing.busy([]) == 0
+    assert turns.busy([(0, 10), (5, 12), (20, 21), (20, 25)]) == 17
+    assert turns.busy([]) == 0
 
 
 def test_a_row_that_is_looked_up_twice_is_read_once() -> None:
@@ -457,7 +457,7 @@ class FakeCopy:
 
 
 def fake_measure(
-    candidates: Mapping[str, timing.Calls], monitor: object, phases: Phases
+    candidates: Mapping[str, turns.Calls], monitor: object, phases: Phases
 ) -> dict[str, timing.Times]:
     """Every call runs once, and is said to take longer than the one before."""
     found = {}

@@ -8,7 +8,7 @@ import checkout  # noqa: F401
 import jax
 import pytest
 
-from benchmarks import nvml
+from benchmarks import nvml, turns
 from benchmarks.jax_side import gate, run, timing
 from benchmarks.jax_side.entries import entries
 from benchmarks.jax_side.entry import OURS, PLAIN, Entry, step_of
@@ -100,4 +100,4 @@ def test_programs_of_an_entry_run(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_calls_are_told_apart_by_their_gaps() -> None:
     kernels = [(0.0, 2.0), (2.5, 4.0), (3.0, 6.0), (900.0, 901.0)]
     assert [len(group) for group in timing.groups(kernels, 100.0)] == [3, 1]
-    assert timing.busy(kernels) == 2.0 + 3.5 + 1.0
+    assert turns.busy(kernels) == 2.0 + 3.5 + 1.0
