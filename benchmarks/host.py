@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from benchmarks.entry import BACKWARD, FORWARD, Operands, draw
 from benchmarks.gate import outputs_of
 from benchmarks.nvml import Monitor
-from benchmarks.providers import EAGER, FUSED, LIGER, Absent, Function, liger
+from benchmarks.providers import EAGER, FUSED, LIGER, Function, liger, note_of
 from benchmarks.rows import RESULTS, Row, Run, Spread, folder_of, keep, load, rows_of
 from benchmarks.timing import Copy
 from benchmarks.words import check
@@ -172,8 +172,7 @@ def measured(name: str, case: Case) -> Iterator[Row]:
             block()[0]()
             forward[provider], backward[provider] = same(call), block
         except Exception as failure:  # it is a result
-            reason = "absent" if isinstance(failure, Absent) else f"failed: {type(failure).__name__}"
-            yield Row(name, provider, "", note=f"{reason}: {failure}")
+            yield Row(name, provider, "", note=note_of(failure))
     nothing = empty(inputs, outputs_of(case.ours(*operands)))
     forward[EMPTY], backward[EMPTY] = same(nothing), backward_of(nothing, inputs)
     for which, calls in ((FORWARD, forward), (BACKWARD, backward)):

@@ -29,7 +29,7 @@ from benchmarks import gate
 from benchmarks.entries import entries
 from benchmarks.entry import Entry, Operands
 from benchmarks.nvml import Monitor
-from benchmarks.providers import EAGER, PROVIDERS, Absent, Function, absent, provider_of
+from benchmarks.providers import EAGER, PROVIDERS, Absent, Function, absent, note_of, provider_of
 from benchmarks.rows import RESULTS, Run, folder_of, keep, load, measured_now, rows_of
 from benchmarks.run import functions_of
 from benchmarks.words import check
@@ -165,7 +165,7 @@ def _of(name: str, provider: str) -> dict[str, Any]:
     try:
         peak, reserved = measured(entry, functions_of(entry)[provider])
     except (Absent, ImportError) as failure:
-        return {"note": f"absent: {failure}"}
+        return {"note": note_of(failure)}
     return {"peak_mb": round(peak, 1), "reserved_mb": round(reserved, 1)}
 
 

@@ -72,6 +72,13 @@ PROVIDERS = {
 }
 
 
+def note_of(failure: Exception) -> str:
+    """Why there is nothing: "absent: ..." of a provider that is not there, and "failed: ..." of what broke off."""
+    if isinstance(failure, Absent | ImportError):  # some look for what they need when they are called
+        return f"absent: {failure}"
+    return f"failed: {type(failure).__name__}: {' '.join(str(failure).split())[:160]}"
+
+
 def provider_of(name: str) -> str:
     """The provider of a variant."""
     return name.split(":")[0]

@@ -162,7 +162,7 @@ class Row:
     @property
     def failed(self) -> bool:
         """Whether it is ours and broke off; a peer that cannot do it is a result."""
-        return self.is_ours and self.note.startswith("failed")
+        return self.is_ours and self.note.startswith(("failed", "absent"))
 
     def _share(self, time: Spread | None) -> float | None:
         return None if time is None or self.ceiling_us is None else self.ceiling_us / time.median
@@ -260,6 +260,19 @@ class Run:
     def without(self, keys: Collection[object]) -> Run:
         """Without the rows of these keys."""
         return dataclasses.replace(self, rows=tuple(r for r in self.rows if r.key not in keys))
+
+
+def show(row: Row) -> str:
+    """One line."""
+    if row.device_us is None or row.wall_us is None:
+        error = "" if row.error is None else f" (error {row.error:.1e})"
+        return f"{row.entry:56s} {row.provider:26s} {row.note}{error}"
+    clock = "" if row.clock_mhz is None else f"  {row.clock_mhz:.0f} MHz {row.power_w:.0f} W"
+    return (
+        f"{row.entry:56s} {row.provider:26s} {row.which:20s} device {row.device_us.median:9.1f} us "
+        f"{row.device_share:5.2f}  wall {row.wall_us.median:9.1f} us {row.wall_share:5.2f} of {row.of:8s} "
+        f"error {row.error:.1e}  peak {row.peak_mb:6.0f} MB{clock}  {row.note}".rstrip()
+    )
 
 
 def read_row(values: dict[str, Any]) -> Row:

@@ -20,9 +20,9 @@ from benchmarks.entry import BACKWARD, BOTH, FORWARD, PASSES, Entry, Operands
 from benchmarks.groups import GROUPS
 from benchmarks.nvml import Monitor
 from benchmarks.phases import Phases
-from benchmarks.providers import COMPILED, EAGER, PROVIDERS, Absent, Function, absent, provider_of
-from benchmarks.rows import DRIFT, RESULTS, Row, Run, folder_of, keep, load, measured_now
-from benchmarks.timing import Copy, Times, measure
+from benchmarks.providers import COMPILED, EAGER, PROVIDERS, Function, absent, note_of, provider_of
+from benchmarks.rows import DRIFT, RESULTS, Row, Run, folder_of, keep, load, measured_now, show
+from benchmarks.timing import Copy, measure
 from benchmarks.turns import Calls
 from benchmarks.words import check
 
@@ -100,15 +100,6 @@ def constants_of(operands: Operands) -> Operands:
     return tuple(None if t is None else t.detach() for t in operands)
 
 
-def _failed(entry: Entry, name: str, failure: Exception) -> Row:
-    note = (
-        f"absent: {failure}"
-        if isinstance(failure, Absent | ImportError)  # some look for what they need when they are called
-        else f"failed: {type(failure).__name__}: {' '.join(str(failure).split())[:100]}"
-    )
-    return Row(entry.name, name, "", note=note)
-
-
 def measured(
     entry: Entry, copy: Copy, monitor: Monitor, phases: Phases, gone: Iterable[str] = ()
 ) -> Iterator[Row]:
@@ -135,7 +126,7 @@ def measured(
                 with phases.of("gate"):
                     errors[name] = gate.error(entry, functions[name], sets[0], right)
         except Exception as failure:  # it is a result, and no reason to lose the others
-            yield _failed(entry, name, failure)
+            yield Row(entry.name, name, "", note=note_of(failure))
             continue
         reach = float("inf") if name == EAGER else errors.get(EAGER)
         if errors[name] > gate.limit(reach, dtype):
@@ -156,7 +147,7 @@ def measured(
                         same[name, which] = repeats(calls[0])
         except Exception as failure:
             candidates.pop(name, None)
-            yield _failed(entry, name, failure)
+            yield Row(entry.name, name, "", note=note_of(failure))
     for which in PASSES:
         turns: dict[str, Calls] = {name: found[which] for name, found in candidates.items() if which in found}
         if not turns:
@@ -165,34 +156,21 @@ def measured(
         if entry.products is not None:
             turns["products"] = [entry.products(*constants_of(sets[0]))]
         times = measure(turns, monitor, phases)
-        rate = copy.moved / times.pop("copy").device.median
+        rate = copy.moved / times.pop("copy").best.median
         of, ceiling = "copy", least[which] / rate
         if entry.products is not None:
-            of, ceiling = "products", times.pop("products").device.median
+            of, ceiling = "products", times.pop("products").best.median
         for name, found in times.items():
-            more = {"error": errors[name], "peak_mb": peaks[name, which], "repeats": same.get((name, which))}
-            yield row_of(entry.name, name, which, found, of, ceiling, **more)
-
-
-def row_of(
-    entry: str, provider: str, which: str, times: Times, of: str, ceiling_us: float, **more: float | None
-) -> Row:
-    """A row of what was timed."""
-    reading: dict[str, float | None] = dict(times.reading._asdict()) if times.reading else {}
-    return Row(entry, provider, which, times.device, times.wall, of, ceiling_us, **(reading | more))  # type: ignore[arg-type]
-
-
-def show(row: Row) -> str:
-    """One line."""
-    if row.device_us is None or row.wall_us is None:
-        error = "" if row.error is None else f" (error {row.error:.1e})"
-        return f"{row.entry:56s} {row.provider:26s} {row.note}{error}"
-    clock = "" if row.clock_mhz is None else f"  {row.clock_mhz:.0f} MHz {row.power_w:.0f} W"
-    return (
-        f"{row.entry:56s} {row.provider:26s} {row.which:20s} device {row.device_us.median:9.1f} us "
-        f"{row.device_share:5.2f}  wall {row.wall_us.median:9.1f} us {row.wall_share:5.2f} of {row.of:8s} "
-        f"error {row.error:.1e}  peak {row.peak_mb:6.0f} MB{clock}"
-    )
+            yield found.row(
+                entry.name,
+                name,
+                which,
+                of,
+                ceiling,
+                error=errors[name],
+                peak_mb=peaks[name, which],
+                repeats=same.get((name, which)),
+            )
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -256,7 +234,7 @@ def _group(group: str, path: Path, options: argparse.Namespace, monitor: Monitor
                 print(show(row), flush=True)
                 rows.append(row)
         except Exception as failure:  # one that needs more memory than there is does not stop the rest
-            rows.append(_failed(entry, "ours", failure))
+            rows.append(Row(entry.name, "ours", "", note=note_of(failure)))
             print(show(rows[-1]), flush=True)
         torch.cuda.empty_cache()
         save()

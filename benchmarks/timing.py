@@ -1,48 +1,36 @@
-"""Time on the device and by the wall clock, of several candidates in turn.
-
-Candidates take turns, so that a clock that drifts hits them all. Each call takes the next one of several sets of
-operands, together larger than the cache, and never the set that the candidate before has just read.
-"""
+"""`benchmarks.turns` for PyTorch, and the copy that is the ceiling."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.nvml import Monitor, Reading, middle
+from benchmarks import turns
+from benchmarks.nvml import Monitor
 from benchmarks.phases import Phases
-from benchmarks.rows import Spread
-from benchmarks.turns import Calls, busy, rounds, samples_of, staggered, wall_times, warm
+from benchmarks.turns import Calls, Times, busy, rounds, staggered
 
 MARK = "spin_kernel"
 """The kernel of torch.cuda._sleep: it parts the calls in what the profiler finds."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Times:
-    """Of one candidate."""
-
-    device: Spread
-    wall: Spread
-    reading: Reading | None
 
 
 def _wait(_: object) -> None:
     torch.cuda.synchronize()
 
 
-def device_times(candidates: Mapping[str, Calls], samples: Mapping[str, int]) -> dict[str, list[float]]:
-    """Microseconds on the device of each call, found by the profiler."""
-    turns = staggered(candidates)
+def _on_device(
+    candidates: Mapping[str, Calls], samples: Mapping[str, int]
+) -> dict[str, tuple[list[float], int]]:
+    """Microseconds of each call of a candidate, and the number of kernels of one."""
+    taken = staggered(candidates)
     order = rounds(samples)
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         torch.cuda._sleep(1)
         for name in order:
-            next(turns[name])()
+            next(taken[name])()
             torch.cuda._sleep(1)
         torch.cuda.synchronize()
     events = sorted(
@@ -58,24 +46,17 @@ def device_times(candidates: Mapping[str, Calls], samples: Mapping[str, int]) ->
             calls[-1].append((start, end))
     if len(calls) != len(order) + 1:
         raise RuntimeError(f"the profiler lost events: {len(calls)} marks of {len(order) + 1}")
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for name, kernels in zip(order, calls, strict=False):
-        times[name].append(busy(kernels) / 1e3)
-    return times
+    ran = list(zip(order, calls, strict=False))
+    counts = {name: len(kernels) for name, kernels in ran}
+    return {
+        name: ([busy(kernels) / 1e3 for of, kernels in ran if of == name], counts[name])
+        for name in candidates
+    }
 
 
 def measure(candidates: Mapping[str, Calls], monitor: Monitor, phases: Phases) -> dict[str, Times]:
     """Each candidate's times."""
-    with phases.of("warm-up"):
-        around = {name: warm(calls, _wait) for name, calls in candidates.items()}
-    with phases.of("wall clock"):
-        wall, readings = wall_times(candidates, around, monitor, _wait)
-    with phases.of("device"):
-        device = device_times(candidates, {name: samples_of(us) for name, us in around.items()})
-    return {
-        name: Times(Spread.of(device[name]), Spread.of(wall[name]), middle(readings[name]))
-        for name in candidates
-    }
+    return turns.measure(candidates, monitor, phases, _wait, _on_device)
 
 
 class Copy:
@@ -95,4 +76,4 @@ class Copy:
 
     def rate(self, monitor: Monitor) -> float:
         """Bytes per microsecond."""
-        return self.moved / measure({"copy": [self]}, monitor, Phases())["copy"].device.median
+        return self.moved / measure({"copy": [self]}, monitor, Phases())["copy"].best.median

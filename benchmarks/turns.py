@@ -1,22 +1,32 @@
-"""Calls in turn: whose turn it is to take which set of operands, how often, and the wall clock's time.
+"""Time on the device and by the wall clock, of several candidates in turn, for either framework.
 
-For both frameworks: nothing here needs one. They bring `wait`, which waits for what a call returned.
+Candidates take turns, so that a clock that drifts hits them all. Each call takes the next one of several sets of
+operands, together larger than the cache, and never the set that the candidate before has just read.
+
+A framework brings `Wait`, which waits for what a call returned, and `OnDevice`, which finds by its profiler the time in
+which at least one kernel of a call ran.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from benchmarks.nvml import Monitor, Reading
+from benchmarks.nvml import Monitor, Reading, middle
+from benchmarks.phases import Phases
+from benchmarks.rows import Row, Spread
 
 T = TypeVar("T")
 
 Calls = Sequence[Callable[[], Any]]
 """The same call of different operands."""
 Wait = Callable[[Any], object]
+OnDevice = Callable[[Mapping[str, Calls], Mapping[str, int]], dict[str, tuple[list[float], int]]]
+"""(candidates, how many samples of each) -> microseconds of each sample and the number of kernels of a call; without
+those that the profiler did not see."""
 
 SAMPLES = 30
 
@@ -30,6 +40,33 @@ BLOCK_US = 2000.0
 LONG_BLOCK_US = 1e4
 LONG_BLOCKS = 5
 """Of calls that take longer than this: of them the wall clock tells hardly more than the device's time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Of one candidate.
+
+    Attributes:
+        device: on the device; None where the profiler saw nothing.
+        wall: by the wall clock.
+        reading: clock, power and temperature.
+        kernels: of a call, as the profiler saw them.
+    """
+
+    device: Spread | None
+    wall: Spread
+    reading: Reading | None
+    kernels: int = 0
+
+    @property
+    def best(self) -> Spread:
+        """On the device where it is known."""
+        return self.device or self.wall
+
+    def row(self, entry: str, provider: str, which: str, of: str, ceiling_us: float, **more: Any) -> Row:
+        """A row with them."""
+        reading = self.reading._asdict() if self.reading else {}
+        return Row(entry, provider, which, self.best, self.wall, of, ceiling_us, **reading, **more)
 
 
 def samples_of(call_us: float) -> int:
@@ -102,3 +139,21 @@ def wall_times(
         if reading := monitor.read():
             readings[name].append(reading)
     return wall, readings
+
+
+def measure(
+    candidates: Mapping[str, Calls], monitor: Monitor, phases: Phases, wait: Wait, on_device: OnDevice
+) -> dict[str, Times]:
+    """Each candidate's times."""
+    with phases.of("warm-up"):
+        around = {name: warm(calls, wait) for name, calls in candidates.items()}
+    with phases.of("wall clock"):
+        wall, readings = wall_times(candidates, around, monitor, wait)
+    with phases.of("device"):
+        device = on_device(candidates, {name: samples_of(us) for name, us in around.items()})
+    found = {}
+    for name in candidates:
+        times, kernels = device.get(name, ([], 0))
+        spread = Spread.of(times) if times else None
+        found[name] = Times(spread, Spread.of(wall[name]), middle(readings[name]), kernels)
+    return found

@@ -20,12 +20,12 @@ from benchmarks.jax_side import gate
 from benchmarks.jax_side.entries import FAMILIES, entries
 from benchmarks.jax_side.entry import OURS, PLAIN, Entry, Operands, Specs, cotangents_for, outputs_of
 from benchmarks.jax_side.programs import BACKWARD, BOTH, FORWARD, RESIDUALS, Program, compiled, lowered
-from benchmarks.jax_side.timing import Time, copy_rate, measure
+from benchmarks.jax_side.timing import copy_rate, measure
 from benchmarks.nvml import Monitor
 from benchmarks.phases import Phases
-from benchmarks.providers import Absent, absent
-from benchmarks.rows import DRIFT, RESULTS, Row, Run, folder_of, keep, load, measured_now
-from benchmarks.turns import Calls
+from benchmarks.providers import Absent, absent, note_of
+from benchmarks.rows import DRIFT, RESULTS, Row, Run, folder_of, keep, load, measured_now, show
+from benchmarks.turns import Calls, Times
 from benchmarks.words import check
 
 CACHE = 64 << 20
@@ -57,10 +57,6 @@ class Prepared:
     failed: dict[str, str]
 
 
-def _said(failure: Exception) -> str:
-    return f"failed: {type(failure).__name__}: {' '.join(str(failure).split())[:160]}"
-
-
 def prepare(entry: Entry, pool: concurrent.futures.Executor) -> Prepared:
     """Lower every program of an entry, and have it compiled."""
     specs = entry.specs()
@@ -77,7 +73,7 @@ def prepare(entry: Entry, pool: concurrent.futures.Executor) -> Prepared:
         except Absent:  # the run tells of it
             continue
         except Exception as failure:  # it is a result, and no reason to lose the others
-            prepared.failed[provider] = _said(failure)
+            prepared.failed[provider] = note_of(failure)
             continue
         for which, program in found.items():
             tune = which not in (GATE, RESIDUALS)
@@ -108,7 +104,7 @@ def errors(prepared: Prepared, operands: Operands) -> dict[str, float]:
             try:
                 found[provider] = gate.error(program.result().call(few, incoming), wanted)
             except Exception as failure:
-                prepared.failed[provider] = _said(failure)
+                prepared.failed[provider] = note_of(failure)
     return found
 
 
@@ -155,7 +151,7 @@ def measured(prepared: Prepared, rate: float, monitor: Monitor, phases: Phases) 
         try:
             calls[provider] = candidates(prepared, provider, sets)
         except Exception as failure:
-            prepared.failed[provider] = _said(failure)
+            prepared.failed[provider] = note_of(failure)
     for provider, said in prepared.failed.items():
         yield Row(entry.name, provider, "", note=said)
         calls.pop(provider, None)
@@ -171,40 +167,24 @@ def measured(prepared: Prepared, rate: float, monitor: Monitor, phases: Phases) 
         of, ceiling = "copy", least[which] / rate
         if entry.products is not None:
             products = times.pop(PRODUCTS)
-            of, ceiling = "products", (products.device or products.wall).median
+            of, ceiling = "products", products.best.median
         for provider, found_time in times.items():
             program = prepared.programs[provider, which].result()
-            reading = found_time.reading._asdict() if found_time.reading else {}
-            yield Row(
+            yield found_time.row(
                 entry.name,
                 provider,
                 which,
-                found_time.device or found_time.wall,
-                found_time.wall,
                 of,
                 ceiling,
-                found[provider],
-                program.peak_mb,
-                _note(found_time, program),
-                **reading,
+                error=found[provider],
+                peak_mb=program.peak_mb,
+                note=_note(found_time, program),
             )
 
 
-def _note(found: Time, program: Program) -> str:
+def _note(found: Times, program: Program) -> str:
     note = f"{found.kernels or program.kernels} kernels, {program.temporary_mb:.0f} MB of temporaries"
     return note if found.device else f"{note}; the profiler saw nothing: both times are the wall clock's"
-
-
-def show(row: Row) -> str:
-    """One line."""
-    if row.device_us is None or row.wall_us is None:
-        error = "" if row.error is None else f" (error {row.error:.1e})"
-        return f"{row.entry:56s} {row.provider:22s} {row.note}{error}"
-    return (
-        f"{row.entry:56s} {row.provider:22s} {row.which:20s} device {row.device_us.median:9.1f} us "
-        f"{row.device_share:5.2f} of {row.of:8s} wall {row.wall_us.median:9.1f} us  error {row.error:.1e}  "
-        f"peak {row.peak_mb:6.0f} MB  {row.note}"
-    )
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -286,7 +266,7 @@ def run(options: argparse.Namespace) -> int:
                 except (
                     Exception
                 ) as failure:  # one that needs more memory than there is does not stop the rest
-                    rows.append(Row(prepared.entry.name, OURS, "", note=_said(failure)))
+                    rows.append(Row(prepared.entry.name, OURS, "", note=note_of(failure)))
                     print(show(rows[-1]), flush=True)
                 save()  # a lease of a GPU may end in between
                 print(f"{prepared.entry.name}: seconds: {phases}", flush=True)

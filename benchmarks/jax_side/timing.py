@@ -1,12 +1,9 @@
-"""Time on the device and by the wall clock of compiled programs, in turn.
+"""`benchmarks.turns` for compiled programs of JAX.
 
 JAX has no events to time a stream with. On the device a call's time is that in which one of its kernels or copies ran,
-as the profiler (CUPTI) saw it: the union of their intervals, so that what overlaps counts once, and what the host
-needs to start them not at all. By the wall clock it is that of a block of calls queued one after the other, over their
-number: what a loop of steps would see, the host's work included where it takes longer than the device's.
-
-Candidates take turns, so that a clock that drifts hits them all, and each call takes the next one of several sets of
-operands, together larger than the cache, and not the set that the candidate before has just read.
+as the profiler (CUPTI) saw it, and what the host needs to start them does not count. By the wall clock it is that of a
+block of calls queued one after the other, over their number: what a loop of steps would see, the host's work included
+where it takes longer than the device's.
 """
 
 from __future__ import annotations
@@ -16,26 +13,16 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 
-from benchmarks.nvml import Monitor, Reading, middle
+from benchmarks import turns
+from benchmarks.nvml import Monitor
 from benchmarks.phases import Phases
-from benchmarks.rows import Spread
-from benchmarks.turns import Calls, busy, rounds, samples_of, staggered, wall_times, warm
+from benchmarks.turns import Calls, Times, busy, rounds, staggered
 
 APART_US = 1500.0
 """The host waits so long between calls that are profiled: a gap of half of that is one between calls."""
-
-
-class Time(NamedTuple):
-    """Of one candidate; `device` is None where the profiler saw nothing, `kernels` counts what it saw of a call."""
-
-    device: Spread | None
-    wall: Spread
-    kernels: int
-    reading: Reading | None
 
 
 Interval = tuple[float, float]
@@ -88,9 +75,9 @@ def _on_device(
     candidates: Mapping[str, Calls], samples: Mapping[str, int]
 ) -> dict[str, tuple[list[float], int]]:
     """Microseconds of each call of a candidate, and the number of kernels of one; nothing where it was not seen."""
-    turns = staggered(candidates)
+    taken = staggered(candidates)
     order = rounds(samples)
-    seen = groups(profiled([next(turns[name]) for name in order]), APART_US / 2)
+    seen = groups(profiled([next(taken[name]) for name in order]), APART_US / 2)
     if not seen:
         return {}
     if len(seen) == len(order):
@@ -101,34 +88,21 @@ def _on_device(
         return {name: (times[name], counts[name]) for name in candidates}
     found = {}
     for name, n in samples.items():  # one pauses, or was not recorded: the mean of many is all that is known
-        intervals = profiled([next(turns[name]) for _ in range(n)])
+        intervals = profiled([next(taken[name]) for _ in range(n)])
         if intervals:
             found[name] = ([busy(intervals) / n] * n, round(len(intervals) / n))
     return found
 
 
-def measure(candidates: Mapping[str, Calls], monitor: Monitor, phases: Phases) -> dict[str, Time]:
-    """For each candidate, time on the device and by the wall clock."""
-    with phases.of("warm-up"):
-        about = {name: warm(calls, jax.block_until_ready) for name, calls in candidates.items()}
-    with phases.of("wall clock"):
-        wall, readings = wall_times(candidates, about, monitor, jax.block_until_ready)
-    with phases.of("device"):
-        device = _on_device(candidates, {name: samples_of(us) for name, us in about.items()})
-    return {
-        name: Time(
-            Spread.of(device[name][0]) if name in device else None,
-            Spread.of(wall[name]),
-            device[name][1] if name in device else 0,
-            middle(readings[name]),
-        )
-        for name in candidates
-    }
+def measure(candidates: Mapping[str, Calls], monitor: Monitor, phases: Phases) -> dict[str, Times]:
+    """Each candidate's times."""
+    return turns.measure(candidates, monitor, phases, jax.block_until_ready, _on_device)
 
 
 def copy_rate(monitor: Monitor) -> float:
     """Bytes per microsecond that a copy of 2 GB, compiled by XLA, reads and writes."""
     source = jax.random.normal(jax.random.key(0, impl="unsafe_rbg"), (2**30,), jax.numpy.bfloat16)
     copy = jax.jit(jax.numpy.copy).lower(source).compile()
-    time_of = measure({"copy": [lambda: copy(source)]}, monitor, Phases())["copy"]
-    return 2 * source.nbytes / (time_of.device or time_of.wall).median
+    return (
+        2 * source.nbytes / measure({"copy": [lambda: copy(source)]}, monitor, Phases())["copy"].best.median
+    )

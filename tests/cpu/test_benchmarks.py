@@ -25,7 +25,7 @@ from liger_triton.rms_norm import RMS_NORM, Options
 # The benchmarks are no part of what is installed. At the end of the path the checkout hides nothing that is.
 sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks import all as everything
-from benchmarks import figures, gate, memory, merge, nvml, providers, report, run, timing, turns
+from benchmarks import figures, gate, memory, merge, nvml, providers, report, run, turns
 from benchmarks.aims import aims
 from benchmarks.commands import COMMANDS, Command, module_of
 from benchmarks.entries import entries, linear_cross_entropy, linear_jsd, logprobs, policy, preference
@@ -458,7 +458,7 @@ class FakeCopy:
 
 def fake_measure(
     candidates: Mapping[str, turns.Calls], monitor: object, phases: Phases
-) -> dict[str, timing.Times]:
+) -> dict[str, turns.Times]:
     """Every call runs once, and is said to take longer than the one before."""
     found = {}
     for i, (name, calls) in enumerate(candidates.items()):
@@ -466,7 +466,7 @@ def fake_measure(
             for call in calls:
                 call()
         spread = Spread.of([10.0 * (i + 1)])
-        found[name] = timing.Times(spread, spread, nvml.Reading(1000.0, 500.0, 40.0))
+        found[name] = turns.Times(spread, spread, nvml.Reading(1000.0, 500.0, 40.0))
     return found
 
 
