@@ -21,6 +21,7 @@ from pathlib import Path
 
 from benchmarks.commands import COMMANDS, Command
 from benchmarks.offline import SKIPPED
+from benchmarks.options import add_resume
 
 LOGS = Path(__file__).parent.parent / "build" / "benchmarks"
 LEFT_OUT = "left out"
@@ -116,7 +117,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Which parts."""
     parser.add_argument("words", nargs="*", metavar="WORD", help="only these commands, or groups of `run`")
     parser.add_argument("--list", action="store_true", help="print the command of each part, and run none")
-    parser.add_argument("--resume", action="store_true", help="leave out what was measured from this source")
+    add_resume(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from benchmarks.entry import BACKWARD, FORWARD, Operands, draw
 from benchmarks.gate import outputs_of
 from benchmarks.nvml import Monitor
+from benchmarks.options import add_output, asked, check
 from benchmarks.providers import EAGER, FUSED, LIGER, Function, liger, note_of
-from benchmarks.rows import RESULTS, Row, Run, Spread, folder_of, keep, load, rows_of
+from benchmarks.rows import Row, Run, Spread, folder_of, keep, load, rows_of
 from benchmarks.timing import Copy
-from benchmarks.words import check
 from liger_torch import functional as f
 
 EMPTY = "empty autograd.Function"
@@ -245,7 +245,7 @@ def page(path: Path) -> str:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Which ops, and where to."""
     parser.add_argument("words", nargs="*", metavar="WORD", help="only ops with one of these in their name")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results, with one per device")
+    add_output(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -265,7 +265,7 @@ def run(options: argparse.Namespace) -> int:
         keep(path, Run.now(device, (before, after), rows, {}, monitor.hardware()), kept)
 
     for name, case in cases().items():
-        if options.words and not any(word in name for word in options.words):
+        if not asked(name, options.words):
             continue
         for row in measured(name, case):
             rows.append(row)

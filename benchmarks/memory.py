@@ -29,10 +29,10 @@ from benchmarks import gate
 from benchmarks.entries import entries
 from benchmarks.entry import Entry, Operands
 from benchmarks.nvml import Monitor
+from benchmarks.options import add_output, add_resume, check
 from benchmarks.providers import EAGER, PROVIDERS, Absent, Function, absent, note_of, provider_of
-from benchmarks.rows import RESULTS, Run, folder_of, keep, load, measured_now, rows_of
+from benchmarks.rows import Run, folder_of, keep, load, measured_now, rows_of
 from benchmarks.run import functions_of
-from benchmarks.words import check
 
 SECONDS = 240.0
 """After which one process is ended."""
@@ -182,12 +182,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "words", nargs="*", metavar="WORD", help="only entries with one of these in their name"
     )
     parser.add_argument("--every", action="store_true", help="also entries of ops that hold nothing large")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results, with one per device")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="leave out what was measured from this source, but for what failed",
-    )
+    add_output(parser)
+    add_resume(parser)
     parser.add_argument("--of", nargs=2, metavar=("ENTRY", "PROVIDER"), help=argparse.SUPPRESS)
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.rows import RESULTS, keep, load, read_row
+from benchmarks.options import add_output
+from benchmarks.rows import keep, load, read_row
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folders", nargs="+", type=Path, metavar="FOLDER", help="the --output of other commands"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results, with one per device")
+    add_output(parser)
 
 
 def add(source: Path, target: Path) -> None:

@@ -19,12 +19,12 @@ from benchmarks.entries import entries
 from benchmarks.entry import BACKWARD, BOTH, FORWARD, PASSES, Entry, Operands
 from benchmarks.groups import GROUPS
 from benchmarks.nvml import Monitor
+from benchmarks.options import add_output, add_resume, check
 from benchmarks.phases import Phases
 from benchmarks.providers import COMPILED, EAGER, PROVIDERS, Function, absent, note_of, provider_of
-from benchmarks.rows import DRIFT, RESULTS, Row, Run, folder_of, keep, load, measured_now, show
+from benchmarks.rows import DRIFT, Row, Run, folder_of, keep, load, measured_now, show
 from benchmarks.timing import Copy, measure
 from benchmarks.turns import Calls
-from benchmarks.words import check
 
 CACHES = 3
 """Operands of all calls together are at least so many times the size of the L2 cache."""
@@ -181,12 +181,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--word", action="append", default=[], help="only entries whose name contains it; may be given again"
     )
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results, with one per device")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="leave out what was measured from this source, but for what failed",
-    )
+    add_output(parser)
+    add_resume(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.entry import Entry
 from benchmarks.groups import GROUPS
+from benchmarks.options import asked
 
 
 def entries(groups: Sequence[str] = tuple(GROUPS), words: Sequence[str] = ()) -> Iterator[Entry]:
     """The entries of these groups whose name contains one of the words; all where there are none."""
     for group in groups:
         for entry in importlib.import_module(f"benchmarks.entries.{group}").entries():
-            if not words or any(word in entry.name for word in words):
+            if asked(entry.name, words):
                 yield entry

@@ -8,7 +8,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -22,11 +21,11 @@ from benchmarks.jax_side.entry import OURS, PLAIN, Entry, Operands, Specs, cotan
 from benchmarks.jax_side.programs import BACKWARD, BOTH, FORWARD, RESIDUALS, Program, compiled, lowered
 from benchmarks.jax_side.timing import copy_rate, measure
 from benchmarks.nvml import Monitor
+from benchmarks.options import add_output, add_resume, check
 from benchmarks.phases import Phases
 from benchmarks.providers import Absent, absent, note_of
-from benchmarks.rows import DRIFT, RESULTS, Row, Run, folder_of, keep, load, measured_now, show
+from benchmarks.rows import DRIFT, Row, Run, folder_of, keep, load, measured_now, show
 from benchmarks.turns import Calls, Times
-from benchmarks.words import check
 
 CACHE = 64 << 20
 """At least the L2 cache of the GPUs that are measured; XLA does not tell it."""
@@ -202,12 +201,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="compile so many programs at once; with more than one, XLA times its own choices on a busy GPU",
     )
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results, with one per device")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="leave out what was measured from this source, but for what failed",
-    )
+    add_output(parser)
+    add_resume(parser)
 
 
 def chosen(words: list[str]) -> list[Entry]:

@@ -15,8 +15,8 @@ from benchmarks.models import pool
 from benchmarks.models.case import ARMS, FLAX_ARMS, Case, Result
 from benchmarks.models.results import Sitting, add, load
 from benchmarks.models.shapes import CURVES, MODELS, SHAPES
-from benchmarks.rows import RESULTS, command, folder_of, measured_now, source_digest
-from benchmarks.words import check
+from benchmarks.options import add_output, add_resume, check
+from benchmarks.rows import command, folder_of, measured_now, source_digest
 
 FLAX_SEQUENCE = 1024
 """The Flax decoder's attention holds its scores, so that long sequences would be about them alone."""
@@ -70,12 +70,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", action="store_true", help="name the kernels that take the most time")
     parser.add_argument("--limit", type=float, default=180.0, help="seconds of a case at most")
     parser.add_argument("--seconds", type=float, default=3600.0, help="seconds of all cases at most")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of results, with one per device")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="leave out what was measured from this source, but for what failed",
-    )
+    add_output(parser)
+    add_resume(parser)
 
 
 def cases(options: argparse.Namespace) -> list[Case]:

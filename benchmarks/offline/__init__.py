@@ -11,7 +11,8 @@ import argparse
 import importlib
 import sys
 
-from benchmarks.offline.section import CHECKOUT, Outcome, Section, compare
+from benchmarks.offline.section import Outcome, Section, compare
+from benchmarks.rows import ROOT
 
 SECTIONS = {
     "traffic": "bytes of every call of the catalogue, by the formulas of its launches",
@@ -26,7 +27,7 @@ SKIPPED = 3
 """The exit status of a command that could do nothing here."""
 
 # The cases that are counted and the meter of memory are those of the tests. At the end of the path they hide nothing.
-sys.path.append(str(CHECKOUT / "tests" / "support"))
+sys.path.append(str(ROOT / "tests" / "support"))
 
 
 def named(name: str) -> Section:

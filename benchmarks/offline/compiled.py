@@ -12,7 +12,8 @@ from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor
 
 from benchmarks.offline.occupancy import resident_warps
-from benchmarks.offline.section import Figures, Line, Section, Words, asked
+from benchmarks.offline.section import Figures, Line, Section, Words
+from benchmarks.options import asked
 from liger import interpret
 from liger.aot import Report, compile_launch
 from liger.device import PRESETS

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import sys
 
-from benchmarks.offline.section import Figures, Line, Section, Words, asked, elsewhere, growth
+from benchmarks.offline.section import Figures, Line, Section, Words, elsewhere, growth
+from benchmarks.options import asked
 
 
 def measure(words: Words) -> Figures:

@@ -10,7 +10,8 @@ import chunked_peak
 import torch
 from peak_memory import PeakMemory
 
-from benchmarks.offline.section import Figures, Line, Section, Words, asked, growth
+from benchmarks.offline.section import Figures, Line, Section, Words, growth
+from benchmarks.options import asked
 from liger.plan import WHOLE
 from liger_torch import autograd
 from liger_torch.backend import DTYPES

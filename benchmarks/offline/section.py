@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-CHECKOUT = Path(__file__).parents[2]
-RESULTS = CHECKOUT / "benchmarks" / "results"
+from benchmarks.options import asked
+from benchmarks.rows import RESULTS, ROOT
 
 Line = Mapping[str, Any]
 """The figures of one name."""
@@ -23,11 +23,6 @@ Figures = dict[str, Line]
 
 Words = Sequence[str]
 """Only names with one of these in them; all names where there are none."""
-
-
-def asked(name: str, words: Words) -> bool:
-    """Whether a name is one of those asked for."""
-    return not words or any(word in name for word in words)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +135,7 @@ def compare(section: Section, words: Words, write: bool) -> Outcome:
         print(section.show(name, line))
     if write:
         section.write(found, words)
-        print(f"{len(found)} kept in {section.path.relative_to(CHECKOUT)}")
+        print(f"{len(found)} kept in {section.path.relative_to(ROOT)}")
         return Outcome.FINE
     said = section.complaints(found, words)
     print("\n".join(said) if said else f"{len(found)} compared: nothing grew")
@@ -168,7 +163,7 @@ def elsewhere(module: str, words: Words, environment: Mapping[str, str]) -> Figu
 
     In a process of its own, where variables must be set before packages are imported.
     """
-    paths = [str(CHECKOUT), str(CHECKOUT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     process = subprocess.run(
         [sys.executable, "-P", "-m", module, *words],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment},

@@ -7,7 +7,8 @@ arrays whole.
 
 from __future__ import annotations
 
-from benchmarks.offline.section import Figures, Line, Section, Words, asked, growth
+from benchmarks.offline.section import Figures, Line, Section, Words, growth
+from benchmarks.options import asked
 from liger.device import H200
 from liger.launch import Spec
 from liger.plan import least_bytes, passes

@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 from benchmarks.offline.section import Figures, Line, Section, Words, elsewhere, growth
+from benchmarks.options import asked
 
 PACKAGES = ("jax", "jax-cuda13-pjrt", "jax-cuda13-plugin")
 
@@ -39,7 +40,6 @@ def compiled(words: Words) -> Figures:
 
     import liger_jax
     from benchmarks.offline import h200_target, xla_kernels
-    from benchmarks.offline.section import asked
     from benchmarks.offline.xla_programs import PROGRAMS
     from liger.device import H200
 

@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks import offline
 from benchmarks.offline import compiled, counted, occupancy, peaks, section, traffic, xla
+from benchmarks.options import asked
 from liger.device import PRESETS
 from liger.launch import Spec
 from liger.plan import least_bytes
@@ -108,7 +109,7 @@ def test_where_ci_runs_nothing_is_skipped() -> None:
     """Held are the figures of the versions that CI installs; with others nothing is compared."""
     pinned = {}
     for name in ("constraints.txt", "requirements-aot.txt"):
-        lines = (section.CHECKOUT / name).read_text().splitlines()
+        lines = (section.ROOT / name).read_text().splitlines()
         pinned |= dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
     assert compiled.SECTION.packages and xla.SECTION.packages
     for held in (compiled.SECTION, xla.SECTION):
@@ -117,11 +118,11 @@ def test_where_ci_runs_nothing_is_skipped() -> None:
 
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figures: section.Figures) -> section.Section:
     monkeypatch.setattr(section, "RESULTS", tmp_path)
-    monkeypatch.setattr(section, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(section, "ROOT", tmp_path)
     return section.Section(
         name="example",
         title="An example",
-        measure=lambda words: {n: line for n, line in figures.items() if section.asked(n, words)},
+        measure=lambda words: {n: line for n, line in figures.items() if asked(n, words)},
         complain=section.growth("bytes"),
         show=lambda name, line: f"{name} {line['bytes']}",
         packages=("numpy",),
