@@ -6,17 +6,9 @@ from typing import Any
 
 import torch
 
+from benchmarks import checks
 from benchmarks.entry import Entry, Operands
 from benchmarks.providers import Function
-
-ROWS = 48
-"""Tokens of the problem that is checked: the operands' own weights, a few of their tokens."""
-
-FACTOR = 4.0
-"""How many times torch eager's error an implementation may make, or of one rounding where there is no eager one."""
-
-EAGER_ROUNDINGS = 2.0
-"""No more of torch eager's error counts: a formula that is wrong is no measure of the others."""
 
 
 def tensors_of(result: Any) -> list[torch.Tensor]:
@@ -35,13 +27,11 @@ def few_rows(entry: Entry, operands: Operands) -> Operands:
     if entry.op is None:
         assert entry.few is not None, entry.name
         return entry.few(operands)
-    found = []
-    for declared, tensor in zip(entry.op.operands, operands, strict=True):
-        if tensor is not None and declared.role == "rows":
-            index = (slice(ROWS),) * (tensor.ndim - declared.axes)
-            tensor = tensor.detach()[index].clone().requires_grad_(tensor.requires_grad)
-        found.append(tensor)
-    return tuple(found)
+    few = checks.few_rows(entry.op, operands)
+    return tuple(
+        t if t is None or t is whole else t.detach().clone().requires_grad_(t.requires_grad)
+        for t, whole in zip(few, operands, strict=True)
+    )
 
 
 def results(function: Function, operands: Operands) -> list[torch.Tensor]:
@@ -59,19 +49,10 @@ def results(function: Function, operands: Operands) -> list[torch.Tensor]:
 
 def reference_of(entry: Entry) -> Function:
     """What computes the outputs in float64."""
-    op = entry.op
-    if op is None:
+    if entry.op is None:
         assert entry.reference is not None, entry.name
         return entry.reference
-
-    def reference(*arrays: Any) -> Any:
-        outputs = op.reference(arrays, entry.options)
-        wanted = entry.outputs or [o.name for o in op.outputs if o.differentiable]
-        wanted = wanted or [o.name for o in op.outputs]
-        named = zip((o.name for o in op.outputs), outputs, strict=True)
-        return tuple(o for name, o in named if o is not None and name in wanted)
-
-    return reference
+    return checks.reference_of(entry.op, entry.options, entry.outputs)
 
 
 def exact(entry: Entry, operands: Operands) -> list[torch.Tensor]:
@@ -107,5 +88,4 @@ def error(entry: Entry, function: Function, operands: Operands, right: list[torc
 
 def limit(eager_error: float | None, dtype: torch.dtype) -> float:
     """The largest error of an implementation that is timed; torch eager's own may be `limit(inf, dtype)`."""
-    rounding = torch.finfo(dtype).eps
-    return FACTOR * min(max(eager_error or 0.0, rounding), EAGER_ROUNDINGS * rounding)
+    return checks.limit(eager_error, torch.finfo(dtype).eps)

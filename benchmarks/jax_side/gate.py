@@ -7,38 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks import checks
 from benchmarks.jax_side.entry import Entry, Operands, cotangents_for, outputs_of, step_of
-
-ROWS = 48
-"""Tokens of the problem that is checked: the operands' own weights, a few of their tokens."""
-
-FACTOR = 4.0
-"""How many times the error of XLA's plain formula an implementation may make, or of one rounding."""
-
-PLAIN_ROUNDINGS = 2.0
-"""No more of the plain formula's error counts: one that is wrong is no measure of the others."""
-
-
-def few_rows(entry: Entry, operands: Operands) -> Operands:
-    """The operands of the first few tokens; None stays."""
-    found = []
-    for declared, array in zip(entry.op.operands, operands, strict=True):
-        if array is not None and declared.role == "rows":
-            array = array[(slice(ROWS),) * (array.ndim - declared.axes)]
-        found.append(array)
-    return tuple(found)
-
-
-def reference(entry: Entry) -> Any:
-    """The op's reference, of the outputs that the implementations return."""
-    names = [o.name for o in entry.op.outputs]
-    wanted = entry.outputs or [o.name for o in entry.op.outputs if o.differentiable] or names
-
-    def call(*arrays: Any) -> tuple[Any, ...]:
-        outputs = entry.op.reference(arrays, entry.options)
-        return tuple(o for name, o in zip(names, outputs, strict=True) if o is not None and name in wanted)
-
-    return call
 
 
 def cotangents(entry: Entry, operands: Operands) -> tuple[jax.Array, ...]:
@@ -51,7 +21,7 @@ def exact(entry: Entry, few: Operands, incoming: tuple[jax.Array, ...]) -> list[
     wide = tuple(
         a.astype(jnp.float64) if a is not None and jnp.issubdtype(a.dtype, jnp.floating) else a for a in few
     )
-    step = jax.jit(step_of(reference(entry), entry.wanted))
+    step = jax.jit(step_of(checks.reference_of(entry.op, entry.options, entry.outputs), entry.wanted))
     return jax.tree.leaves(step(wide, tuple(c.astype(jnp.float64) for c in incoming)))
 
 
@@ -76,4 +46,4 @@ def error(found: Any, wanted: list[jax.Array]) -> float:
 def limit(plain_error: float | None, dtype: Any) -> float:
     """The largest error of an implementation that is timed."""
     eps = float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
-    return FACTOR * min(max(plain_error or 0.0, eps), PLAIN_ROUNDINGS * eps)
+    return checks.limit(plain_error, eps)

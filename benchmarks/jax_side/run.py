@@ -15,6 +15,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import jax.numpy as jnp
 
+from benchmarks import checks
 from benchmarks.jax_side import gate
 from benchmarks.jax_side.entries import FAMILIES, entries
 from benchmarks.jax_side.entry import OURS, PLAIN, Entry, Operands, Specs, cotangents_for, outputs_of
@@ -61,7 +62,7 @@ def prepare(entry: Entry, pool: concurrent.futures.Executor) -> Prepared:
     specs = entry.specs()
     outputs = outputs_of(jax.eval_shape(entry.plain, *specs))
     incoming = jax.eval_shape(lambda: cotangents_for(outputs))
-    few = jax.eval_shape(lambda operands: gate.few_rows(entry, operands), specs)
+    few = jax.eval_shape(lambda operands: checks.few_rows(entry.op, operands), specs)
     few_incoming = jax.eval_shape(lambda: gate.cotangents(entry, few))
     prepared = Prepared(entry, specs, incoming, {}, {})
     for provider, function in entry.providers().items():
@@ -93,7 +94,7 @@ def operand_sets(entry: Entry) -> list[Operands]:
 def errors(prepared: Prepared, operands: Operands) -> dict[str, float]:
     """Of every provider, on a few tokens."""
     entry = prepared.entry
-    few = gate.few_rows(entry, operands)
+    few = checks.few_rows(entry.op, operands)
     incoming = gate.cotangents(entry, few)
     with jax.enable_x64(True):
         wanted = gate.exact(entry, few, incoming)

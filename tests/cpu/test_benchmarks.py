@@ -25,7 +25,7 @@ from liger_triton.rms_norm import RMS_NORM, Options
 # The benchmarks are no part of what is installed. At the end of the path the checkout hides nothing that is.
 sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks import all as everything
-from benchmarks import figures, gate, memory, merge, nvml, providers, report, run, turns
+from benchmarks import checks, figures, gate, memory, merge, nvml, providers, report, run, turns
 from benchmarks.aims import aims
 from benchmarks.commands import COMMANDS, Command, module_of
 from benchmarks.entries import entries, linear_cross_entropy, linear_jsd, logprobs, policy, preference
@@ -56,7 +56,7 @@ def test_the_gate(wrong: bool) -> None:
     entry = Entry("rms_norm", RMS_NORM, Options(), lambda: draw()[: len(RMS_NORM.operands)], function)
     operands = entry.operands()
     few = gate.few_rows(entry, operands)
-    assert few[0] is not None and few[0].shape == (gate.ROWS, 64)
+    assert few[0] is not None and few[0].shape == (checks.ROWS, 64)
     found = gate.error(entry, function, operands, gate.exact(entry, operands))
     assert (found > gate.limit(None, torch.bfloat16)) == wrong
 
