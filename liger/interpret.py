@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from liger import interpreter_repairs, traffic
+from liger import interpreter_repairs, interpreter_speed, traffic
 from liger.launch import TRITON_DTYPE, Launch, Spec
 
 _LOCK = threading.Lock()
@@ -61,6 +61,7 @@ def run(launch: Launch, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         )
     with _LOCK:
         interpreter_repairs.apply()
+        interpreter_speed.apply()
         executor = _executor_class()(kernel.rewrite(), kernel.arg_names, launch.grid)
         with traffic.observed(launch, inputs):
             executor(*arguments, **dict(launch.constants))

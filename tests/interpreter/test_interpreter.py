@@ -220,3 +220,35 @@ def test_interpreting_is_read_from_the_environment(monkeypatch: pytest.MonkeyPat
     assert interpret.enabled()
     monkeypatch.delenv("TRITON_INTERPRET")
     assert not interpret.enabled()
+
+
+def test_what_is_done_once_changes_no_bit() -> None:
+    """Kernels that call device functions, branch, reduce, scan, divide integers and cast, in every dtype."""
+    script = """
+import hashlib, sys
+from cases import REPRESENTATIVES, DTYPES
+from liger import interpreter_speed
+from torch_runner import run
+interpreter_speed._applied = sys.argv[1] == "as Triton has it"
+digest = hashlib.sha256()
+for name in ("swiglu", "embedding", "group_norm", "qk_norm_rope", "sparsemax", "cross_entropy", "jsd", "int2_matmul"):
+    for dtype in DTYPES:
+        case = next(case for case in REPRESENTATIVES if case.op.name == name)
+        for array in sum(run(case, dtype), []):
+            if array is not None:
+                digest.update(f"{array.shape} {array.dtype} {array.tolist()}".encode())
+print(digest.hexdigest())
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    plain, once = (
+        subprocess.run(
+            [sys.executable, "-P", "-c", script, how],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+        ).stdout.split()
+        for how in ("as Triton has it", "once")
+    )
+    assert plain == once
+    assert len(plain) == 1
