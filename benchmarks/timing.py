@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import turns
 from benchmarks.nvml import Monitor
 from benchmarks.phases import Phases
-from benchmarks.turns import Calls, Times, busy, rounds, staggered
+from benchmarks.turns import Calls, Rotation, Times, busy, rounds
 
 MARK = "spin_kernel"
 """The kernel of torch.cuda._sleep: it parts the calls in what the profiler finds."""
@@ -25,12 +25,12 @@ def _on_device(
     candidates: Mapping[str, Calls], samples: Mapping[str, int]
 ) -> dict[str, tuple[list[float], int]]:
     """Microseconds of each call of a candidate, and the number of kernels of one."""
-    taken = staggered(candidates)
+    taken = Rotation(candidates)
     order = rounds(samples)
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         torch.cuda._sleep(1)
         for name in order:
-            next(taken[name])()
+            taken.next(name)()
             torch.cuda._sleep(1)
         torch.cuda.synchronize()
     events = sorted(

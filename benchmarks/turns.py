@@ -1,7 +1,8 @@
 """Time on the device and by the wall clock, of several candidates in turn, for either framework.
 
-Candidates take turns, so that a clock that drifts hits them all. Each call takes the next one of several sets of
-operands, together larger than the cache, and never the set that the candidate before has just read.
+Candidates take turns, so that a clock that drifts hits them all, and each round in another order: what a call leaves in
+the cache unwritten costs the next one, so that no candidate may always stand behind the same one. Each call takes the
+next one of several sets of operands, together larger than the cache, and never the set that was read just before.
 
 A framework brings `Wait`, which waits for what a call returned, and `OnDevice`, which finds by its profiler the time in
 which at least one kernel of a call ran.
@@ -10,10 +11,10 @@ which at least one kernel of a call ran.
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 from benchmarks.nvml import Monitor, Reading, middle
 from benchmarks.phases import Phases
@@ -80,20 +81,28 @@ def blocks_of(call_us: float) -> tuple[int, int]:
 
 
 def rounds(times: Mapping[str, int]) -> list[str]:
-    """The names in turn, each as often as it says."""
-    return [name for i in range(max(times.values())) for name, n in times.items() if i < n]
+    """The names round by round, each as often as it says; every round in an order of its own, the same in every run."""
+    draw = random.Random(0)
+    found = []
+    for i in range(max(times.values())):
+        names = [name for name, n in times.items() if i < n]
+        draw.shuffle(names)
+        found += names
+    return found
 
 
-def staggered(candidates: Mapping[str, Sequence[T]]) -> dict[str, Iterator[T]]:
-    """For each candidate its calls, over and over, the first one of the second candidate being its second one.
+class Rotation(Generic[T]):
+    """The calls of candidates, each with other operands than the call before."""
 
-    With candidates in turn, all of them beginning with the same operands, each would find in the cache what the one
-    before it has just read.
-    """
-    return {
-        name: itertools.cycle((*calls[i % len(calls) :], *calls[: i % len(calls)]))
-        for i, (name, calls) in enumerate(candidates.items())
-    }
+    def __init__(self, candidates: Mapping[str, Sequence[T]]) -> None:
+        self._candidates = candidates
+        self._count = 0
+
+    def next(self, name: str) -> T:
+        """A call of this candidate."""
+        calls: Sequence[T] = self._candidates[name]
+        self._count += 1
+        return calls[self._count % len(calls)]
 
 
 def busy(intervals: Iterable[tuple[float, float]]) -> float:
@@ -128,13 +137,13 @@ def wall_times(
     """Microseconds of a call, block by block, and how the GPU was after each block; a call takes `around` so many."""
     wall: dict[str, list[float]] = {name: [] for name in candidates}
     readings: dict[str, list[Reading]] = {name: [] for name in candidates}
-    turns = staggered(candidates)
+    taken = Rotation(candidates)
     blocks = {name: blocks_of(us) for name, us in around.items()}
     for name in rounds({name: n for name, (n, _) in blocks.items()}):
         _, n = blocks[name]
         wait(None)
         start = time.perf_counter()
-        run_all(itertools.islice(turns[name], n), wait)
+        run_all([taken.next(name) for _ in range(n)], wait)
         wall[name].append((time.perf_counter() - start) / n * 1e6)
         if reading := monitor.read():
             readings[name].append(reading)

@@ -19,7 +19,7 @@ import jax
 from benchmarks import turns
 from benchmarks.nvml import Monitor
 from benchmarks.phases import Phases
-from benchmarks.turns import Calls, Times, busy, rounds, staggered
+from benchmarks.turns import Calls, Rotation, Times, busy, rounds
 
 APART_US = 1500.0
 """The host waits so long between calls that are profiled: a gap of half of that is one between calls."""
@@ -75,9 +75,9 @@ def _on_device(
     candidates: Mapping[str, Calls], samples: Mapping[str, int]
 ) -> dict[str, tuple[list[float], int]]:
     """Microseconds of each call of a candidate, and the number of kernels of one; nothing where it was not seen."""
-    taken = staggered(candidates)
+    taken = Rotation(candidates)
     order = rounds(samples)
-    seen = groups(profiled([next(taken[name]) for name in order]), APART_US / 2)
+    seen = groups(profiled([taken.next(name) for name in order]), APART_US / 2)
     if not seen:
         return {}
     if len(seen) == len(order):
@@ -88,7 +88,7 @@ def _on_device(
         return {name: (times[name], counts[name]) for name in candidates}
     found = {}
     for name, n in samples.items():  # one pauses, or was not recorded: the mean of many is all that is known
-        intervals = profiled([next(taken[name]) for _ in range(n)])
+        intervals = profiled([taken.next(name) for _ in range(n)])
         if intervals:
             found[name] = ([busy(intervals) / n] * n, round(len(intervals) / n))
     return found

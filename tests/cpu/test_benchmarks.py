@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import ctypes
 import dataclasses
 import importlib.util
+import itertools
 import os
 import re
 import subprocess
@@ -364,20 +366,30 @@ def test_a_row_that_is_looked_up_twice_is_read_once() -> None:
 
 def test_candidates_in_turn_take_different_operands() -> None:
     """What one has just read is in the cache for the next, which must not ask for it."""
-    taken = turns.staggered({"ours": (0, 1, 2), "peer": (0, 1, 2), "copy": (0,)})
-    rounds = [[next(taken[name]) for name in taken] for _ in range(4)]
-    assert rounds == [[0, 1, 0], [1, 2, 0], [2, 0, 0], [0, 1, 0]]
+    candidates = {"ours": (0, 1, 2), "peer": (0, 1, 2), "other": (0, 1, 2)}
+    taken = turns.Rotation(candidates)
+    sets = [taken.next(name) for name in turns.rounds(dict.fromkeys(candidates, 30))]
+    assert all(a != b for a, b in itertools.pairwise(sets))
+    assert set(sets) == {0, 1, 2}
+
+
+def test_every_candidate_stands_behind_every_other() -> None:
+    """A call pays for what the one before it left to be written."""
+    names = ("ours", "peer", "other", "copy")
+    order = turns.rounds(dict.fromkeys(names, 30))
+    assert all(sorted(order[i : i + 4]) == sorted(names) for i in range(0, 120, 4))
+    behind = collections.Counter(itertools.pairwise(order))
+    assert all(behind[a, b] >= 4 for a, b in itertools.permutations(names, 2))
+    assert order == turns.rounds(dict.fromkeys(names, 30)), "the same in every run"
 
 
 def test_slow_calls_are_sampled_less() -> None:
     assert [turns.samples_of(us) for us in (10.0, 9e4, 2e5)] == [30, 30, 10]
     assert [turns.blocks_of(us) for us in (0.1, 10.0, 3e3, 6e4)] == [(30, 2000), (30, 200), (30, 1), (5, 1)]
-    assert turns.rounds({"fast": 3, "slow": 1, "other": 2}) == [
-        "fast",
-        "slow",
-        "other",
-        "fast",
-        "other",
+    order = turns.rounds({"fast": 3, "slow": 1, "other": 2})
+    assert [set(order[:3]), set(order[3:5]), order[5]] == [
+        {"fast", "slow", "other"},
+        {"fast", "other"},
         "fast",
     ]
 
