@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from benchmarks.memory import read_peak
+from benchmarks.models.case import Result
 from benchmarks.options import add_output
 from benchmarks.rows import keep, load, read_row
 
@@ -24,15 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def add(source: Path, target: Path) -> None:
     """Add the runs of one file to another one."""
-    if source.stem == "models":
-        from benchmarks.models import results
-
-        for sitting in results.load(source):
-            results.add(target, results.load(target), sitting)
-        return
-    read = read_row
-    if source.stem == "memory":
-        from benchmarks.memory import read_peak as read  # type: ignore[assignment]
+    read = {"memory": read_peak, "models": Result.from_json}.get(source.stem, read_row)
     for run in load(source, read):
         keep(target, run, load(target, read))
 

@@ -286,11 +286,18 @@ def load(path: Path, row: Callable[[dict[str, Any]], Any] = read_row) -> tuple[R
     if not path.exists():
         return ()
     runs = []
-    for found in json.loads(path.read_text())["runs"]:
+    held = json.loads(path.read_text())
+    for found in held["runs"] if "runs" in held else map(_of_sitting, held["sittings"]):
         copy = found["copy_tb_s"]
         rows = tuple(map(row, found["rows"]))
         runs.append(Run(**(found | {"copy_tb_s": copy and tuple(copy), "rows": rows})))
     return tuple(runs)
+
+
+def _of_sitting(found: dict[str, Any]) -> dict[str, Any]:
+    """A run, of the form that files of whole models had until 2026-11-28."""
+    memory = found.pop("memory_gb")
+    return {**found, "copy_tb_s": None, "hardware": {"memory": f"{memory} GB"}}
 
 
 def save(path: Path, runs: Iterable[Run]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 from benchmarks.rows import Spread
@@ -177,19 +176,10 @@ class Result:
         rate = sum(self.product_tflops) / 2
         return self.tflops / (self.step.median / 1e3) / rate
 
-    def to_json(self) -> str:
-        """One line, without what was not found."""
-        found = {
-            name: value
-            for name, value in dataclasses.asdict(self).items()
-            if value is not None and value != () and value != ""
-        }
-        return json.dumps(found)
-
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Result:
-        """Of what `to_json` wrote, parsed."""
-        values = dict(found)
+        """Of what JSON holds; what is not there was not found."""
+        values = {name: value for name, value in found.items() if value is not None}
         values["case"] = Case(**values["case"])
         if "step" in values:
             values["step"] = Spread(**values["step"])
@@ -198,5 +188,5 @@ class Result:
                 values[name] = tuple(values[name])
         for name in ("kernels", "probes"):
             if name in values:
-                values[name] = tuple(tuple(each) for each in values[name])
+                values[name] = tuple(map(tuple, values[name]))
         return cls(**values)

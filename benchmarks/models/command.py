@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.models import pool
 from benchmarks.models.case import ARMS, FLAX_ARMS, Case, Result
-from benchmarks.models.results import Sitting, add, load
 from benchmarks.models.shapes import CURVES, MODELS, SHAPES
 from benchmarks.options import add_output, add_resume, check
-from benchmarks.rows import command, folder_of, measured_now, source_digest
+from benchmarks.rows import Run, folder_of, keep, load, measured_now
 
 FLAX_SEQUENCE = 1024
 """The Flax decoder's attention holds its scores, so that long sequences would be about them alone."""
@@ -155,14 +153,14 @@ def run(options: argparse.Namespace) -> int:
     )  # so that the process that has the device is ended
     check(options.words, SHAPES, "model")
     wanted = cases(options)
-    before: list[Sitting] = []
+    before: tuple[Run, ...] = ()
     done: list[Result] = []
     machine: dict[str, Any] = {}
     path: Path | None = None
     if options.resume:
         machine = pool.machine()
         path = options.output / folder_of(machine["device"]) / "models.json"
-        before = load(path)
+        before = load(path, Result.from_json)
         known = measured_now(before)
         wanted = [case for case in wanted if case.key not in known]
     for result, found in pool.results(wanted, options.limit, options.seconds):
@@ -171,21 +169,8 @@ def run(options: argparse.Namespace) -> int:
             done.append(result)
         if path is None and found:
             machine, path = found, options.output / folder_of(found["device"]) / "models.json"
-            before = load(path)
+            before = load(path, Result.from_json)
         if path is not None and done:  # after every case: a lease of a GPU may end in between
-            add(path, before, sitting(machine, done))
+            keep(path, Run.now(machine["device"], None, done, {}, machine["hardware"]), before)
     print(f"{len(done)} results in {path}")
     return int(any(result.failed for result in done))
-
-
-def sitting(machine: dict[str, Any], done: Sequence[Result]) -> Sitting:
-    """The results so far."""
-    return Sitting(
-        device=machine["device"],
-        memory_gb=machine["memory_gb"],
-        date=datetime.date.today().isoformat(),
-        command=command(),
-        versions=machine["versions"],
-        source=source_digest(),
-        rows=tuple(done),
-    )

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from benchmarks.models.case import Case, Result
 from benchmarks.models.report import anchor_of, grouped
-from benchmarks.models.results import load
 from benchmarks.models.shapes import MODELS
-from benchmarks.rows import RESULTS
+from benchmarks.rows import RESULTS, load
 
 BEGIN = "<!-- models: written by `python -m benchmarks report` from the rows; do not edit -->"
 END = "<!-- models: end -->"
@@ -40,13 +39,13 @@ def cell(row: Result | None, link: str) -> str:
 def lines(results: Path = RESULTS) -> Iterator[str]:
     """A table for each device, line by line."""
     for path in sorted(results.glob("*/models.json")):
-        sittings = load(path)
-        groups = [rows for rows in grouped(sittings).values() if shown(rows[0].case)]
+        runs = load(path, Result.from_json)
+        groups = [rows for rows in grouped(runs).values() if shown(rows[0].case)]
         if not groups:
             continue
         named = ("torch", "transformers", "liger-kernel")
-        versions = ", ".join(f"{name} {sittings[-1].versions.get(name, '')}" for name in named)
-        yield f"{sittings[-1].device}, {sittings[-1].date}, {versions}; tokens per second and peak memory:"
+        versions = ", ".join(f"{name} {runs[-1].versions.get(name, '')}" for name in named)
+        yield f"{runs[-1].device}, {runs[-1].date}, {versions}; tokens per second and peak memory:"
         yield ""
         yield f"| training step | {' | '.join(SHOWN_ARMS)} |"
         yield f"|---|{'---|' * len(SHOWN_ARMS)}"

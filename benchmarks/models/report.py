@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.models.case import ARMS, Case, Result
-from benchmarks.models.results import Sitting, load
 from benchmarks.plots import settle
-from benchmarks.rows import folder_of
+from benchmarks.rows import Run, folder_of, load, rows_of
 
 Groups = dict[tuple[Any, ...], list[Result]]
 
 HEAD = """# Training steps of whole models
 
-Device: {device}, with {memory:.0f} GB of memory. Random weights, the same in every arm. `eager` is the Hugging Face
+Device: {device}. Random weights, the same in every arm. `eager` is the Hugging Face
 model with torch's scaled dot product attention, `compile` the same under torch.compile, `liger` with liger-kernel as
 it is installed, `ours` with this package, `ours-compile` both; `flax-plain` and `flax-ours` are this package's Flax
 decoder on plain Flax layers and on its own. Every row is a process of its own. A step is forward, backward and AdamW
@@ -46,9 +45,9 @@ PLOTS = {"step": "steps", "longest": "longest", "curve": "curves"}
 
 def page(path: Path) -> str:
     """The report's page, of the file of results."""
-    sittings = load(path)
-    groups = grouped(sittings)
-    text = HEAD.format(device=sittings[-1].device, memory=sittings[-1].memory_gb)
+    runs = load(path, Result.from_json)
+    groups = grouped(runs)
+    text = HEAD.format(device=runs[-1].device)
     for title, what, table in (
         ("Steps", "step", step_table),
         ("Longest context at batch one", "longest", longest_table),
@@ -62,11 +61,7 @@ def page(path: Path) -> str:
             case = rows[0].case
             text += f'### <a id="{anchor_of(case)}"></a>{case.title}\n\n{table(rows)}\n'
     text += lost_section(groups) + "## Where the rows are from\n\n"
-    for sitting in sittings:
-        versions = ", ".join(f"{package} {version}" for package, version in sitting.versions.items())
-        origin = f"`{sitting.command}`; {versions}; source {sitting.source}"
-        text += f"- {len(sitting.rows)} rows of {sitting.date}: {origin}.\n"
-    return text
+    return text + "".join(run.about for run in runs)
 
 
 def anchor_of(case: Case) -> str:
@@ -76,7 +71,7 @@ def anchor_of(case: Case) -> str:
 
 def plots(path: Path, folder: Path) -> None:
     """Draw what the page shows into the folder, as PNG and SVG."""
-    groups = grouped(load(path))
+    groups = grouped(load(path, Result.from_json))
     for what, draw in (("step", steps), ("longest", longest), ("curve", curves)):
         wanted = {key: rows for key, rows in groups.items() if key[0] == what}
         if wanted:
@@ -87,12 +82,11 @@ def plots(path: Path, folder: Path) -> None:
             _pyplot().close(figure)
 
 
-def grouped(sittings: Iterable[Sitting]) -> Groups:
+def grouped(runs: Iterable[Run]) -> Groups:
     """Results that differ in the arm alone."""
     found: Groups = {}
-    for sitting in sittings:
-        for row in sitting.rows:
-            found.setdefault(row.case.group, []).append(row)
+    for row in rows_of(runs):
+        found.setdefault(row.case.group, []).append(row)
     return {key: sorted(rows, key=lambda row: ARMS.index(row.case.arm)) for key, rows in found.items()}
 
 

@@ -6,6 +6,7 @@ that it prints.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -14,6 +15,7 @@ import traceback
 
 from benchmarks.models.case import Case, Result, ran_out_of_memory
 from benchmarks.models.pool import MARK
+from benchmarks.nvml import Monitor
 
 
 def import_all(case: Case) -> None:
@@ -61,19 +63,14 @@ def _failed(case: Case, failure: Exception) -> Result:
 
 
 def machine() -> dict[str, object]:
-    """The device and the versions of what matters."""
+    """The device, and what there is to say of it."""
     import torch
 
-    from benchmarks.rows import versions
-
     if not torch.cuda.is_available():
-        return {"device": "CPU", "memory_gb": 0.0, "versions": versions()}
+        return {"device": "CPU", "hardware": {}}
     memory = torch.cuda.get_device_properties(0).total_memory
-    return {
-        "device": torch.cuda.get_device_name(),
-        "memory_gb": round(memory / 1e9, 1),
-        "versions": versions(),
-    }
+    hardware = {"memory": f"{memory / 1e9:.1f} GB", **Monitor().hardware()}
+    return {"device": torch.cuda.get_device_name(), "hardware": hardware}
 
 
 def main() -> None:
@@ -83,7 +80,7 @@ def main() -> None:
     if not sys.stdin.readline():  # nobody wants it any more
         return
     result = result_of(case)
-    print(f"{MARK}{json.dumps({'machine': machine(), 'result': json.loads(result.to_json())})}", flush=True)
+    print(f"{MARK}{json.dumps({'machine': machine(), 'result': dataclasses.asdict(result)})}", flush=True)
 
 
 if __name__ == "__main__":

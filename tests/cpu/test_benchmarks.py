@@ -33,7 +33,6 @@ from benchmarks.commands import COMMANDS, Command, module_of
 from benchmarks.entries import entries, linear_cross_entropy, linear_jsd, logprobs, policy, preference
 from benchmarks.entry import Entry
 from benchmarks.groups import GROUPS
-from benchmarks.models import results
 from benchmarks.models.case import Case, Result
 from benchmarks.phases import Phases
 from benchmarks.rows import Row, Run, Spread, keep, load, measured_now, rows_of, save
@@ -136,20 +135,19 @@ def test_an_entry_measured_anew_replaces_its_rows_alone(tmp_path: Path) -> None:
 def test_rows_of_several_folders_are_merged(tmp_path: Path) -> None:
     other = dataclasses.replace(rows()[0], entry="op 3x4")
     peaks = memory.Peak("op", "ours", 1.0), memory.Peak("op", "trl", 2.0)
-    machine: dict[str, Any] = {"device": "GPU", "memory_gb": 1.0, "date": "", "command": "", "versions": {}}
     models = [Result(Case("llama-3.2-1b", arm), note="out of memory") for arm in ("ours", "eager")]
     for i in (0, 1):
         folder = tmp_path / str(i) / "gpu"
         save(folder / "norms.json", [run_of((rows()[0],)), run_of((other,))][: i + 1])
         save(folder / "memory.json", [Run("GPU", "", "", {}, None, (peaks[i],))])
-        results.save(folder / "models.json", [results.Sitting(**machine, source="", rows=(models[i],))])
+        save(folder / "models.json", [Run("GPU", "", "", {}, None, (models[i],))])
     target = tmp_path / "results"
     options = argparse.Namespace(folders=[tmp_path / "0", tmp_path / "1"], output=target)
     for _ in range(2):  # the second time it changes nothing
         assert merge.run(options) == 0
         assert rows_of(load(target / "gpu" / "norms.json")) == [rows()[0], other]
         assert rows_of(load(target / "gpu" / "memory.json", memory.read_peak)) == list(peaks)
-        assert [s.rows for s in results.load(target / "gpu" / "models.json")] == [(m,) for m in models]
+        assert rows_of(load(target / "gpu" / "models.json", Result.from_json)) == models
     with pytest.raises(SystemExit, match="No results in"):
         merge.run(argparse.Namespace(folders=[tmp_path / "none"], output=target))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import json
 import math
 import sys
 from pathlib import Path
@@ -16,10 +17,9 @@ import torch
 # The benchmarks are no part of what is installed. At the end of the path the checkout hides nothing that is.
 sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks import report
-from benchmarks.models import arms, command, data, longest, pool, readme, results, step, worker
+from benchmarks.models import arms, command, data, longest, pool, readme, step, worker
 from benchmarks.models.case import Case, Result
-from benchmarks.models.results import Sitting
-from benchmarks.rows import Spread
+from benchmarks.rows import Run, Spread, keep, load, save
 
 sys.path.pop()
 
@@ -170,23 +170,33 @@ def some_results() -> tuple[Result, ...]:
     )
 
 
-def sitting(rows: tuple[Result, ...]) -> Sitting:
-    """A sitting with these."""
-    return Sitting("GPU", 80.0, "2026-01-01", "python -m benchmarks models", {"torch": "2"}, "abc", rows)
+def run_of(rows: tuple[Result, ...]) -> Run:
+    """A run with these."""
+    return Run("GPU", "2026-01-01", "python -m benchmarks models", {"torch": "2"}, None, rows, "abc")
 
 
 def test_results_are_kept_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "models.json"
     rows = some_results()
-    results.add(path, results.load(path), sitting(rows))
-    assert results.load(path) == [sitting(rows)]
+    keep(path, run_of(rows), load(path, Result.from_json))
+    assert load(path, Result.from_json) == (run_of(rows),)
     again = Result(dataclasses.replace(rows[1].case, steps=20))  # the same case, however often it is timed
-    results.add(path, results.load(path), sitting((again,)))
-    assert results.load(path) == [sitting((rows[0], *rows[2:])), sitting((again,))]
+    keep(path, run_of((again,)), load(path, Result.from_json))
+    assert load(path, Result.from_json) == (run_of((rows[0], *rows[2:])), run_of((again,)))
+
+
+def test_results_of_an_earlier_form_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "models.json"
+    row = {"case": {"model": "llama-3.2-1b", "arm": "ours"}, "losses": [5.0], "peak_gb": 9.0}
+    head = {"device": "GPU", "memory_gb": 80.0, "date": "", "command": "", "versions": {}, "source": "abc"}
+    path.write_text(json.dumps({"sittings": [{**head, "rows": [row]}]}))
+    (found,) = load(path, Result.from_json)
+    assert found.rows == (Result(Case("llama-3.2-1b", "ours"), losses=(5.0,), peak_gb=9.0),)
+    assert found.hardware == {"memory": "80.0 GB"} and found.source == "abc"
 
 
 def test_the_report_shows_the_results(tmp_path: Path) -> None:
-    results.save(tmp_path / "results" / "gpu" / "models.json", [sitting(some_results())])
+    save(tmp_path / "results" / "gpu" / "models.json", [run_of(some_results())])
     docs, front = tmp_path / "docs", tmp_path / "README.md"
     front.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
     parser = argparse.ArgumentParser()
@@ -228,4 +238,4 @@ def test_a_case_runs_in_a_process_of_its_own() -> None:
     ((late, machine),) = pool.results([TINY], limit=300.0, seconds=0.0)
     assert late.note == "not run: the time was up" and machine == {}
     ((result, machine),) = pool.results([TINY], limit=300.0, seconds=300.0)
-    assert result.step is not None and "torch" in machine["versions"]
+    assert result.step is not None and machine["device"] == "CPU"
