@@ -20,6 +20,7 @@ from liger import check
 from liger.launch import Spec
 from liger.op import Needs, Op
 from liger_torch.backend import INTERPRET, NAMES, Tensors
+from liger_torch.first_order import refuse_transforms
 from liger_torch.plans import Plan, swap, watched
 from liger_torch.plans import autocasting as autocasting
 
@@ -82,6 +83,7 @@ def _checked(op: Op, given: Any, operands: Tensors, names: Mapping[str, str], sw
         from liger_torch import library
 
         return swap(library.call(op, options, ordered, needs), swapped)
+    refuse_transforms(op.name, operands)
     plan = Plan(op, options, operands, needs, swapped)
     plan.promotes = bool(_differing(op, operands))
     if not watched():

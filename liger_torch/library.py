@@ -14,10 +14,12 @@ import typing
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from liger.launch import Spec
 from liger.op import Needs, Op
 from liger_torch.backend import DTYPES, NAMES, Tensors, backend_for
+from liger_torch.first_order import forward_refusal, refusal
 from liger_triton.ops import OPS
 
 _library = torch.library.Library("liger", "DEF")
@@ -108,6 +110,8 @@ def _register(op: Op) -> None:
         operands, options, needs = split(arguments, n_operands)
         device = operands[0].device  # type: ignore[union-attr]
         op.check(_specs(operands), options)
+        if forward_ad._current_level >= 0:  # which of the operands has a tangent cannot be seen from here
+            raise forward_refusal(op.name)
         outputs, saved = op.forward(backend_for(device), operands, options, op.computed(needs))
         return _results(_filled((*outputs, *saved), device))
 
@@ -204,7 +208,11 @@ def _register(op: Op) -> None:
         wanted = tuple(g if need else None for g, need in zip(gradients, todo, strict=True))
         return (*op.spread(ctx.needs, wanted), *nothing[n_operands:])
 
+    def refuse(ctx: Any, *cotangents: torch.Tensor | None) -> None:
+        raise refusal(op.name)
+
     torch.library.register_autograd(f"liger::{op.name}", autograd, setup_context=setup_context, lib=_library)
+    torch.library.register_autograd(f"liger::{op.name}_backward", refuse, lib=_library)
 
 
 def _empty(spec: Spec | None, device: torch.device) -> torch.Tensor:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 from liger.backend import Backend
 from liger.op import Needs, Op, Operand, Output
 from liger_torch.backend import Tensors, TorchBackend, backend_for
+from liger_torch.first_order import refusal, refuse_transforms
 from liger_torch.replay import Algorithm, NotLaunchesAlone, record
 
 
@@ -52,8 +53,11 @@ class Plan:
 
     def __call__(self, operands: Tensors) -> Tensors:
         """The outputs."""
+        transforms = torch._C._are_functorch_transforms_active()
+        if transforms or forward_ad._current_level >= 0:
+            refuse_transforms(self.op.name, operands)
         if self.differentiable:
-            apply = _Function.apply if torch._C._are_functorch_transforms_active() else _apply
+            apply = _Function.apply if transforms else _apply
             outputs: Tensors = apply(self, *operands)
             return outputs
         return self.forward(operands)[: self.n_outputs]
@@ -148,7 +152,7 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> Tensors:
         if torch.is_grad_enabled():
-            return _to_be_differentiated(ctx, *cotangents)
+            raise refusal(ctx.plan.op.name)
         plan: Plan = ctx.plan
         arrays: Tensors = ctx.saved_tensors
         if plan.unsaved_too:
@@ -160,6 +164,3 @@ class _Function(torch.autograd.Function):
 
 _apply = super(torch.autograd.Function, _Function).apply
 """What `Function.apply` comes to without a transform of torch.func, which it refuses."""
-
-_to_be_differentiated = once_differentiable(_Function.backward)
-"""The backward pass without gradients of its own, whose results say so if they are differentiated."""

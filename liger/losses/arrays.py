@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from liger.reference.common import namespace
+from liger.reference.common import namespace, stop_gradient
 
 
 def log_sigmoid(x: Any) -> Any:
@@ -17,6 +17,18 @@ def log_sigmoid(x: Any) -> Any:
 def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x)); written directly its derivative is NaN where exp(-x) overflows."""
     return namespace(x).exp(log_sigmoid(x))
+
+
+def bounded_exponent(x: Any) -> Any:
+    """x, held where exp(x) is still finite: at 80, in float64 at 700.
+
+    Its derivative is 1 all the same, so that exp stays its own one. Where exp(x) overflowed, a later factor of 0 would
+    make NaN of it, and so would the derivative of a branch that is not taken.
+    """
+    xp = namespace(x)
+    largest = xp.full_like(x, 700.0 if str(x.dtype).endswith("float64") else 80.0)
+    finite = xp.where(xp.isinf(x) & (x > 0), largest, x)
+    return finite - stop_gradient(relu(finite - largest))
 
 
 def relu(x: Any) -> Any:

@@ -33,7 +33,7 @@ import math
 from typing import Any, NamedTuple
 
 from liger import check
-from liger.losses.arrays import sigmoid
+from liger.losses.arrays import bounded_exponent, sigmoid
 from liger.losses.sequences import check_shapes, lengths, masked_sum, sequence_mean, token_mean
 from liger.reference.common import namespace, stop_gradient
 
@@ -235,7 +235,7 @@ def grpo(
         log_ratio_used = sequence_mean(log_ratio, mask)[:, None] + zero
     else:
         log_ratio_used = log_ratio
-    ratio = xp.exp(log_ratio_used)
+    ratio = xp.exp(bounded_exponent(log_ratio_used))
 
     low = high = xp.zeros_like(mask)
     if loss_type in _CLIPPED:
@@ -264,7 +264,7 @@ def grpo(
         policy = policy * sampling_ratio
     per_token, kl = policy, None
     if beta:
-        difference = xp.where(mask, stop_gradient(ref_logp), zero) - logp
+        difference = bounded_exponent(xp.where(mask, stop_gradient(ref_logp), zero) - logp)
         kl = xp.expm1(difference) - difference
         if use_bias_correction_kl:
             kl = kl * ratio

@@ -40,7 +40,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from liger import check
-from liger.losses.arrays import log1mexp, log_sigmoid, relu, sigmoid
+from liger.losses.arrays import bounded_exponent, log1mexp, log_sigmoid, relu, sigmoid
 from liger.losses.sequences import check_shapes
 from liger.reference.common import namespace, stop_gradient
 
@@ -128,8 +128,10 @@ def _aot_unpaired(p: _Pairs) -> Any:
 
 
 def _discopop(p: _Pairs) -> Any:
-    xp, modulation = namespace(p.h), sigmoid(p.h / p.tau)
-    return -log_sigmoid(p.h) * (1 - modulation) + xp.exp(-p.h) * modulation
+    log_modulation = log_sigmoid(p.h / p.tau)
+    exp = namespace(p.h).exp
+    # One exponential: exp(-h) overflows where its factor is 0.
+    return -log_sigmoid(p.h) * (1 - exp(log_modulation)) + exp(bounded_exponent(log_modulation - p.h))
 
 
 def _sft(p: _Pairs) -> Any:
@@ -171,7 +173,7 @@ def _score(r: Any, divergence: str, alpha: float) -> Any:
     """f'(exp r)."""
     xp = namespace(r)
     if divergence == "forward_kl":
-        return -xp.expm1(-r)
+        return -xp.expm1(bounded_exponent(-r))
     if divergence == "js_divergence":
         return math.log(2) + log_sigmoid(r)
     if divergence == "alpha_divergence" and abs(alpha - 1) >= 1e-6:
@@ -341,7 +343,9 @@ def cpo(
     xp = namespace(chosen_logp)
     chosen, rejected = chosen_logp, rejected_logp
     if reward_alpha:
-        chosen, rejected = (-xp.expm1(-reward_alpha * r) / reward_alpha for r in (chosen, rejected))
+        chosen, rejected = (
+            -xp.expm1(bounded_exponent(-reward_alpha * r)) / reward_alpha for r in (chosen, rejected)
+        )
     h = beta * (chosen - rejected)
     if loss_type == "hinge":
         loss = relu(1 - h)

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from liger.op import Needs
 from liger_torch.autograd import autocasting, check_operands, needed
 from liger_torch.backend import NAMES, backend_for
+from liger_torch.first_order import refusal
 from liger_torch.functional import LogProbs
 from liger_triton import linear_logprobs
 from liger_triton.linear_chunks import plan, whole_units
@@ -162,8 +162,9 @@ class _Grouped(torch.autograd.Function):
         return value
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dloss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise refusal("a loss on a head")
         if ctx.gradients is None:
             raise RuntimeError(
                 "a second backward pass through a loss on a head. Its gradients were computed in the forward pass "

@@ -60,7 +60,7 @@ def liger_embedding(
     operands = (indices, embeddings, weight_grad)
     if weight_grad is not None and uses_reference(embeddings):
         check_operands(embedding.EMBEDDING, options, operands, _NAMES)
-        operands = (indices, IntoBuffer.apply(embeddings, weight_grad), None)
+        operands = (indices, IntoBuffer.apply(embedding.EMBEDDING.name, embeddings, weight_grad), None)
     (y,) = call(embedding.EMBEDDING, options, *operands, names=_NAMES)
     assert y is not None
     return y

@@ -175,9 +175,10 @@ def liger_fused_linear_cross_entropy(
             label cannot be found without stalling it: the row's loss and gradient are NaN.
         RuntimeError: a second backward pass through a reduced loss.
     """
-    check_labels("linear_cross_entropy", "target", target, ignore_index, input, weight, 0)
+    op = linear_cross_entropy.LINEAR_CROSS_ENTROPY
+    check_labels(op.name, "target", target, ignore_index, input, weight, 0)
     input, weight, bias = as_autocast(input, weight, bias)
-    rows = rows_to_compute("linear_cross_entropy", valid_rows, "target", target, ignore_index)
+    rows = rows_to_compute(op.name, valid_rows, "target", target, ignore_index)
     options = linear_cross_entropy.Options(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
@@ -198,9 +199,10 @@ def liger_fused_linear_cross_entropy(
     names = {**_NAMES, "x": "input", "class_weight": "ce_weight"}
     operands = (input, weight, target, bias, ce_weight, rows, weight_grad)
     if weight_grad is not None and uses_reference(input):
-        check_operands(linear_cross_entropy.LINEAR_CROSS_ENTROPY, options, operands, names)
-        operands = (input, IntoBuffer.apply(weight, weight_grad), target, bias, ce_weight, rows, None)
-    return _output(call(linear_cross_entropy.LINEAR_CROSS_ENTROPY, options, *operands, names=names))
+        check_operands(op, options, operands, names)
+        into_buffer = IntoBuffer.apply(op.name, weight, weight_grad)
+        operands = (input, into_buffer, target, bias, ce_weight, rows, None)
+    return _output(call(op, options, *operands, names=names))
 
 
 def _output(results: tuple[torch.Tensor | None, ...]) -> torch.Tensor | CrossEntropyOutput:

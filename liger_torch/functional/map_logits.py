@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
 from liger.losses.distillation import rows_per_chunk
 from liger_torch.autograd import as_autocast, autocasting
+from liger_torch.first_order import refusal
 from liger_triton.linear_chunks import MAX_ROUNDED_SUMS
 
 
@@ -95,8 +95,9 @@ class _MapLogits(torch.autograd.Function):
         return torch.cat([function(F.linear(x, weight, bias), *rest) for x, *rest in chunks])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, incoming: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise refusal("map_logits", "Apply the function to F.linear(input, weight, bias) itself.")
         weight, bias, input, *arrays = ctx.saved_tensors
         _, _, need_weight, need_bias, need_input, *need_arrays = ctx.needs_input_grad
         # More sums than these, each rounded to the weight's dtype, would lose what one product keeps.

@@ -352,6 +352,10 @@ def test_map_logits(chunk_bytes: int | None) -> None:
         ValueError, match=r"map_logits: arrays\[0\] has shape \(41, 23\); its leading axes must be \(42,\)"
     ):
         map_logits(losses.cosine_distance, x, weight, teacher[:-1])
+    with pytest.raises(
+        RuntimeError, match=r"map_logits: create_graph=True.*F\.linear\(input, weight, bias\)"
+    ):
+        torch.autograd.grad(found.sum(), x, create_graph=True)
     assert map_logits(losses.cosine_distance, x[:0], weight, teacher[:0]).shape == (0,)
 
 

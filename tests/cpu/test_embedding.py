@@ -56,6 +56,10 @@ def test_buffer() -> None:
     f.liger_embedding(weight, IDS, padding_idx=2, weight_grad=buffer).sum().backward()
     assert weight.grad is None
     assert torch.equal(buffer[:, 0], torch.tensor([2.0, 2, 1, 1, 4]))
+    with pytest.raises(
+        RuntimeError, match=r"embedding: create_graph=True.*weight_grad has no graph: leave it out"
+    ):
+        f.liger_embedding(weight, IDS, weight_grad=buffer).sum().backward(create_graph=True)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import types
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -555,6 +556,11 @@ def preference_losses() -> list[tuple[str, Callable[..., Any]]]:
     return [
         *((name, variant(name)) for name in losses.DPO_LOSSES),
         *((f"cpo-{name}", of_cpo(name)) for name in losses.CPO_LOSSES),
+        ("alpha_po", lambda w, r, lengths: losses.cpo(w, r, reward_alpha=0.3).loss),
+        *(
+            (name, lambda w, r, lengths, name=name: losses.dpo(w, r, f_divergence=name, f_alpha=0.5).loss)
+            for name in losses.F_DIVERGENCES
+        ),
         ("orpo", lambda w, r, lengths: losses.orpo(w, r).loss),
     ]
 
@@ -611,9 +617,7 @@ def test_torch_and_jax_agree_on_tokens(loss_type: str) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "name", [n for n, _ in preference_losses() if n not in ("discopop",)]
-)  # exp(-h), as in the paper
+@pytest.mark.parametrize("name", [n for n, _ in preference_losses()])
 @pytest.mark.parametrize("size", [1e-7, 1e3, 1e4])
 def test_extreme_log_probabilities(name: str, size: float) -> None:
     """Finite losses and gradients where a logistic function underflows, and where a log-probability is nearly 0."""
@@ -624,6 +628,64 @@ def test_extreme_log_probabilities(name: str, size: float) -> None:
         gradients = torch.autograd.grad(value.sum(), (w, r), allow_unused=True)
         for tensor in (value, *gradients):
             assert tensor is None or torch.isfinite(tensor).all()
+
+
+def extreme_grpo() -> dict[str, dict[str, Any]]:
+    """Options of `grpo` whose loss is bounded, or has a term of 0, where its ratio is e^100 or more."""
+    return {
+        **{name: {"loss_type": name, "advantages": 1.0} for name in losses.POLICY_LOSSES},
+        "sequence": {"importance_sampling_level": "sequence", "advantages": 1.0},
+        "no advantage": {"advantages": 0.0},
+        "both sides": {"advantages": -1.0, "delta": 4.0},
+        "negative": {"advantages": -1.0},
+        "sapo-negative": {"loss_type": "sapo", "advantages": -1.0},
+        "weights": {"advantages": -1.0, "weights": 0.0},
+        "not sampled": {"advantages": -1.0, "sampling_ratio": 0.0},
+        "vespo-not sampled": {"loss_type": "vespo", "advantages": -1.0, "sampling_ratio": 0.0},
+        "low entropy": {"advantages": -1.0, "high_entropy": False},
+        "kl": {"advantages": 1.0, "beta": 0.1},
+        "kl times ratio": {"advantages": 1.0, "beta": 0.1, "use_bias_correction_kl": True},
+    }
+
+
+@pytest.mark.parametrize("name", extreme_grpo())
+def test_extreme_ratios(name: str) -> None:
+    """A token that the sampler thought impossible, or that the policy does: finite, and nothing on the way is NaN."""
+    jax = pytest.importorskip("jax", reason="needs jax")
+    options = {"max_completion_length": 3, **extreme_grpo()[name]}
+    logp = np.array([[-1, -2, -1], [-1, -100, -1e4], [0, -1, -3]], np.float32)
+    old = np.array([[-120, -1e4, -np.inf], [-1, -1, -1], [-89, -2, -3]], np.float32)
+    mask = np.array([[True, True, True], [True, True, True], [True, True, False]])
+    arrays = {
+        n: np.full((3, 1), options.pop(n), np.float32)
+        for n in ("advantages", "weights", "sampling_ratio")
+        if n in options
+    }
+    if "high_entropy" in options:
+        arrays["high_entropy"] = np.full((3, 3), options.pop("high_entropy"))
+
+    def loss(logp: Any, old: Any, ref: Any, mask: Any, arrays: Any) -> Any:
+        found = losses.grpo(logp, mask, old_logp=old, ref_logp=ref, **arrays, **options)
+        return found.loss
+
+    leaf = torch.tensor(logp, requires_grad=True)
+    with torch.autograd.set_detect_anomaly(True), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Anomaly Detection")
+        value = loss(
+            leaf,
+            *map(torch.tensor, (old, -np.ones_like(old), mask)),
+            {n: torch.tensor(a) for n, a in arrays.items()},
+        )
+        (gradient,) = torch.autograd.grad(value, leaf)
+    assert value.isfinite() and gradient.isfinite().all()
+    with jax.debug_nans(True):
+        jax_value, jax_gradient = jax.value_and_grad(loss)(logp, old, -np.ones_like(old), mask, arrays)
+    np.testing.assert_allclose(value.item(), jax_value, rtol=2e-6)
+    np.testing.assert_allclose(gradient.numpy(), jax_gradient, rtol=1e-5, atol=1e-7)
+    if name in ("grpo", "no advantage", "both sides", "weights", "not sampled", "low entropy"):
+        assert not gradient[0].any()  # clipped, or without effect
+    if name == "negative":
+        assert (gradient[0, :2] > 1e30).all()
 
 
 def test_means_and_masks() -> None:

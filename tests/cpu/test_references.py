@@ -256,7 +256,7 @@ SMALL = [
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda c: c.name)
 def test_gradcheck(case: Case) -> None:
-    """The reference's gradients against finite differences, in float64.
+    """The reference's first and second derivatives against finite differences, in float64.
 
     Token scaling and padding_idx hold constant what finite differences vary; they have tests of their own.
     """
@@ -275,6 +275,7 @@ def test_gradcheck(case: Case) -> None:
         )
 
     assert torch.autograd.gradcheck(function, wanted, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, wanted, fast_mode=True)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)

@@ -86,7 +86,7 @@ class Batch:
         self.old = -3 * torch.rand(ANSWERS, TOKENS, generator=generator)
         self.advantages = torch.randn(ANSWERS, generator=generator)
 
-    def of(self, loss: str, **options: Any) -> list[torch.Tensor]:
+    def of(self, loss: str, create_graph: bool = False, **options: Any) -> list[torch.Tensor]:
         """The loss, its gradients, and what there is to log."""
         kind, _, variant = loss.partition(" ")
         head = {"lin_weight": self.weight, "_input": self.x, "target": self.ids, "bias": self.bias}
@@ -113,7 +113,8 @@ class Batch:
                 self.x, self.weight, self.ids.clamp(min=0), mask, self.advantages, self.bias,
                 old_per_token_logps=self.old,
             )  # fmt: skip
-        return [value, *torch.autograd.grad(value, (self.x, self.weight, self.bias)), *rest]
+        operands = (self.x, self.weight, self.bias)
+        return [value, *torch.autograd.grad(value, operands, create_graph=create_graph), *rest]
 
 
 BY_GROUP = [
@@ -179,6 +180,17 @@ def test_a_second_backward_pass_by_group_is_refused(little_memory: list[int]) ->
     torch.testing.assert_close(first, 2 * batch.of("CPO", keep_logits=True)[2], rtol=2e-5, atol=2e-6)
     with pytest.raises(RuntimeError, match="second backward"):
         loss.backward()
+
+
+@pytest.mark.parametrize("loss", BY_GROUP)
+def test_a_second_derivative_by_group_is_refused(loss: str, little_memory: list[int]) -> None:
+    """Its incoming gradient is 1 and has none: torch would take the gradients for constants."""
+    batch = Batch()
+    with pytest.raises(
+        RuntimeError, match=r"a loss on a head: create_graph=True, but its gradients have none"
+    ):
+        batch.of(loss, create_graph=True, **SMALL)
+    assert len(little_memory) == 1
 
 
 SMALL: dict[str, Any] = {"chunk_bytes": 8 * 4 * VOCAB}

@@ -15,6 +15,7 @@ import torch
 from cases import REPRESENTATIVES, SIGNATURES, Case, with_tokens
 from layouts import LAYOUTS, laid_out
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 from torch_runner import (
@@ -37,6 +38,7 @@ from liger_torch import backend as torch_backend
 from liger_torch import library
 from liger_torch.autograd import call, needed
 from liger_torch.backend import TorchBackend
+from liger_torch.functional import liger_rms_norm
 from liger_triton.ops import OPS
 
 each_op = pytest.mark.parametrize("case", REPRESENTATIVES, ids=lambda c: c.name)
@@ -191,16 +193,96 @@ def test_inference_mode(case: Case) -> None:
 
 
 @differentiable
-def test_differentiating_twice_is_refused(case: Case) -> None:
-    """The gradients come from kernels, which have none of their own."""
+def test_a_second_derivative_is_refused(case: Case) -> None:
+    """Where the incoming gradients have none too, as a loss's: torch's `once_differentiable` says nothing there."""
     given = tensors(case, "float32")
-    outputs = [o for o in call(case.op, case.options, *given) if o is not None and o.requires_grad]
-    wanted = [t for t in given if t is not None and t.requires_grad]
-    # Of the incoming gradients themselves: were the backward pass differentiable, it would be so in them at least.
-    incoming = [torch.ones_like(o, requires_grad=True) for o in outputs]
-    gradients = torch.autograd.grad(outputs, wanted, incoming, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        sum(g.sum() for g in gradients).backward()  # type: ignore[union-attr]
+    for incoming, outputs in _with_incoming(call(case.op, case.options, *given)):
+        with pytest.raises(RuntimeError, match=f"^{case.op.name}: create_graph=True, but its gradients have"):
+            torch.autograd.grad(outputs, _wanted(given), incoming, create_graph=True)
+    if not case.op.backward_once(case.options, needed(case.op, tuple(given))):
+        torch.autograd.grad(outputs, _wanted(given), incoming)  # nothing is spent by a refusal
+
+
+LINEAR = {"rope", "rope_at_positions", "mrope"}
+"""Ops whose gradients depend on the incoming ones alone."""
+
+
+@differentiable
+def test_a_second_derivative_of_its_operator_is_refused(case: Case) -> None:
+    """As of a graph that torch.compile made, where gradients are computed before anybody asks for theirs."""
+    given = tensors(case, "float32")
+    results = library.call(case.op, case.options, tuple(given), needed(case.op, tuple(given)))
+    for incoming, outputs in _with_incoming(results):
+        gradients = torch.autograd.grad(outputs, _wanted(given), incoming, create_graph=True)
+        # What the gradients depend on.
+        sources = [incoming] if incoming[0].requires_grad else []
+        if case.op.name not in LINEAR:
+            sources.append(_wanted(given))
+        assert all(g.requires_grad for g in gradients) == bool(sources)
+        for at in sources:
+            with pytest.raises(
+                RuntimeError, match=f"^{case.op.name}: create_graph=True, but its gradients have"
+            ):
+                torch.autograd.grad(
+                    sum(g.square().sum() for g in gradients), at, allow_unused=True, retain_graph=True
+                )
+
+
+def _wanted(given: Tensors) -> list[torch.Tensor]:
+    return [t for t in given if t is not None and t.requires_grad]
+
+
+def _with_incoming(
+    results: Sequence[torch.Tensor | None],
+) -> Iterator[tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    """Incoming gradients that require one, and that do not, with the outputs that they are of."""
+    outputs = [o for o in results if o is not None and o.requires_grad]
+    for requires_grad in (True, False):
+        yield [torch.full_like(o, 0.5, requires_grad=requires_grad) for o in outputs], outputs
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(
+    "case", {c.op.name: c for c in REPRESENTATIVES if any(c.needs())}.values(), ids=lambda c: c.op.name
+)
+def test_forward_mode_and_transforms_are_refused(case: Case, trained: bool) -> None:
+    """Without operands that require a gradient too, where no autograd function takes part; constants may pass."""
+    given = [
+        None if t is None else t.detach().requires_grad_(trained and t.requires_grad)
+        for t in tensors(case, "float32")
+    ]
+    place = case.needs().index(True)
+    at = given[place]
+    assert at is not None
+
+    def of(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        results = call(case.op, case.options, *given[:place], tensor, *given[place + 1 :])
+        return tuple(
+            r for r, o in zip(results, case.op.outputs, strict=True) if r is not None and o.differentiable
+        )
+
+    expected = of(at)
+    mode = f"^{case.op.name}: forward-mode differentiation"
+    with forward_ad.dual_level():
+        for a, b in zip(of(at), expected, strict=True):
+            assert torch.equal(a, b)
+        with pytest.raises(RuntimeError, match=mode):
+            of(forward_ad.make_dual(at, torch.ones_like(at)))
+    for transformed in (
+        lambda: torch.func.jvp(of, (at,), (torch.ones_like(at),)),
+        lambda: torch.func.jacrev(of)(at),
+        lambda: torch.func.vmap(of)(at[None]),
+    ):
+        with pytest.raises(RuntimeError, match=f"^{case.op.name}: transforms of torch.func"):
+            transformed()
+
+
+def test_forward_mode_through_a_compiled_function_is_refused() -> None:
+    x = torch.randn(3, 8)
+    compiled = torch.compile(lambda x: liger_rms_norm(x, None), backend="aot_eager", fullgraph=True)
+    compiled(x)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="rms_norm: forward-mode differentiation"):
+        compiled(forward_ad.make_dual(x, x))
 
 
 @each_op
