@@ -73,9 +73,10 @@ def entry(pairs: int, tokens: int, h: int, v: int) -> Entry:
         )[0],
         {
             EAGER: _dpo(plain_logp),
-            # Their module takes (weight, input, target): what a trainer calls, compiled by default.
+            # Their module takes (weight, input, target): what a trainer calls, compiled by default. It marks the
+            # target's length as dynamic, with which others could not be compiled any more: it has a view to mark.
             LIGER: lambda x, w, ids, ref_x, ref_w: theirs(beta=BETA)(
-                w, x, ids, ref_input=ref_x, ref_weight=ref_w
+                w, x, ids.view_as(ids), ref_input=ref_x, ref_weight=ref_w
             )[0],
             "trl": _dpo(flat(trl_logp())),
         },
