@@ -7,9 +7,6 @@ from pathlib import Path
 
 from benchmarks.rows import RESULTS, Row, Run, load
 
-BEGIN = "<!-- figures: written by `python -m benchmarks report` from the rows; do not edit -->"
-END = "<!-- figures: end -->"
-
 PEERS = ("ours", "liger-kernel", "torch.compile", "torch eager")
 
 SHOWN = (
@@ -107,12 +104,3 @@ def table(folder: Path) -> Iterator[str]:
         rows = (found.get((entry, peer, which)) for peer in PEERS)
         cells = " | ".join("" if row is None else cell(row, link) for row in rows)
         yield f"| {entry}, {which} | {mine.of} | {cells} |"
-
-
-def renewed(text: str, results: Path = RESULTS) -> str:
-    """The README with its figures written anew; without the marks for them, as it is."""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not (begin and end):
-        return text
-    return f"{head}{begin}\n{chr(10).join(lines(results))}\n{end}{tail}"

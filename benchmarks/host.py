@@ -25,7 +25,7 @@ from benchmarks.gate import outputs_of
 from benchmarks.nvml import Monitor
 from benchmarks.options import add_output, asked, check
 from benchmarks.providers import EAGER, FUSED, LIGER, Function, liger, note_of
-from benchmarks.rows import Row, Run, Spread, folder_of, keep, load, rows_of
+from benchmarks.rows import Row, Run, Spread, file_of, keep, load, rows_of
 from benchmarks.timing import Copy
 from liger_torch import functional as f
 
@@ -257,7 +257,7 @@ def run(options: argparse.Namespace) -> int:
     device = torch.cuda.get_device_name()
     monitor, copy = Monitor(), Copy()
     before = copy.rate(monitor)
-    path = options.output / folder_of(device) / "host.json"
+    path = file_of(options.output, device, "host")
     kept = load(path)
     rows = [launch()]
 

@@ -31,7 +31,7 @@ from benchmarks.entry import Entry, Operands
 from benchmarks.nvml import Monitor
 from benchmarks.options import add_output, add_resume, check
 from benchmarks.providers import EAGER, PROVIDERS, Absent, Function, absent, note_of, provider_of
-from benchmarks.rows import Run, folder_of, keep, load, measured_now, rows_of
+from benchmarks.rows import Run, file_of, keep, load, measured_now, rows_of
 from benchmarks.run import functions_of
 
 SECONDS = 240.0
@@ -209,7 +209,7 @@ def run(options: argparse.Namespace) -> int:
         print("\n".join(map(show, peaks)))
         return 0
     device = torch.cuda.get_device_name()
-    path = options.output / folder_of(device) / "memory.json"
+    path = file_of(options.output, device, "memory")
     kept = load(path, read_peak)
     done = measured_now(kept) if options.resume else set()
     gone = absent(PROVIDERS)

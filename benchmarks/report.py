@@ -18,9 +18,10 @@ from benchmarks import figures, memory
 from benchmarks.aims import Aim, Peaks, aims, compared
 from benchmarks.commands import COMMANDS, module_of
 from benchmarks.groups import GROUPS
+from benchmarks.marked import renewed
 from benchmarks.models import readme as models_readme
 from benchmarks.plots import bars
-from benchmarks.rows import RESULTS, ROOT, Row, Run, load, rows_of
+from benchmarks.rows import RESULTS, ROOT, Row, Run, load, number, rows_of
 
 OUTPUT = ROOT / "docs" / "benchmarks"
 
@@ -34,15 +35,11 @@ def files(results: Path = RESULTS) -> Iterator[Path]:
         yield from (found[name] for name in sorted(found))
 
 
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
 def line_of(row: Row) -> str:
     """One line of a table."""
     place = f'<a id="{row.anchor}"></a>{row.entry}'
     if row.device_us is None:
-        return f"| {place} | {row.provider} | | {row.note} | | | | {_number(row.error, '.1e')} | | |"
+        return f"| {place} | {row.provider} | | {row.note} | | | | {number(row.error, '.1e')} | | |"
     assert row.wall_us is not None
     spread = f"{row.device_us.low:.1f} to {row.device_us.high:.1f}"
     clock = (
@@ -52,8 +49,8 @@ def line_of(row: Row) -> str:
     )
     return (
         f"| {place} | {row.provider} | {row.which} | {row.device_us.median:.1f} ({spread}) "
-        f"| {_number(row.device_share, '.2f')} | {row.wall_us.median:.1f} | {_number(row.wall_share, '.2f')} "
-        f"| {_number(row.error, '.1e')} | {_number(row.peak_mb, '.0f')} | {clock} |"
+        f"| {number(row.device_share, '.2f')} | {row.wall_us.median:.1f} | {number(row.wall_share, '.2f')} "
+        f"| {number(row.error, '.1e')} | {number(row.peak_mb, '.0f')} | {clock} |"
     )
 
 
@@ -262,6 +259,6 @@ def run(options: argparse.Namespace) -> int:
         index += index_of(device, pages, every, picture, peaks)
     (options.output / "README.md").write_text(index)
     if options.readme.exists():
-        text = figures.renewed(options.readme.read_text(), options.results)
-        options.readme.write_text(models_readme.renewed(text, options.results))
+        text = renewed(options.readme.read_text(), "figures", figures.lines(options.results))
+        options.readme.write_text(renewed(text, "models", models_readme.lines(options.results)))
     return 0

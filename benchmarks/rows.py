@@ -83,9 +83,19 @@ def command() -> str:
     return shlex.join(["python", "-m", "benchmarks", *words])
 
 
-def folder_of(device: str) -> str:
-    """The name of a device's folder of results."""
-    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+def slug(text: str) -> str:
+    """Small letters, digits and hyphens: for folders of devices, and for places on a page."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def file_of(output: Path, device: str, name: str) -> Path:
+    """Where the rows of a group or a command are kept."""
+    return output / slug(device) / f"{name}.json"
+
+
+def number(value: float | None, form: str) -> str:
+    """In a table; nothing of None."""
+    return "" if value is None else format(value, form)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +185,7 @@ class Row:
     @property
     def anchor(self) -> str:
         """Its place on a page."""
-        return re.sub(r"[^a-z0-9]+", "-", f"{self.entry} {self.provider} {self.which}".lower()).strip("-")
+        return slug(f"{self.entry} {self.provider} {self.which}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,13 +333,30 @@ def keep(path: Path, run: Run, before: Iterable[Run]) -> None:
     save(path, (*(older.without(keys) for older in before), run))
 
 
-def measured_now(runs: Iterable[Any]) -> set[Any]:
+def measured_now(runs: Iterable[Run]) -> set[Any]:
     """The keys of what was measured from this source and with these packages; what failed is told, and left out."""
-    rows = [row for run in runs if run.is_current for row in run.rows]
-    failed = {row.key: row.note for row in rows if row.failed}
-    for key, note in failed.items():
-        print(f"again: {key}: {note}")
+    rows: list[Any] = []
+    failed: dict[Any, str] = {}
+    for run in runs:
+        if not run.is_current:
+            continue
+        rows += run.rows
+        drifted = f"the copy drifted by {run.drift:.1%}" if run.drift > DRIFT else ""
+        failed |= {row.key: drifted or row.note for row in run.rows if drifted or row.failed}
+    for key, why in failed.items():
+        print(f"again: {key}: {why}")
     return {row.key for row in rows} - failed.keys()
+
+
+def conclude(run: Run, path: Path) -> int:
+    """Tell how a run ended; the exit status is 1 if the copy drifted or one of ours was not timed."""
+    if run.copy_tb_s and run.copy_tb_s[1]:
+        print(f"copy again {run.copy_tb_s[1]:.2f} TB/s")
+    print(f"{len(run.rows)} rows in {path}")
+    if run.drift > DRIFT:
+        print(f"The copy drifted by more than {DRIFT:.0%}: the figures do not compare.")
+    missing = [row for row in run.rows if row.provider == "ours" and row.device_us is None]
+    return 1 if run.drift > DRIFT or missing else 0
 
 
 def rows_of(runs: Iterable[Run]) -> list[Any]:

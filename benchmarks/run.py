@@ -22,7 +22,7 @@ from benchmarks.nvml import Monitor
 from benchmarks.options import add_output, add_resume, check
 from benchmarks.phases import Phases
 from benchmarks.providers import COMPILED, EAGER, PROVIDERS, Function, absent, note_of, provider_of
-from benchmarks.rows import DRIFT, Row, Run, folder_of, keep, load, measured_now, show
+from benchmarks.rows import Row, Run, conclude, file_of, keep, load, measured_now, show
 from benchmarks.timing import Copy, measure
 from benchmarks.turns import Calls
 
@@ -198,7 +198,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"{device}: {monitor.hardware()}", flush=True)
     status = 0
     for group in groups:
-        path = options.output / folder_of(device) / f"{group}.json"
+        path = file_of(options.output, device, group)
         status |= _group(group, path, options, monitor, copy)
     return status
 
@@ -235,10 +235,4 @@ def _group(group: str, path: Path, options: argparse.Namespace, monitor: Monitor
         torch.cuda.empty_cache()
         save()
         print(f"{entry.name}: {time.monotonic() - started:.0f} s: {phases}", flush=True)
-    after = copy.rate(monitor)
-    drifted = save(after).drift > DRIFT
-    print(f"copy again {after / 1e6:.2f} TB/s\n{len(rows)} rows in {path}")
-    if drifted:
-        print("The copy drifted by more than 2 %: the figures do not compare.")
-    missing = [row for row in rows if row.provider == "ours" and row.device_us is None]
-    return 1 if drifted or missing else 0
+    return conclude(save(copy.rate(monitor)), path)

@@ -25,7 +25,7 @@ from benchmarks.nvml import Monitor
 from benchmarks.options import add_output, add_resume, check
 from benchmarks.phases import Phases
 from benchmarks.providers import Absent, absent, note_of
-from benchmarks.rows import DRIFT, Row, Run, folder_of, keep, load, measured_now, show
+from benchmarks.rows import Row, Run, conclude, file_of, keep, load, measured_now, show
 from benchmarks.turns import Calls, Times
 
 CACHE = 64 << 20
@@ -221,7 +221,7 @@ def run(options: argparse.Namespace) -> int:
     if jax.default_backend() != "gpu":
         raise SystemExit("benchmarks jax needs a GPU, and jax's plugin for it (pip install '.[jax,cuda]').")
     device = jax.devices()[0].device_kind
-    path = options.output / folder_of(device) / "jax.json"
+    path = file_of(options.output, device, "jax")
     earlier = load(path)
     done = measured_now(earlier) if options.resume else set()
     todo = [entry for entry in todo if entry.name not in done]
@@ -266,12 +266,7 @@ def run(options: argparse.Namespace) -> int:
                     print(show(rows[-1]), flush=True)
                 save()  # a lease of a GPU may end in between
                 print(f"{prepared.entry.name}: seconds: {phases}", flush=True)
-    after = copy_rate(monitor)
-    run = save(after)
-    print(f"copy again {after / 1e6:.2f} TB/s\n{len(rows)} rows in {path}")
+    run = save(copy_rate(monitor))
     for provider, reason in run.absent.items():
         print(f"absent: {provider}: {reason}")
-    if run.drift > DRIFT:
-        print("The copy drifted by more than 2 %: the figures do not compare.")
-    missing = [row for row in rows if row.provider == OURS and row.device_us is None]
-    return 1 if run.drift > DRIFT or missing else 0
+    return conclude(run, path)

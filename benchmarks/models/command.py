@@ -14,7 +14,7 @@ from benchmarks.models import pool
 from benchmarks.models.case import ARMS, FLAX_ARMS, Case, Result
 from benchmarks.models.shapes import CURVES, MODELS, SHAPES
 from benchmarks.options import add_output, add_resume, check
-from benchmarks.rows import Run, folder_of, keep, load, measured_now
+from benchmarks.rows import Run, file_of, keep, load, measured_now
 
 FLAX_SEQUENCE = 1024
 """The Flax decoder's attention holds its scores, so that long sequences would be about them alone."""
@@ -159,7 +159,7 @@ def run(options: argparse.Namespace) -> int:
     path: Path | None = None
     if options.resume:
         machine = pool.machine()
-        path = options.output / folder_of(machine["device"]) / "models.json"
+        path = file_of(options.output, machine["device"], "models")
         before = load(path, Result.from_json)
         known = measured_now(before)
         wanted = [case for case in wanted if case.key not in known]
@@ -168,7 +168,7 @@ def run(options: argparse.Namespace) -> int:
         if result.note != pool.NOT_RUN:
             done.append(result)
         if path is None and found:
-            machine, path = found, options.output / folder_of(found["device"]) / "models.json"
+            machine, path = found, file_of(options.output, found["device"], "models")
             before = load(path, Result.from_json)
         if path is not None and done:  # after every case: a lease of a GPU may end in between
             keep(path, Run.now(machine["device"], None, done, {}, machine["hardware"]), before)

@@ -10,9 +10,6 @@ from benchmarks.models.report import anchor_of, grouped
 from benchmarks.models.shapes import MODELS
 from benchmarks.rows import RESULTS, load
 
-BEGIN = "<!-- models: written by `python -m benchmarks report` from the rows; do not edit -->"
-END = "<!-- models: end -->"
-
 SHOWN_ARMS = ("ours", "liger", "compile", "eager")
 
 
@@ -56,12 +53,3 @@ def lines(results: Path = RESULTS) -> Iterator[str]:
             cells = " | ".join(cell(by_arm.get(arm), link) for arm in SHOWN_ARMS)
             yield f"| {'longest context: ' if case.what == 'longest' else ''}{case.title} | {cells} |"
         yield ""
-
-
-def renewed(text: str, results: Path = RESULTS) -> str:
-    """The README with its table written anew; without the marks for it, as it is."""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not (begin and end):
-        return text
-    return f"{head}{begin}\n{chr(10).join(lines(results)).strip()}\n{end}{tail}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.models.case import ARMS, Case, Result
 from benchmarks.plots import settle
-from benchmarks.rows import Run, folder_of, load, rows_of
+from benchmarks.rows import Run, load, number, rows_of, slug
 
 Groups = dict[tuple[Any, ...], list[Result]]
 
@@ -66,7 +66,7 @@ def page(path: Path) -> str:
 
 def anchor_of(case: Case) -> str:
     """Where the table of its group stands on the page."""
-    return folder_of(f"{case.what} {case.title}")
+    return slug(f"{case.what} {case.title}")
 
 
 def plots(path: Path, folder: Path) -> None:
@@ -95,17 +95,13 @@ def base_of(rows: Sequence[Result]) -> Result:
     return next((row for row in rows if row.case.arm in ("eager", "flax-plain")), rows[0])
 
 
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
 def step_table(rows: Sequence[Result]) -> str:
     """One line for each arm."""
     base = base_of(rows)
     text = STEP_TABLE.format(base=base.case.arm)
     for row in rows:
         step, arm = row.step, row.case.arm
-        peaks = f"{_number(row.peak_gb, '.2f')} | {_number(row.reserved_gb, '.1f')}"
+        peaks = f"{number(row.peak_gb, '.2f')} | {number(row.reserved_gb, '.1f')}"
         if step is None:
             at = "" if row.peak_gb is None else f" (at {row.peak_gb:.1f} GB)"
             text += f"| {arm} | {row.note}{at} | | | | | | | | | |\n"
@@ -114,8 +110,8 @@ def step_table(rows: Sequence[Result]) -> str:
         rates = "" if row.product_tflops is None else "{:.0f}, {:.0f}".format(*row.product_tflops)
         text += (
             f"| {arm} | {step.median:.1f} ({step.low:.1f} to {step.high:.1f}) | {row.tokens_s:.0f} "
-            f"| {ratio} | {_number(row.busy_ms, '.1f')} | {_number(row.launches, 'd')} | {peaks} "
-            f"| {_number(row.utilisation, '.2f')} | {rates} | {row.losses[0]:.4f} |\n"
+            f"| {ratio} | {number(row.busy_ms, '.1f')} | {number(row.launches, 'd')} | {peaks} "
+            f"| {number(row.utilisation, '.2f')} | {rates} | {row.losses[0]:.4f} |\n"
         )
     for row in (row for row in rows if row.kernels):
         text += f"\nKernels of a step, `{row.case.arm}`:\n\n| kernel | calls | ms |\n|---|---|---|\n"

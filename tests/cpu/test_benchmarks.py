@@ -33,6 +33,7 @@ from benchmarks.commands import COMMANDS, Command, module_of
 from benchmarks.entries import entries, linear_cross_entropy, linear_jsd, logprobs, policy, preference
 from benchmarks.entry import Entry
 from benchmarks.groups import GROUPS
+from benchmarks.marked import marks, renewed
 from benchmarks.models.case import Case, Result
 from benchmarks.phases import Phases
 from benchmarks.rows import Row, Run, Spread, keep, load, measured_now, rows_of, save
@@ -155,7 +156,7 @@ def test_rows_of_several_folders_are_merged(tmp_path: Path) -> None:
 def test_pages(tmp_path: Path) -> None:
     save(tmp_path / "results" / "gpu" / "norms.json", [run_of(rows(), absent={"quack": "not installed"})])
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{figures.BEGIN}\nold\n{figures.END}\nafter\n")
+    readme.write_text("before\n{}\nold\n{}\nafter\n".format(*marks("figures")))
     options = argparse.Namespace(results=tmp_path / "results", output=tmp_path / "docs", readme=readme)
     assert report.run(options) == 0
     page = (tmp_path / "docs" / "gpu" / "norms.md").read_text()
@@ -234,7 +235,7 @@ def test_aims_of_memory_are_judged_by_processes_of_their_own() -> None:
 
 def test_figures_of_the_readme_are_those_of_the_rows() -> None:
     text = (ROOT / "README.md").read_text()
-    assert figures.renewed(text) == text
+    assert renewed(text, "figures", figures.lines()) == text
     shown = list(figures.lines())
     assert any("](docs/benchmarks/" in line for line in shown)
     for link, anchor in re.findall(r"\]\((docs/[^#)]+)#([^)]+)\)", "\n".join(shown)):
@@ -570,6 +571,8 @@ def test_what_failed_was_not_measured() -> None:
     other = dataclasses.replace(peer, entry="op 3x4", note="failed: it cannot")
     assert measured_now([current(ours, broke_off, other)]) == {"op 3x4"}  # what a peer cannot do stands
     assert measured_now([current(ours), dataclasses.replace(current(other), source="older")]) == {"op 1x2"}
+    drifted = dataclasses.replace(current(other), copy_tb_s=(4.0, 3.9))
+    assert measured_now([current(ours), drifted]) == {"op 1x2"}
     done, failed = memory.Peak("op", "ours", 1.0), memory.Peak("op", "trl", note="failed: more than 240 s")
     assert measured_now([current(done, failed)]) == {("op", "ours")}
     case = Case("llama-3.2-1b", "ours")

@@ -17,6 +17,7 @@ import torch
 # The benchmarks are no part of what is installed. At the end of the path the checkout hides nothing that is.
 sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks import report
+from benchmarks.marked import marks, renewed
 from benchmarks.models import arms, command, data, longest, pool, readme, step, worker
 from benchmarks.models.case import Case, Result
 from benchmarks.rows import Run, Spread, keep, load, save
@@ -198,7 +199,7 @@ def test_results_of_an_earlier_form_are_read(tmp_path: Path) -> None:
 def test_the_report_shows_the_results(tmp_path: Path) -> None:
     save(tmp_path / "results" / "gpu" / "models.json", [run_of(some_results())])
     docs, front = tmp_path / "docs", tmp_path / "README.md"
-    front.write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    front.write_text("before\n{}\nold\n{}\nafter\n".format(*marks("models")))
     parser = argparse.ArgumentParser()
     report.arguments(parser)
     words = [
@@ -227,7 +228,7 @@ def test_the_report_shows_the_results(tmp_path: Path) -> None:
 
 def test_the_readme_shows_the_rows() -> None:
     text = (Path(__file__).parents[2] / "README.md").read_text()
-    assert readme.renewed(text) == text
+    assert renewed(text, "models", readme.lines()) == text
     shown = list(readme.lines())
     assert any("](docs/benchmarks/" in line for line in shown) and all(line in text for line in shown)
 
