@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import concurrent.futures
+from pathlib import Path
 
 import checkout  # noqa: F401
 import jax
@@ -15,6 +17,7 @@ from benchmarks.jax_side.entry import OURS, PLAIN, Entry, step_of
 from benchmarks.jax_side.run import chosen, prepare
 from benchmarks.phases import Phases
 from benchmarks.providers import Absent
+from benchmarks.rows import load
 from benchmarks.sizes import Sizes
 from liger_jax import implementations
 
@@ -95,6 +98,24 @@ def test_programs_of_an_entry_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert by_pass["forward"].peak_mb >= 2 * 64 * 128 * 2 / 1e6
     assert all("wall clock" in row.note for row in rows)
     assert {(row.clock_mhz, row.power_w, row.temperature_c) for row in rows} == {(1000.0, 500.0, 40.0)}
+
+
+def test_a_run_keeps_its_rows_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a GPU."""
+    entry = next(entry for _, entry in entries(SMALL) if entry.name.startswith("rms_norm"))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(run, "copy_rate", lambda monitor: 1e6)
+    monkeypatch.setattr(run, "chosen", lambda words: [entry])
+    options = argparse.Namespace(words=[], seconds=None, threads=1, output=tmp_path, resume=True)
+    assert run.run(options) == 0
+    (path,) = tmp_path.glob("*/jax.json")
+    (kept,) = load(path)
+    assert {row.provider for row in kept.rows} >= {OURS, PLAIN} and kept.copy_tb_s == (1.0, 1.0)
+    assert f"{entry.name}: seconds: operands" in capsys.readouterr().out
+    assert run.run(options) == 0  # nothing is left to measure
+    assert "nothing to measure" in capsys.readouterr().out and load(path) == (kept,)
 
 
 def test_calls_are_told_apart_by_their_gaps() -> None:
