@@ -85,6 +85,37 @@ def test_a_second_derivative_is_refused_with_a_sentence(case: Case) -> None:
 
 
 @each_op
+def test_forward_mode_is_refused(case: Case) -> None:
+    """By JAX itself, of either implementation; of gradients, with the sentence of a second derivative."""
+    for implementation in ("triton", "xla"):
+        total, active = loss(case, functools.partial(case.ours, implementation=implementation))
+        for differentiate in (jax.jvp, lambda f, at, _: jax.linearize(f, *at)[1](*at)):
+            with pytest.raises(TypeError, match="forward-mode"):
+                differentiate(total, active, active)
+    total, active = loss(case, kernels(case))
+    with pytest.raises(NotImplementedError, match=r": its kernels have a first derivative"):
+        jax.jvp(jax.grad(total), active, active)
+
+
+@each_op
+def test_xla_has_second_derivatives(case: Case) -> None:
+    """Of every operand with respect to every other, as plain code has them."""
+
+    def second(function: Any) -> Any:
+        total, active = loss(case, function)
+        every = tuple(range(len(active)))
+
+        def of_gradients(*active: Any) -> Any:
+            return sum(jnp.sum(jnp.sin(g)) for g in jax.grad(total, every)(*active))
+
+        return jax.jit(jax.grad(of_gradients, every))(*active)
+
+    ours, plain = second(functools.partial(case.ours, implementation="xla")), second(case.plain)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * (float(jnp.abs(b).max()) + 1e-6))
+
+
+@each_op
 def test_residuals_have_names_for_checkpoint_policies(case: Case) -> None:
     """Saved by name, the forward pass is not run again; and the names that it is saved by are all there are."""
     total, active = loss(case, kernels(case))
