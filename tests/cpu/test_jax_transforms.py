@@ -33,14 +33,16 @@ def inputs(case: Case, seed: int = 0) -> tuple[tuple[Any, ...], Any]:
     return arguments, jax_cases.cotangents(rng, jax.eval_shape(case.ours, *arguments))
 
 
+@functools.cache
+def expected(case: Case, seed: int = 0) -> Any:
+    """Values and gradients of the plain function."""
+    return jax.jit(functools.partial(jax_cases.gradients, case.plain, case))(*inputs(case, seed))
+
+
 @cases
-@pytest.mark.parametrize(
-    "transform", [lambda f: f, jax.jit, jax.checkpoint], ids=["eager", "jit", "checkpoint"]
-)
-def test_values_and_gradients(case: Case, transform: Any) -> None:
-    arguments, cotangent = inputs(case)
-    ours = jax_cases.gradients(transform(case.ours), case, arguments, cotangent)
-    close(ours, jax_cases.gradients(case.plain, case, arguments, cotangent))
+def test_values_and_gradients(case: Case) -> None:
+    """Without jit; with it below, and over checkpoints in test_jax_every_op."""
+    close(jax_cases.gradients(case.ours, case, *inputs(case)), expected(case))
 
 
 @cases
@@ -49,9 +51,8 @@ def test_vmap_of_gradients(case: Case, implementation: str) -> None:
     function = functools.partial(case.ours, implementation=implementation)
     examples = [inputs(case, seed) for seed in range(3)]
     batch, cotangent = jax.tree.map(lambda *a: jnp.stack(a), *examples)
-    ours = jax.vmap(lambda a, g: jax_cases.gradients(function, case, a, g))(batch, cotangent)
-    each = [jax_cases.gradients(case.plain, case, *example) for example in examples]
-    close(ours, jax.tree.map(lambda *a: jnp.stack(a), *each))
+    ours = jax.jit(jax.vmap(functools.partial(jax_cases.gradients, function, case)))(batch, cotangent)
+    close(ours, jax.tree.map(lambda *a: jnp.stack(a), *(expected(case, seed) for seed in range(3))))
 
 
 def primitives(jaxpr: Any) -> list[Any]:
@@ -335,12 +336,13 @@ def test_one_token_without_an_axis() -> None:
     jax_cases.check_one_token(close)
 
 
-@cases
-def test_without_jit(case: Case) -> None:
-    arguments, cotangent = inputs(case)
+@pytest.mark.parametrize("name", ["rms_norm", "linear_cross_entropy"])
+def test_without_jit(name: str) -> None:
+    """An op of kernels alone, and one with products and a loop in it."""
+    case = jax_cases.named(name)
     with jax.disable_jit():
-        ours = jax_cases.gradients(case.ours, case, arguments, cotangent)
-    close(ours, jax_cases.gradients(case.plain, case, arguments, cotangent))
+        ours = jax_cases.gradients(case.ours, case, *inputs(case))
+    close(ours, expected(case))
 
 
 def test_another_implementation_is_preferred_by_the_name_of_the_op() -> None:
