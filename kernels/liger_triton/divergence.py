@@ -433,8 +433,11 @@ def _exponentials(raw, highest, scale: tl.constexpr):
 
 @triton.jit
 def _add_statistics(
-    raw_s,
-    raw_t,
+    student_row_ptr,
+    teacher_row_ptr,
+    student_bias_ptr,
+    teacher_bias_ptr,
+    start,
     highest_s,
     total_s,
     highest_t,
@@ -442,12 +445,22 @@ def _add_statistics(
     hard_highest,
     hard_total,
     weighted,
-    scale: tl.constexpr,
+    n_cols: tl.constexpr,
     beta: tl.constexpr,
+    scale: tl.constexpr,
     KIND: tl.constexpr,
+    HAS_STUDENT_BIAS: tl.constexpr,
+    HAS_TEACHER_BIAS: tl.constexpr,
     HARD: tl.constexpr,
+    THREADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MASK: tl.constexpr,
 ):
     """Each thread's statistics with those of one more tile."""
+    _, raw_s, raw_t = _load_logits(
+        student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, start,
+        n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, MASK,
+    )  # fmt: skip
     new_s, e_s, rescale_s = _exponentials(raw_s, highest_s, scale)
     new_t, e_t, rescale_t = _exponentials(raw_t, highest_t, scale)
     total_s = total_s * rescale_s + tl.sum(e_s, axis=1)
@@ -460,6 +473,53 @@ def _add_statistics(
     elif KIND == "jsd" and beta == 1.0:
         weighted = weighted * rescale_s + tl.sum(tl.where(e_s == 0.0, 0.0, e_s * (raw_t - raw_s)), axis=1)
     return new_s, total_s, new_t, total_t, hard_highest, hard_total, weighted
+
+
+@triton.jit
+def _add_terms(
+    student_row_ptr,
+    teacher_row_ptr,
+    student_bias_ptr,
+    teacher_bias_ptr,
+    start,
+    terms,
+    slopes,
+    highest_s,
+    highest_t,
+    weight_s,
+    weight_t,
+    shift,
+    n_cols: tl.constexpr,
+    beta: tl.constexpr,
+    scale: tl.constexpr,
+    KIND: tl.constexpr,
+    HAS_STUDENT_BIAS: tl.constexpr,
+    HAS_TEACHER_BIAS: tl.constexpr,
+    THREADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MASK: tl.constexpr,
+):
+    """Each thread's sums of a divergence's terms and of g with those of one more tile."""
+    _, raw_s, raw_t = _load_logits(
+        student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, start,
+        n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, MASK,
+    )  # fmt: skip
+    term, g, _, _, _ = _terms(
+        raw_s,
+        raw_t,
+        highest_s,
+        highest_t,
+        weight_s,
+        weight_t,
+        shift,
+        scale,
+        0.0,
+        beta,
+        KIND,
+        "logits",
+        "logits",
+    )
+    return terms + tl.sum(term, axis=1), slopes + tl.sum(g, axis=1)
 
 
 @triton.jit
@@ -683,45 +743,17 @@ def divergence_of_logits_forward(
     # KL: sum_j e_j * (t - s)_j, e the exponentials of the model that it is taken over.
     weighted = tl.zeros((THREADS,), tl.float32)
     for i in range(0, FULL):
-        _, raw_s, raw_t = _load_logits(
+        highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted = _add_statistics(
             student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, i * STEP,
-            n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, False,
+            highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted,
+            n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, False,
         )  # fmt: skip
-        highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted = _add_statistics(
-            raw_s,
-            raw_t,
-            highest_s,
-            total_s,
-            highest_t,
-            total_t,
-            hard_highest,
-            hard_total,
-            weighted,
-            scale,
-            beta,
-            KIND,
-            HARD,
-        )
     if n_cols > FULL * STEP:
-        _, raw_s, raw_t = _load_logits(
-            student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, FULL * STEP,
-            n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, True,
-        )  # fmt: skip
         highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted = _add_statistics(
-            raw_s,
-            raw_t,
-            highest_s,
-            total_s,
-            highest_t,
-            total_t,
-            hard_highest,
-            hard_total,
-            weighted,
-            scale,
-            beta,
-            KIND,
-            HARD,
-        )
+            student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, FULL * STEP,
+            highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted,
+            n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, True,
+        )  # fmt: skip
     top_s, rescale_s, sum_s = _over_threads(highest_s, total_s)
     top_t, rescale_t, sum_t = _over_threads(highest_t, total_t)
     weight_s = 1.0 / sum_s
@@ -741,25 +773,17 @@ def divergence_of_logits_forward(
         terms = tl.zeros((THREADS,), tl.float32)
         slopes = tl.zeros((THREADS,), tl.float32)
         if n_cols > FULL * STEP:
-            _, raw_s, raw_t = _load_logits(
+            terms, slopes = _add_terms(
                 student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, FULL * STEP,
-                n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, True,
+                terms, slopes, top_s, top_t, own_s, own_t, shift,
+                n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, True,
             )  # fmt: skip
-            term, g, _, _, _ = _terms(
-                raw_s, raw_t, top_s, top_t, own_s, own_t, shift, scale, 0.0, beta, KIND, "logits", "logits"
-            )
-            terms += tl.sum(term, axis=1)
-            slopes += tl.sum(g, axis=1)
         for i in range(0, FULL):
-            _, raw_s, raw_t = _load_logits(
+            terms, slopes = _add_terms(
                 student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, (FULL - 1 - i) * STEP,
-                n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, False,
+                terms, slopes, top_s, top_t, own_s, own_t, shift,
+                n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, False,
             )  # fmt: skip
-            term, g, _, _, _ = _terms(
-                raw_s, raw_t, top_s, top_t, own_s, own_t, shift, scale, 0.0, beta, KIND, "logits", "logits"
-            )
-            terms += tl.sum(term, axis=1)
-            slopes += tl.sum(g, axis=1)
         soft = tl.sum(terms, axis=0)
         slope = tl.sum(slopes, axis=0)
         if KIND == "jsd":
