@@ -1,0 +1,608 @@
+"""Divergences of logits: sweeps for the log-sum-exps, for JSD and TVD, and for the gradient."""
+
+from __future__ import annotations
+
+import functools
+
+import triton
+import triton.language as tl
+
+from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv, next_power_of_2
+from liger_triton.cross_entropy import _store_zeros
+from liger_triton.divergence_rows import Options, Rows, constants, counted
+from liger_triton.divergence_terms import LN2, LOG2E, column_terms, load_columns, row_factor, unit
+
+# ---------------------------------------------------------------------------------------------------- kernels
+
+
+@triton.jit
+def _load_logits(
+    student_row_ptr,
+    teacher_row_ptr,
+    student_bias_ptr,
+    teacher_bias_ptr,
+    start,
+    n_cols: tl.constexpr,
+    HAS_STUDENT_BIAS: tl.constexpr,
+    HAS_TEACHER_BIAS: tl.constexpr,
+    THREADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MASK: tl.constexpr,
+):
+    """(columns, student's logits, teacher's), (THREADS, WIDTH): a row of the tile is one thread's."""
+    col = start + tl.arange(0, THREADS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    raw_s = load_columns(student_row_ptr, student_bias_ptr, col, n_cols, "logits", HAS_STUDENT_BIAS, MASK)
+    raw_t = load_columns(teacher_row_ptr, teacher_bias_ptr, col, n_cols, "logits", HAS_TEACHER_BIAS, MASK)
+    return col, raw_s, raw_t
+
+
+@triton.jit
+def _exponentials(raw, highest, scale: tl.constexpr):
+    """(each thread's highest with these, their shifted exponentials, what earlier ones are multiplied by).
+
+    The highest are of logits times scale * LOG2E, rounded: all that is subtracted is exactly what is kept.
+    """
+    new = tl.maximum(highest, tl.max(raw, axis=1) * (scale * LOG2E))
+    return new, tl.exp2(raw * (scale * LOG2E) - new[:, None]), tl.exp2(highest - new)
+
+
+@triton.jit
+def _add_statistics(
+    student_row_ptr,
+    teacher_row_ptr,
+    student_bias_ptr,
+    teacher_bias_ptr,
+    start,
+    highest_s,
+    total_s,
+    highest_t,
+    total_t,
+    hard_highest,
+    hard_total,
+    weighted,
+    n_cols: tl.constexpr,
+    beta: tl.constexpr,
+    scale: tl.constexpr,
+    KIND: tl.constexpr,
+    HAS_STUDENT_BIAS: tl.constexpr,
+    HAS_TEACHER_BIAS: tl.constexpr,
+    HARD: tl.constexpr,
+    THREADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MASK: tl.constexpr,
+):
+    """Each thread's statistics with those of one more tile."""
+    _, raw_s, raw_t = _load_logits(
+        student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, start,
+        n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, MASK,
+    )  # fmt: skip
+    new_s, e_s, rescale_s = _exponentials(raw_s, highest_s, scale)
+    new_t, e_t, rescale_t = _exponentials(raw_t, highest_t, scale)
+    total_s = total_s * rescale_s + tl.sum(e_s, axis=1)
+    total_t = total_t * rescale_t + tl.sum(e_t, axis=1)
+    if HARD and scale != 1.0:
+        hard_highest, e, rescale = _exponentials(raw_s, hard_highest, 1.0)
+        hard_total = hard_total * rescale + tl.sum(e, axis=1)
+    if KIND == "jsd" and beta == 0.0:
+        weighted = weighted * rescale_t + tl.sum(tl.where(e_t == 0.0, 0.0, e_t * (raw_t - raw_s)), axis=1)
+    elif KIND == "jsd" and beta == 1.0:
+        weighted = weighted * rescale_s + tl.sum(tl.where(e_s == 0.0, 0.0, e_s * (raw_t - raw_s)), axis=1)
+    return new_s, total_s, new_t, total_t, hard_highest, hard_total, weighted
+
+
+@triton.jit
+def _add_terms(
+    student_row_ptr,
+    teacher_row_ptr,
+    student_bias_ptr,
+    teacher_bias_ptr,
+    start,
+    terms,
+    slopes,
+    highest_s,
+    highest_t,
+    weight_s,
+    weight_t,
+    shift,
+    n_cols: tl.constexpr,
+    beta: tl.constexpr,
+    scale: tl.constexpr,
+    KIND: tl.constexpr,
+    HAS_STUDENT_BIAS: tl.constexpr,
+    HAS_TEACHER_BIAS: tl.constexpr,
+    THREADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MASK: tl.constexpr,
+):
+    """Each thread's sums of a divergence's terms and of g with those of one more tile."""
+    _, raw_s, raw_t = _load_logits(
+        student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, start,
+        n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, MASK,
+    )  # fmt: skip
+    term, g, _, _, _ = column_terms(
+        raw_s,
+        raw_t,
+        highest_s,
+        highest_t,
+        weight_s,
+        weight_t,
+        shift,
+        scale,
+        0.0,
+        beta,
+        KIND,
+        "logits",
+        "logits",
+    )
+    return terms + tl.sum(term, axis=1), slopes + tl.sum(g, axis=1)
+
+
+@triton.jit
+def _over_threads(highest, total):
+    """(the highest of all threads, what each one's sums are multiplied by, the sum of all)."""
+    top = tl.max(highest, axis=0)
+    rescale = tl.exp2(highest - top)
+    return top, rescale, tl.sum(total * rescale, axis=0)
+
+
+@triton.jit
+def _logits_gradient(
+    student_row_ptr,
+    teacher_row_ptr,
+    student_bias_ptr,
+    teacher_bias_ptr,
+    gradient_row_ptr,
+    label,
+    start,
+    highest_s,
+    highest_t,
+    weight_s,
+    weight_t,
+    shift,
+    slope,
+    hard_highest,
+    hard_weight,
+    soft,
+    hard,
+    n_cols: tl.constexpr,
+    beta: tl.constexpr,
+    scale: tl.constexpr,
+    KIND: tl.constexpr,
+    HAS_STUDENT_BIAS: tl.constexpr,
+    HAS_TEACHER_BIAS: tl.constexpr,
+    HARD: tl.constexpr,
+    THREADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MASK: tl.constexpr,
+):
+    """Store the gradient of one tile; `soft`, `slope` and `hard` have all that is common to its columns."""
+    col, raw_s, raw_t = _load_logits(
+        student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, start,
+        n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, MASK,
+    )  # fmt: skip
+    if KIND == "tvd":  # which of the two is larger
+        _, _, q, _, h = column_terms(
+            raw_s,
+            raw_t,
+            highest_s,
+            highest_t,
+            weight_s,
+            weight_t,
+            shift,
+            scale,
+            0.0,
+            beta,
+            KIND,
+            "logits",
+            "logits",
+        )
+        dz = q * (h * soft - slope)
+    else:
+        _, _, q, p, h = column_terms(
+            raw_s, raw_t, highest_s, highest_t, 1.0, 1.0, shift, scale, 0.0, beta, KIND, "logits", "logits"
+        )
+        if beta == 0.0:
+            dz = q * (soft * weight_s) - p * (soft * weight_t)
+        else:
+            dz = q * (h * (soft * weight_s) - slope * weight_s)
+            if beta == 1.0:
+                dz = tl.where(q == 0.0, 0.0, dz)
+    if HARD:
+        probability = tl.exp2(raw_s * LOG2E - hard_highest) * (hard * hard_weight)
+        dz += tl.where(col == label, probability - hard, probability)
+    dz = dz.to(gradient_row_ptr.dtype.element_ty)
+    if MASK:
+        tl.store(gradient_row_ptr + col, dz, mask=col < n_cols, eviction_policy="evict_first")
+    else:
+        tl.store(gradient_row_ptr + col, dz, eviction_policy="evict_first")
+
+
+@triton.jit
+def _store_logits_gradient(
+    student_row_ptr,
+    teacher_row_ptr,
+    student_bias_ptr,
+    teacher_bias_ptr,
+    gradient_row_ptr,
+    label,
+    highest_s,
+    highest_t,
+    weight_s,
+    weight_t,
+    shift,
+    slope,
+    hard_highest,
+    hard_weight,
+    soft,
+    hard,
+    n_cols: tl.constexpr,
+    beta: tl.constexpr,
+    temperature: tl.constexpr,
+    KIND: tl.constexpr,
+    HAS_STUDENT_BIAS: tl.constexpr,
+    HAS_TEACHER_BIAS: tl.constexpr,
+    HARD: tl.constexpr,
+    THREADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    REVERSE: tl.constexpr,
+):
+    """soft * dz + hard * (the gradient of the cross entropy); `slope` is the sum of g over the row's columns."""
+    scale: tl.constexpr = 1.0 / temperature
+    STEP: tl.constexpr = THREADS * WIDTH
+    FULL: tl.constexpr = n_cols // STEP
+    slope *= soft * scale
+    soft *= unit(beta, KIND) * scale
+    if REVERSE and n_cols > FULL * STEP:
+        _logits_gradient(
+            student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, gradient_row_ptr, label,
+            FULL * STEP, highest_s, highest_t, weight_s, weight_t, shift, slope, hard_highest, hard_weight,
+            soft, hard, n_cols, beta, scale, KIND,
+            HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, True,
+        )  # fmt: skip
+    for i in range(0, FULL):
+        start = (FULL - 1 - i if REVERSE else i) * STEP
+        _logits_gradient(
+            student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, gradient_row_ptr, label,
+            start, highest_s, highest_t, weight_s, weight_t, shift, slope, hard_highest, hard_weight,
+            soft, hard, n_cols, beta, scale, KIND,
+            HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, False,
+        )  # fmt: skip
+    if not REVERSE and n_cols > FULL * STEP:
+        _logits_gradient(
+            student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, gradient_row_ptr, label,
+            FULL * STEP, highest_s, highest_t, weight_s, weight_t, shift, slope, hard_highest, hard_weight,
+            soft, hard, n_cols, beta, scale, KIND,
+            HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, True,
+        )  # fmt: skip
+
+
+@triton.jit
+def divergence_of_logits_forward(
+    student_ptr,  # (n_rows, n_cols)
+    teacher_ptr,  # (n_rows, n_cols)
+    labels_ptr,  # (n_rows,)
+    student_bias_ptr,  # (n_cols,)
+    teacher_bias_ptr,  # (n_cols,)
+    counted_ptr,  # (3,) float32
+    divisor,
+    loss_ptr,  # (n_rows,) float32
+    soft_ptr,  # (n_rows,) float32: the divergence alone
+    hard_ptr,  # (n_rows,) float32: the cross entropy alone
+    statistics_ptr,  # (n_rows, 8) float32: see STATISTICS
+    gradient_ptr,  # (n_rows, n_cols); may be student_ptr
+    n_cols: tl.constexpr,
+    student_stride: tl.constexpr,
+    teacher_stride: tl.constexpr,
+    gradient_stride: tl.constexpr,
+    ignore_index: tl.constexpr,
+    beta: tl.constexpr,
+    temperature: tl.constexpr,
+    soft_weight: tl.constexpr,
+    hard_weight: tl.constexpr,
+    KIND: tl.constexpr,
+    HAS_STUDENT_BIAS: tl.constexpr,
+    HAS_TEACHER_BIAS: tl.constexpr,
+    HAS_LABELS: tl.constexpr,
+    COUNTED: tl.constexpr,
+    PER_COLUMN: tl.constexpr,
+    HARD: tl.constexpr,
+    WANT_PARTS: tl.constexpr,
+    WANT_STATISTICS: tl.constexpr,
+    WANT_GRADIENT: tl.constexpr,
+    THREADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Of logits: a sweep for the log-sum-exps, in which KL is found too; one for JSD and TVD; one for the gradient.
+
+    Every other sweep runs from the end of the row, which the cache still has. Each thread has statistics of its own,
+    which are put together at the end of a sweep: nothing else waits for other threads.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    student_row_ptr = student_ptr + row * student_stride
+    teacher_row_ptr = teacher_ptr + row * teacher_stride
+    gradient_row_ptr = gradient_ptr + row * gradient_stride
+    label = 0
+    if HAS_LABELS:
+        label = tl.load(labels_ptr + row)
+        if label == ignore_index:
+            tl.store(loss_ptr + row, 0.0)
+            if WANT_PARTS:
+                tl.store(soft_ptr + row, 0.0)
+                tl.store(hard_ptr + row, 0.0)
+            if WANT_STATISTICS:
+                i = tl.arange(0, 8)
+                tl.store(statistics_ptr + row * 8 + i, tl.zeros((8,), tl.float32))
+            if WANT_GRADIENT:
+                _store_zeros(gradient_row_ptr, n_cols, THREADS * WIDTH)
+            return
+    factor = row_factor(counted_ptr, divisor, n_cols, COUNTED, PER_COLUMN)
+    label_logit = 0.0
+    if HARD:
+        # Read before the sweeps, whose sums synchronise the program: the last one may overwrite it.
+        in_range = (label >= 0) & (label < n_cols)
+        label_logit = tl.load(student_row_ptr + label, mask=in_range, other=float("nan")).to(tl.float32)
+        if HAS_STUDENT_BIAS:
+            label_logit += tl.load(student_bias_ptr + label, mask=in_range, other=0.0).to(tl.float32)
+
+    KL: tl.constexpr = KIND == "jsd" and (beta == 0.0 or beta == 1.0)
+    scale: tl.constexpr = 1.0 / temperature
+    STEP: tl.constexpr = THREADS * WIDTH
+    FULL: tl.constexpr = n_cols // STEP
+    # Lower than any logit but finite: where a thread meets -inf alone, there is something to be subtracted.
+    highest_s = tl.full((THREADS,), -1e30, tl.float32)
+    highest_t = tl.full((THREADS,), -1e30, tl.float32)
+    total_s = tl.zeros((THREADS,), tl.float32)
+    total_t = tl.zeros((THREADS,), tl.float32)
+    hard_highest = tl.full((THREADS,), -1e30, tl.float32)
+    hard_total = tl.zeros((THREADS,), tl.float32)
+    # KL: sum_j e_j * (t - s)_j, e the exponentials of the model that it is taken over.
+    weighted = tl.zeros((THREADS,), tl.float32)
+    for i in range(0, FULL):
+        highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted = _add_statistics(
+            student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, i * STEP,
+            highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted,
+            n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, False,
+        )  # fmt: skip
+    if n_cols > FULL * STEP:
+        highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted = _add_statistics(
+            student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, FULL * STEP,
+            highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted,
+            n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, True,
+        )  # fmt: skip
+    top_s, rescale_s, sum_s = _over_threads(highest_s, total_s)
+    top_t, rescale_t, sum_t = _over_threads(highest_t, total_t)
+    weight_s = 1.0 / sum_s
+    weight_t = 1.0 / sum_t
+    shift = (top_t - top_s) + (tl.log2(sum_t) - tl.log2(sum_s))
+    if KL:
+        if beta == 0.0:
+            soft = tl.sum(weighted * rescale_t, axis=0) / sum_t * scale - shift * LN2
+            slope = 0.0
+        else:
+            soft = shift * LN2 - tl.sum(weighted * rescale_s, axis=0) / sum_s * scale
+            slope = soft
+    else:
+        # Of a JSD, all that the weights are factors of is summed first.
+        own_s = 1.0 if KIND == "jsd" else weight_s
+        own_t = 1.0 if KIND == "jsd" else weight_t
+        terms = tl.zeros((THREADS,), tl.float32)
+        slopes = tl.zeros((THREADS,), tl.float32)
+        if n_cols > FULL * STEP:
+            terms, slopes = _add_terms(
+                student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, FULL * STEP,
+                terms, slopes, top_s, top_t, own_s, own_t, shift,
+                n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, True,
+            )  # fmt: skip
+        for i in range(0, FULL):
+            terms, slopes = _add_terms(
+                student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, (FULL - 1 - i) * STEP,
+                terms, slopes, top_s, top_t, own_s, own_t, shift,
+                n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, False,
+            )  # fmt: skip
+        soft = tl.sum(terms, axis=0)
+        slope = tl.sum(slopes, axis=0)
+        if KIND == "jsd":
+            slope *= weight_s * unit(beta, KIND)
+            soft = soft * (weight_t * unit(beta, KIND)) + slope
+
+    loss = soft_weight * soft
+    hard = 0.0
+    hard_top = top_s
+    hard_sum = sum_s
+    if HARD:
+        if temperature != 1.0:
+            hard_top, _, hard_sum = _over_threads(hard_highest, hard_total)
+        hard = (tl.log2(hard_sum) + (hard_top - label_logit * LOG2E)) * LN2  # NaN for a label out of range
+        loss += hard_weight * hard
+    tl.store(loss_ptr + row, loss * factor)
+    if WANT_PARTS:
+        tl.store(soft_ptr + row, soft * factor)
+        tl.store(hard_ptr + row, hard * factor)
+    if WANT_STATISTICS:
+        tl.store(statistics_ptr + row * 8, top_s)
+        tl.store(statistics_ptr + row * 8 + 1, sum_s)
+        tl.store(statistics_ptr + row * 8 + 2, top_t)
+        tl.store(statistics_ptr + row * 8 + 3, sum_t)
+        tl.store(statistics_ptr + row * 8 + 4, slope)
+        tl.store(statistics_ptr + row * 8 + 5, soft - slope)
+        tl.store(statistics_ptr + row * 8 + 6, hard_top)
+        tl.store(statistics_ptr + row * 8 + 7, hard_sum)
+    if WANT_GRADIENT:
+        hard_factor = hard_weight * factor
+        if HARD:
+            hard_factor = tl.where(in_range, hard_factor, float("nan"))
+        _store_logits_gradient(
+            student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, gradient_row_ptr, label,
+            top_s, top_t, weight_s, weight_t, shift, slope, hard_top, 1.0 / hard_sum, soft_weight * factor, hard_factor,
+            n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, KL,
+        )  # fmt: skip
+
+
+@triton.jit
+def divergence_of_logits_backward(
+    student_ptr,  # (n_rows, n_cols)
+    teacher_ptr,  # (n_rows, n_cols)
+    labels_ptr,  # (n_rows,)
+    student_bias_ptr,  # (n_cols,)
+    teacher_bias_ptr,  # (n_cols,)
+    statistics_ptr,  # (n_rows, 8) float32
+    counted_ptr,  # (3,) float32
+    dloss_ptr,  # (n_rows,) or (1,) float32
+    divisor,
+    gradient_ptr,  # (n_rows, n_cols); may be student_ptr
+    n_cols: tl.constexpr,
+    student_stride: tl.constexpr,
+    teacher_stride: tl.constexpr,
+    gradient_stride: tl.constexpr,
+    ignore_index: tl.constexpr,
+    beta: tl.constexpr,
+    temperature: tl.constexpr,
+    soft_weight: tl.constexpr,
+    hard_weight: tl.constexpr,
+    KIND: tl.constexpr,
+    HAS_STUDENT_BIAS: tl.constexpr,
+    HAS_TEACHER_BIAS: tl.constexpr,
+    HAS_LABELS: tl.constexpr,
+    COUNTED: tl.constexpr,
+    PER_COLUMN: tl.constexpr,
+    HARD: tl.constexpr,
+    COTANGENT_STRIDE: tl.constexpr,
+    SWAPPED: tl.constexpr,
+    THREADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """The student's gradient; SWAPPED: the statistics are of the problem in which it is the teacher."""
+    row = tl.program_id(0).to(tl.int64)
+    gradient_row_ptr = gradient_ptr + row * gradient_stride
+    label = 0
+    if HAS_LABELS:
+        label = tl.load(labels_ptr + row)
+        if label == ignore_index:
+            _store_zeros(gradient_row_ptr, n_cols, THREADS * WIDTH)
+            return
+    factor = row_factor(counted_ptr, divisor, n_cols, COUNTED, PER_COLUMN)
+    factor *= tl.load(dloss_ptr + row * COTANGENT_STRIDE)
+    first_ptr = statistics_ptr + row * 8
+    S: tl.constexpr = 2 if SWAPPED else 0
+    top_s = tl.load(first_ptr + S)
+    sum_s = tl.load(first_ptr + S + 1)
+    top_t = tl.load(first_ptr + (2 - S))
+    sum_t = tl.load(first_ptr + (2 - S) + 1)
+    shift = (top_t - top_s) + (tl.log2(sum_t) - tl.log2(sum_s))
+    slope = tl.load(first_ptr + (5 if SWAPPED else 4))
+    hard_top = 0.0
+    hard_sum = 1.0
+    hard_factor = hard_weight * factor
+    if HARD:
+        hard_top = tl.load(first_ptr + 6)
+        hard_sum = tl.load(first_ptr + 7)
+        in_range = (label >= 0) & (label < n_cols)
+        hard_factor = tl.where(in_range, hard_factor, float("nan"))
+    _store_logits_gradient(
+        student_ptr + row * student_stride, teacher_ptr + row * teacher_stride, student_bias_ptr, teacher_bias_ptr,
+        gradient_row_ptr, label, top_s, top_t, 1.0 / sum_s, 1.0 / sum_t, shift, slope, hard_top, 1.0 / hard_sum,
+        soft_weight * factor, hard_factor,
+        n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, False,
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------- launches
+
+STATISTICS = 8
+"""Columns that the backward pass from logits reads: the student's highest logit, after the temperature and in units of
+log 2, and the sum of its shifted exponentials; the same two of the teacher; the sums of g for the student's gradient
+and for the teacher's; and the first two again at temperature 1, for the cross entropy."""
+
+
+def _of_logits(
+    rows: Rows, options: Options, gradient_stride: int
+) -> tuple[tuple[str, int | float | bool], ...]:
+    return (
+        ("gradient_stride", gradient_stride),
+        ("temperature", float(options.temperature)),
+        ("soft_weight", float(options.soft_weight)),
+        ("hard_weight", float(options.hard_weight)),
+        ("HAS_STUDENT_BIAS", rows.dtypes[3] is not None),
+        ("HAS_TEACHER_BIAS", rows.dtypes[4] is not None),
+        ("HARD", options.hard_weight != 0),
+    )
+
+
+def _lanes(rows: Rows, options: Options) -> tuple[tuple[tuple[str, int], ...], int]:
+    """How a program cuts a row of logits, a tile of (THREADS, WIDTH) after the other, and its warps."""
+    width = 16 // min(DTYPE_BYTES[dtype] for dtype in rows.dtypes[:2] if dtype is not None)
+    # The more threads a row has, the fewer rows are on the way at a time, and the more of them the cache still has when
+    # a sweep turns. JSD, which is bound by its arithmetic, had more of programs that are not in step.
+    kl = options.kind == "jsd" and options.beta in (0, 1)
+    most = 512 if kl and rows.n_cols % width == 0 else 256
+    threads = min(max(next_power_of_2(cdiv(rows.n_cols, width)), rows.device.warp_size), most)
+    return (("THREADS", threads), ("WIDTH", width)), threads // rows.device.warp_size
+
+
+@functools.lru_cache(4096)
+def logits_forward_launch(
+    rows: Rows, options: Options, want_parts: bool, want_statistics: bool, want_gradient: bool, in_place: bool
+) -> Launch:
+    """Losses from logits, and what is wanted beside them; `in_place`: the gradient over the student's logits."""
+    tiles, warps = _lanes(rows, options)
+    finds_kl = options.kind == "jsd" and options.beta in (0.0, 1.0)
+    per_row, nothing = Spec((rows.n_rows,), "float32"), Spec((0,), "float32")
+    student, teacher, labels, *biases = rows.specs((1 if finds_kl else 2) + want_gradient)
+    gradient = Spec(student.shape if want_gradient else (0,), student.dtype)
+    return Launch(
+        kernel=divergence_of_logits_forward,
+        grid=(rows.n_rows,),
+        inputs=(student, teacher, labels, *biases, counted(options, rows)),
+        integers=(rows.divisor,),
+        outputs=(
+            per_row,
+            per_row if want_parts else nothing,
+            per_row if want_parts else nothing,
+            Spec((rows.n_rows, STATISTICS), "float32") if want_statistics else nothing,
+            gradient,
+        ),
+        constants=(
+            *constants(rows, options),
+            *_of_logits(rows, options, rows.strides[0] if in_place else rows.n_cols),
+            ("WANT_PARTS", want_parts),
+            ("WANT_STATISTICS", want_statistics),
+            ("WANT_GRADIENT", want_gradient),
+            *tiles,
+        ),
+        num_warps=warps,
+        aliases=((0, 4),) if want_gradient and in_place else (),
+        flops=(40 if want_gradient else 24) * rows.n_rows * rows.n_cols,
+    )
+
+
+@functools.lru_cache(4096)
+def logits_backward_launch(rows: Rows, options: Options, swapped: bool, in_place: bool) -> Launch:
+    """The student's gradient from logits; `swapped`: by the statistics of the problem in which it is the teacher."""
+    tiles, warps = _lanes(rows, options)
+    tokens = options.reduction == "tokens"
+    student, teacher, labels, *biases = rows.specs(1)
+    return Launch(
+        kernel=divergence_of_logits_backward,
+        grid=(rows.n_rows,),
+        inputs=(
+            student,
+            teacher,
+            labels,
+            *biases,
+            Spec((rows.n_rows, STATISTICS), "float32"),
+            counted(options, rows),
+            Spec((rows.n_rows if tokens else 1,), "float32", resident=not tokens),
+        ),
+        integers=(rows.divisor,),
+        outputs=(Spec(student.shape, student.dtype),),
+        constants=(
+            *constants(rows, options),
+            *_of_logits(rows, options, rows.strides[0] if in_place else rows.n_cols),
+            ("COTANGENT_STRIDE", int(tokens)),
+            ("SWAPPED", swapped),
+            *tiles,
+        ),
+        num_warps=warps,
+        aliases=((0, 0),) if in_place else (),
+        flops=20 * rows.n_rows * rows.n_cols,
+    )
