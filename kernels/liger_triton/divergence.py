@@ -38,7 +38,8 @@ from liger.launch import Spec
 from liger.mesh import ONE_DEVICE, Mesh
 from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import divergence as reference
-from liger_triton.cross_entropy import cotangent_rows, denominators_launch, inverses_launch, totals_launch
+from liger_triton.cross_entropy import cotangent_rows
+from liger_triton.cross_entropy_totals import denominators_launch, inverses_launch, totals_launch
 from liger_triton.divergence_of_logits import STATISTICS as STATISTICS
 from liger_triton.divergence_of_logits import logits_backward_launch, logits_forward_launch
 from liger_triton.divergence_of_probs import backward_launch, forward_launch

@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 
 from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv, next_power_of_2
-from liger_triton.cross_entropy import _store_zeros
 from liger_triton.divergence_rows import Options, Rows, constants, counted
 from liger_triton.divergence_terms import LN2, LOG2E, column_terms, load_columns, row_factor, unit
+from liger_triton.held import store_zeros
 
 # ---------------------------------------------------------------------------------------------------- kernels
 
@@ -333,7 +333,7 @@ def divergence_of_logits_forward(
                 i = tl.arange(0, 8)
                 tl.store(statistics_ptr + row * 8 + i, tl.zeros((8,), tl.float32))
             if WANT_GRADIENT:
-                _store_zeros(gradient_row_ptr, n_cols, THREADS * WIDTH)
+                store_zeros(gradient_row_ptr, n_cols, THREADS * WIDTH)
             return
     factor = row_factor(counted_ptr, divisor, n_cols, COUNTED, PER_COLUMN)
     label_logit = 0.0
@@ -478,7 +478,7 @@ def divergence_of_logits_backward(
     if HAS_LABELS:
         label = tl.load(labels_ptr + row)
         if label == ignore_index:
-            _store_zeros(gradient_row_ptr, n_cols, THREADS * WIDTH)
+            store_zeros(gradient_row_ptr, n_cols, THREADS * WIDTH)
             return
     factor = row_factor(counted_ptr, divisor, n_cols, COUNTED, PER_COLUMN)
     factor *= tl.load(dloss_ptr + row * COTANGENT_STRIDE)

@@ -9,9 +9,9 @@ import triton.language as tl
 
 from liger.device import Device
 from liger.launch import DTYPE_BYTES, Launch, Spec, next_power_of_2
-from liger_triton.cross_entropy import _store_zeros
 from liger_triton.divergence_rows import Options, Rows, constants, counted
 from liger_triton.divergence_terms import LOG2E, between, column_terms, load_columns, row_factor, unit
+from liger_triton.held import store_zeros
 
 # ---------------------------------------------------------------------------------------------------- kernels
 
@@ -101,11 +101,11 @@ def divergence_forward(
         label = tl.load(labels_ptr + row)
         if label == ignore_index:
             if ELEMENTS:
-                _store_zeros(loss_ptr + row * n_cols, n_cols, BLOCK)
+                store_zeros(loss_ptr + row * n_cols, n_cols, BLOCK)
             else:
                 tl.store(loss_ptr + row, 0.0)
             if WANT_GRADIENT:
-                _store_zeros(gradient_ptr + row * n_cols, n_cols, BLOCK)
+                store_zeros(gradient_ptr + row * n_cols, n_cols, BLOCK)
             return
     factor = row_factor(counted_ptr, divisor, n_cols, COUNTED, PER_COLUMN) * unit(beta, KIND)
     student_row_ptr = student_ptr + row * student_stride
@@ -159,7 +159,7 @@ def divergence_backward(
     if HAS_LABELS:
         label = tl.load(labels_ptr + row)
         if label == ignore_index:
-            _store_zeros(gradient_ptr + row * n_cols, n_cols, BLOCK)
+            store_zeros(gradient_ptr + row * n_cols, n_cols, BLOCK)
             return
     factor = row_factor(counted_ptr, divisor, n_cols, COUNTED, PER_COLUMN) * unit(beta, KIND)
     if not ELEMENTS:

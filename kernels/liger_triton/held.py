@@ -144,6 +144,14 @@ def store_block(ptr, col, value, n_cols: tl.constexpr, PARTIAL: tl.constexpr):
 
 
 @triton.jit
+def store_zeros(row_ptr, n_cols: tl.constexpr, BLOCK: tl.constexpr):
+    """Of a row that counts for nothing."""
+    for start in range(0, n_cols, BLOCK):
+        col = start + tl.arange(0, BLOCK)
+        tl.store(row_ptr + col, tl.zeros((BLOCK,), row_ptr.dtype.element_ty), mask=col < n_cols)
+
+
+@triton.jit
 def hidden_zero():
     """0, of which the compiler does not know that it is one."""
     return tl.program_id(1)
