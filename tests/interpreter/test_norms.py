@@ -62,6 +62,22 @@ def test_layer_norm_errs_no_more_than_torchs(dtype: torch.dtype, mean: float, wi
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_wide_rows_in_registers_err_no_more_than_torchs(dtype: torch.dtype) -> None:
+    """So wide, LayerNorm's gradient takes both of its means at once, and RMSNorm of 16 bits loads its weight early."""
+    x, w, b = draw(6, 2304, dtype=dtype, seed=0), *(draw(2304, dtype=dtype, seed=i) for i in (1, 2))
+    check_beside_torch(
+        lambda x, w, b: f.liger_layer_norm(x, w, b, 1e-5),
+        lambda x, w, b: F.layer_norm(x, w.shape, w, b, 1e-5),
+        [x, w, b],
+    )
+    check_beside_torch(
+        lambda x, w: f.liger_rms_norm(x, w, 1e-5, casting_mode="gemma"),
+        lambda x, w: F.rms_norm(x, w.shape, w, 1e-5),
+        [x, w],
+    )
+
+
 @pytest.mark.parametrize("width", [1000, 9000, 20_001])
 def test_large_means_keep_the_digits_of_what_is_left(width: int) -> None:
     """E[x^2] - E[x]^2 would be off by more than the variance here, which float32 cannot see in it: 1 in 10^8."""
