@@ -14,6 +14,7 @@ from liger_triton.held import (
     Blocks,
     add_exponentials,
     block_columns,
+    fold_row,
     held_block,
     hidden_zero,
     load_block,
@@ -73,26 +74,10 @@ def vector_sum(ptr, n: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _folded(
-    x,
-    col,
-    weight_ptr,
-    bias_ptr,
-    highest,
-    total,
-    weighted,
-    weights,
-    best,
-    n_cols: tl.constexpr,
-    softcap: tl.constexpr,
-    scale: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    WANT_WEIGHTED: tl.constexpr,
-    WANT_BEST: tl.constexpr,
-    PARTIAL: tl.constexpr,
-):
+def _folded(x, col, sums, arguments, PARTIAL: tl.constexpr):
     """Every lane's sums with its columns of one more block; see `row_sums`."""
+    highest, total, weighted, weights, best = sums
+    weight_ptr, bias_ptr, n_cols, softcap, scale, HAS_WEIGHT, HAS_BIAS, WANT_WEIGHTED, WANT_BEST = arguments
     if HAS_BIAS:
         x += load_block(bias_ptr, col, n_cols, PARTIAL).to(tl.float32)
     z = capped(x, scale, softcap)
@@ -137,29 +122,18 @@ def row_sums(
     UNROLL: tl.constexpr,
 ):
     """Of a row: the highest logit, sum_j exp(z_j - highest), sum_j w_j z_j, sum_j w_j, the highest logit's index."""
-    highest = tl.full((LANES,), float("-inf"), tl.float32)
-    total = tl.zeros((LANES,), tl.float32)
-    weighted = tl.zeros((LANES,), tl.float32)
-    weights = tl.zeros((LANES,), tl.float32)
-    best = tl.full((LANES,), n_cols, tl.int32)
-    columns = block_columns(LANES, WIDTH, ALIGNED)
-    for block in tl.static_range(HELD):
-        highest, total, weighted, weights, best = _folded(
-            held_block(held[block], 0, row_ptr.dtype.element_ty, LANES, WIDTH),
-            (STREAMED + block) * (LANES * WIDTH) + columns,
-            weight_ptr, bias_ptr, highest, total, weighted, weights, best,
-            n_cols, softcap, scale, HAS_WEIGHT, HAS_BIAS, WANT_WEIGHTED, WANT_BEST,
-            PARTIAL=(STREAMED + block + 1) * LANES * WIDTH > n_cols,
-        )  # fmt: skip
-    for group in range(STREAMED // UNROLL):
-        loaded = load_streamed(row_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, "evict_last")
-        for i in tl.static_range(UNROLL):
-            highest, total, weighted, weights, best = _folded(
-                loaded[i].to(tl.float32),
-                (group * UNROLL + i) * (LANES * WIDTH) + columns,
-                weight_ptr, bias_ptr, highest, total, weighted, weights, best,
-                n_cols, softcap, scale, HAS_WEIGHT, HAS_BIAS, WANT_WEIGHTED, WANT_BEST, PARTIAL=False,
-            )  # fmt: skip
+    nothing = (
+        tl.full((LANES,), float("-inf"), tl.float32),
+        tl.zeros((LANES,), tl.float32),
+        tl.zeros((LANES,), tl.float32),
+        tl.zeros((LANES,), tl.float32),
+        tl.full((LANES,), n_cols, tl.int32),
+    )
+    highest, total, weighted, weights, best = fold_row(
+        _folded, row_ptr, held, nothing,
+        (weight_ptr, bias_ptr, n_cols, softcap, scale, HAS_WEIGHT, HAS_BIAS, WANT_WEIGHTED, WANT_BEST),
+        n_cols, "evict_last", LANES, WIDTH, STREAMED, HELD, ALIGNED, UNROLL,
+    )  # fmt: skip
     top, total = row_total(highest, total)
     best = tl.min(tl.where(highest == top, best, n_cols), axis=0)
     best = tl.where(best == n_cols, 0, best)  # of a row of NaN

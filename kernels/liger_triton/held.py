@@ -144,6 +144,48 @@ def store_block(ptr, col, value, n_cols: tl.constexpr, PARTIAL: tl.constexpr):
 
 
 @triton.jit
+def fold_row(
+    FOLD: tl.constexpr,
+    row_ptr,
+    held,
+    state,
+    arguments,
+    n_cols: tl.constexpr,
+    EVICT: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STREAMED: tl.constexpr,
+    HELD: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """A first sweep: state = FOLD(block, its columns, state, arguments, PARTIAL) with the held blocks, then the others.
+
+    State and arguments are tuples; constants among the arguments stay constants.
+    """
+    columns = block_columns(LANES, WIDTH, ALIGNED)
+    for block in tl.static_range(HELD):
+        state = FOLD(
+            held_block(held[block], 0, row_ptr.dtype.element_ty, LANES, WIDTH),
+            (STREAMED + block) * (LANES * WIDTH) + columns,
+            state,
+            arguments,
+            PARTIAL=(STREAMED + block + 1) * LANES * WIDTH > n_cols,
+        )
+    for group in range(STREAMED // UNROLL):
+        loaded = load_streamed(row_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, EVICT)
+        for i in tl.static_range(UNROLL):
+            state = FOLD(
+                loaded[i].to(tl.float32),
+                (group * UNROLL + i) * (LANES * WIDTH) + columns,
+                state,
+                arguments,
+                PARTIAL=False,
+            )
+    return state
+
+
+@triton.jit
 def store_zeros(row_ptr, n_cols: tl.constexpr, BLOCK: tl.constexpr):
     """Of a row that counts for nothing."""
     for start in range(0, n_cols, BLOCK):

@@ -42,11 +42,9 @@ from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import logprobs as reference
 from liger_triton.cross_entropy import cotangent_rows
 from liger_triton.held import (
-    block_columns,
-    held_block,
+    fold_row,
     load_block,
     load_held,
-    load_streamed,
     read_once,
     shift_of,
 )
@@ -56,27 +54,12 @@ from liger_triton.math import capped, exp
 
 
 @triton.jit
-def _folded(
-    x,
-    col,
-    bias_ptr,
-    label,
-    label_z,
-    highest,
-    total,
-    weighted,
-    higher,
-    best,
-    n_cols: tl.constexpr,
-    inverse_temperature: tl.constexpr,
-    softcap: tl.constexpr,
-    scale: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    WANT_PREDICTED: tl.constexpr,
-    WANT_RANK: tl.constexpr,
-    PARTIAL: tl.constexpr,
-):
+def _folded(x, col, sums, arguments, PARTIAL: tl.constexpr):
     """Every lane's sums, relative to its own highest logit, with its columns of one more block."""
+    highest, total, weighted, higher, best = sums
+    (
+        bias_ptr, label, label_z, n_cols, inverse_temperature, softcap, scale, HAS_BIAS, WANT_PREDICTED, WANT_RANK,
+    ) = arguments  # fmt: skip
     if HAS_BIAS:
         x += load_block(bias_ptr, col, n_cols, PARTIAL).to(tl.float32)
     z = capped(x, scale, softcap) * inverse_temperature
@@ -173,29 +156,18 @@ def logprobs_forward(
     label_z = capped(label_logit, scale, softcap) * inverse_temperature
     label_z = tl.where(in_range, label_z, elsewhere)
 
-    lane_highest = tl.full((LANES,), float("-inf"), tl.float32)
-    lane_total = tl.zeros((LANES,), tl.float32)  # sum_j exp(z_j - highest)
-    lane_weighted = tl.zeros((LANES,), tl.float32)  # sum_j exp(z_j - highest) (z_j - highest)
-    lane_higher = tl.zeros((LANES,), tl.int32)
-    lane_best = tl.full((LANES,), n_cols, tl.int32)
-    columns = block_columns(LANES, WIDTH, ALIGNED)
-    for block in tl.static_range(HELD):
-        lane_highest, lane_total, lane_weighted, lane_higher, lane_best = _folded(
-            held_block(held[block], 0, row_ptr.dtype.element_ty, LANES, WIDTH),
-            (STREAMED + block) * (LANES * WIDTH) + columns,
-            bias_ptr, label, label_z, lane_highest, lane_total, lane_weighted, lane_higher, lane_best,
-            n_cols, inverse_temperature, softcap, scale, HAS_BIAS, WANT_PREDICTED, WANT_RANK,
-            PARTIAL=(STREAMED + block + 1) * LANES * WIDTH > n_cols,
-        )  # fmt: skip
-    for group in range(STREAMED // UNROLL):
-        loaded = load_streamed(row_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, "evict_first")
-        for i in tl.static_range(UNROLL):
-            lane_highest, lane_total, lane_weighted, lane_higher, lane_best = _folded(
-                loaded[i].to(tl.float32),
-                (group * UNROLL + i) * (LANES * WIDTH) + columns,
-                bias_ptr, label, label_z, lane_highest, lane_total, lane_weighted, lane_higher, lane_best,
-                n_cols, inverse_temperature, softcap, scale, HAS_BIAS, WANT_PREDICTED, WANT_RANK, PARTIAL=False,
-            )  # fmt: skip
+    nothing = (
+        tl.full((LANES,), float("-inf"), tl.float32),
+        tl.zeros((LANES,), tl.float32),  # sum_j exp(z_j - highest)
+        tl.zeros((LANES,), tl.float32),  # sum_j exp(z_j - highest) (z_j - highest)
+        tl.zeros((LANES,), tl.int32),
+        tl.full((LANES,), n_cols, tl.int32),
+    )
+    lane_highest, lane_total, lane_weighted, lane_higher, lane_best = fold_row(
+        _folded, row_ptr, held, nothing,
+        (bias_ptr, label, label_z, n_cols, inverse_temperature, softcap, scale, HAS_BIAS, WANT_PREDICTED, WANT_RANK),
+        n_cols, "evict_first", LANES, WIDTH, STREAMED, HELD, ALIGNED, UNROLL,
+    )  # fmt: skip
     highest = tl.max(lane_highest, axis=0)
     lane_total, lane_weighted = _moved(lane_total, lane_weighted, lane_highest, highest)
     total = tl.sum(lane_total, axis=0)

@@ -38,6 +38,7 @@ from liger.reference import softmax as reference
 from liger_triton.held import (
     add_exponentials,
     block_columns,
+    fold_row,
     held_block,
     hidden_zero,
     load_held,
@@ -104,6 +105,16 @@ def softmax_forward(
 
 
 @triton.jit
+def _folded(x, col, sums, arguments, PARTIAL: tl.constexpr):
+    """Every lane's sums with its columns of one more block."""
+    highest, total = sums
+    (n_cols,) = arguments
+    if PARTIAL:
+        x = tl.where(col < n_cols, x, float("-inf"))
+    return add_exponentials(x, highest, total)
+
+
+@triton.jit
 def softmax_forward_wide(
     x_ptr,
     n_rows,
@@ -122,18 +133,11 @@ def softmax_forward_wide(
     y_ptr += row * n_cols
     columns = block_columns(LANES, WIDTH, ALIGNED)
     held = load_held(x_ptr, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED)
-    highest = tl.full((LANES,), float("-inf"), tl.float32)
-    total = tl.zeros((LANES,), tl.float32)
-    for block in tl.static_range(HELD):
-        x = held_block(held[block], 0, x_ptr.dtype.element_ty, LANES, WIDTH)
-        if (STREAMED + block + 1) * LANES * WIDTH > n_cols:
-            col = (STREAMED + block) * (LANES * WIDTH) + columns
-            x = tl.where(col < n_cols, x, float("-inf"))
-        highest, total = add_exponentials(x, highest, total)
-    for group in range(STREAMED // UNROLL):
-        loaded = load_streamed(x_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, "evict_last")
-        for i in tl.static_range(UNROLL):
-            highest, total = add_exponentials(loaded[i].to(tl.float32), highest, total)
+    nothing = (tl.full((LANES,), float("-inf"), tl.float32), tl.zeros((LANES,), tl.float32))
+    highest, total = fold_row(
+        _folded, x_ptr, held, nothing, (n_cols,),
+        n_cols, "evict_last", LANES, WIDTH, STREAMED, HELD, ALIGNED, UNROLL,
+    )  # fmt: skip
     top, row_sum = row_total(highest, total)
     inverse = 1.0 / row_sum
     for group_back in range(STREAMED // UNROLL):
