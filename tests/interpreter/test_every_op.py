@@ -315,7 +315,7 @@ def test_only_some_outputs_used(case: Case) -> None:
 # ------------------------------------------------------------------------------------------ torch.compile
 
 
-@each_op
+@each_signature
 def test_opcheck(case: Case) -> None:
     given = tuple(tensors(case, "float32"))
     needs = needed(case.op, given)

@@ -195,7 +195,7 @@ def norm() -> None:
         y, pull_back = jax.vjp(liger_jax.rms_norm, x, scale)
         return y, pull_back(g)
 
-    expected = function(x, scale, g)
+    expected = jax.jit(function)(x, scale, g)
     for kind in KINDS:
         for spec in (P("data"), P(("data", "model")), P("data", "model"), P("data", None, "model"), P()):
             message = f"{kind} {spec}"
@@ -217,7 +217,7 @@ def transforms() -> None:
     rng = np.random.default_rng(1)
     x, scale = jnp.asarray(rng.standard_normal((4, 6, 16)), jnp.float32), jnp.ones(16)
     loss = lambda x, scale: jnp.sum(jnp.cos(liger_jax.rms_norm(x, scale)))  # noqa: E731
-    expected = jax.vmap(jax.grad(loss, (0, 1)), (0, None))(x, scale)
+    expected = jax.jit(jax.vmap(jax.grad(loss, (0, 1)), (0, None)))(x, scale)
     for kind in KINDS:
         ours, _ = on_mesh(
             kind, jax.vmap(jax.grad(loss, (0, 1)), (0, None)), (x, scale), (P(None, "data"), P())
@@ -292,7 +292,7 @@ def manual() -> None:
         ),
     )
     for function, arguments, specs in cases:
-        expected = jax.value_and_grad(function, (0, 1))(*arguments)
+        expected = jax.jit(jax.value_and_grad(function, (0, 1)))(*arguments)
         for run in (in_shard_map, around_shard_map):
             for check in (False, True):
                 with mesh_of(AxisType.Auto):
@@ -352,7 +352,7 @@ def divergences() -> None:
     gradients = jax.vmap(jax.grad(lambda s, t: jnp.sum(jnp.sin(liger_jax.jsd(s, t, **logits))), (0, 1)))
     for kind in KINDS:
         ours, program = on_mesh(kind, gradients, (student, teacher), [P(None, ("data", "model"))] * 2)
-        close(ours, gradients(student, teacher), f"jsd vmap {kind}")
+        close(ours, jax.jit(gradients)(student, teacher), f"jsd vmap {kind}")
         check_nothing_gathered(program, kind, "triton", 0, f"jsd vmap {kind}")
 
 
@@ -368,7 +368,7 @@ def check_divergence(
 
         return jax.value_and_grad(total, argnums, has_aux=True)(*arguments)
 
-    expected = both(*arguments)
+    expected = jax.jit(both)(*arguments)
     shared = {arguments[i].size for i in argnums if specs[i] == P()}
     for kind in KINDS:
         message = f"{function} {kind}"
@@ -450,7 +450,7 @@ def check_logprobs(x: Any, kernel: Any, bias: Any, ids: Any) -> None:
         ("logits", logits, (x @ kernel + bias, ids), (P("data", None, "model"), P("data")), (0,)),
     ):
         both = jax.value_and_grad(function, argnums)
-        expected = both(*arguments)
+        expected = jax.jit(both)(*arguments)
         for kind in KINDS:
             message = f"logprobs {name} {kind}"
             ours, program = on_mesh(kind, both, arguments, specs)
@@ -500,7 +500,7 @@ def check_vocabulary(x: Any, kernel: Any, bias: Any, labels: Any, options: dict[
 
             return jax.value_and_grad(total, argnums, has_aux=True)(*arguments)
 
-        expected = both(*arguments)
+        expected = jax.jit(both)(*arguments)
         for kind in KINDS:
             message = f"{name} {options} {kind}"
             ours, program = on_mesh(kind, both, arguments, specs)
@@ -531,7 +531,7 @@ def of_shard_map(
             ]
             return sum(loss(whole(*half)) for half in zip(*parts, strict=True))
 
-        return jax.value_and_grad(halves, argnums)(*arguments)
+        return jax.jit(jax.value_and_grad(halves, argnums))(*arguments)
     mapped = functools.partial(
         jax.shard_map,
         lambda *a: jax.lax.psum(loss(function(*a, vocab_axis="model")), "data"),
