@@ -30,7 +30,7 @@ from benchmarks.entries import entries
 from benchmarks.entry import Entry, Operands
 from benchmarks.nvml import Monitor
 from benchmarks.options import add_output, add_resume, check
-from benchmarks.providers import EAGER, PROVIDERS, Absent, Function, absent, note_of, provider_of
+from benchmarks.providers import EAGER, OF_TORCH, Absent, Function, absent, note_of, provider_of
 from benchmarks.rows import Run, file_of, keep, load, measured_now, rows_of
 from benchmarks.run import functions_of
 
@@ -212,7 +212,7 @@ def run(options: argparse.Namespace) -> int:
     path = file_of(options.output, device, "memory")
     kept = load(path, read_peak)
     done = measured_now(kept) if options.resume else set()
-    gone = absent(PROVIDERS)
+    gone = absent(OF_TORCH)
     wanted = [p for p in peaks if provider_of(p.provider) not in gone and p.key not in done]
     rows: list[Peak] = []
     monitor = Monitor()

@@ -35,11 +35,13 @@ class Provider:
         name: in rows and tables; a variant of it is "NAME: VARIANT".
         module: what is imported.
         text: what it is.
+        torch: whether it is PyTorch's, and not JAX's.
     """
 
     name: str
     module: str
     text: str
+    torch: bool = True
 
     @functools.cached_property
     def absent(self) -> str:
@@ -66,10 +68,17 @@ PROVIDERS = {
             "cut-cross-entropy", "cut_cross_entropy", "Apple's cross entropy in blocks of the vocabulary"
         ),
         Provider("trl", "trl.kernels.chunked_logprob", "the chunked losses of Hugging Face's TRL"),
-        Provider("optax", "optax", "JAX's losses"),
-        Provider(TOKAMAX, "tokamax", "Google's functions for accelerators on JAX, as by default"),
+        Provider("optax", "optax", "JAX's losses", torch=False),
+        Provider(
+            TOKAMAX, "tokamax", "Google's functions for accelerators on JAX, as by default", torch=False
+        ),
     )
 }
+
+OF_TORCH = tuple(name for name, p in PROVIDERS.items() if p.torch)
+"""Where JAX is not measured, its providers are not imported: jax-triton, which one imports, turns Triton's cache off
+for the process and those it starts.
+"""
 
 
 def note_of(failure: Exception) -> str:

@@ -21,7 +21,7 @@ from benchmarks.groups import GROUPS
 from benchmarks.nvml import Monitor
 from benchmarks.options import add_output, add_resume, check
 from benchmarks.phases import Phases
-from benchmarks.providers import COMPILED, EAGER, PROVIDERS, Function, absent, note_of, provider_of
+from benchmarks.providers import COMPILED, EAGER, OF_TORCH, Function, absent, note_of, provider_of
 from benchmarks.rows import Row, Run, conclude, file_of, keep, load, measured_now, show
 from benchmarks.timing import Copy, measure
 from benchmarks.turns import Calls
@@ -210,7 +210,7 @@ def _group(group: str, path: Path, options: argparse.Namespace, monitor: Monitor
     if not chosen:
         print(f"{group}: nothing to measure")
         return 0
-    gone = absent(PROVIDERS)
+    gone = absent(OF_TORCH)
     for name, reason in gone.items():
         print(f"{name}: {reason}")
     device = torch.cuda.get_device_name()

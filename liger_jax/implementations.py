@@ -29,21 +29,23 @@ DEFAULTS: dict[str, str] = {
     "add_layer_norm": TRITON,
     # XLA: 2 to 3 times the least traffic forward, 4 to 5 times backward; the kernels 1 to 1.7 times.
     "group_norm": TRITON,
-    # XLA: 1.06 times the least traffic, and it can fuse the neighbours, which a kernel call cannot.
-    "rope": XLA,
-    # XLA: 1.07 and 1.12 times the least traffic, for it gathers and merges the tables beforehand.
-    "rope_at_positions": XLA,
-    "mrope": XLA,
+    # XLA: 1.06 times the least traffic; 1.05 times as long forward, 2.7 times backward.
+    "rope": TRITON,
+    # XLA: 1.07 and 1.12 times the least traffic, for it gathers and merges the tables beforehand; of mrope 1.2 times as
+    # long forward, 2.7 times backward.
+    "rope_at_positions": TRITON,
+    "mrope": TRITON,
     # XLA's forward pass is at the least traffic already; its backward pass moves 1.7 times the bytes.
     "qk_norm_rope": TRITON,
-    # XLA: the least traffic, and it can fuse the neighbours.
+    # XLA: the least traffic, and it can fuse the neighbours, which a kernel call cannot. By themselves both passes take
+    # 1.1 times as long; in one program, of which XLA makes one kernel, they take 0.8 times.
     "swiglu": XLA,
     # XLA: likewise.
     "geglu": XLA,
     # XLA: likewise.
     "relu_squared": XLA,
-    # XLA: the least traffic in both passes; twice that for rows as wide as a vocabulary, of which a kernel takes 1.5.
-    "softmax": XLA,
+    # XLA: the least traffic in both passes; twice that for rows as wide as a vocabulary, and 2.2 and 1.9 times as long.
+    "softmax": TRITON,
     # XLA sorts every row.
     "sparsemax": TRITON,
     # XLA: the same forward; backward a float32 gradient of the whole table, filled by atomics in any order.
@@ -59,8 +61,8 @@ DEFAULTS: dict[str, str] = {
     "logprobs": TRITON,
     # XLA: the logits of the whole batch in memory.
     "linear_logprobs": TRITON,
-    # XLA: the least traffic, and it can fuse the neighbours.
-    "kl_div": XLA,
+    # XLA: the least traffic, and it can fuse the neighbours; 1.1 times as long.
+    "kl_div": TRITON,
     # XLA: from logits, one more sweep over both in either direction, and a float32 copy of each.
     "jsd": TRITON,
     "tvd": TRITON,
@@ -68,8 +70,8 @@ DEFAULTS: dict[str, str] = {
     "linear_jsd": TRITON,
 }
 """The better implementation of each op on a GPU: by XLA's own count of the bytes that its kernels move on an H200, and
-where a time is given by device time there, of 8192 rows of 4096 (norms) and 128256. `python -m benchmarks jax` measures
-both implementations of every op beside XLA's plain formula.
+where a time is given by device time there, of 8192 tokens (rows of 4096 and 14336, 128256 words; softmax: 2048 rows).
+`python -m benchmarks jax` measures both implementations of every op beside XLA's plain formula.
 """
 
 
