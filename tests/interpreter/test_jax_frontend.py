@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -45,7 +46,8 @@ def test_error_is_no_larger_than_that_of_plain_jax(case: Case, dtype: str) -> No
     with jax.enable_x64(True):
         wide = [a.astype(jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a for a in arguments]
         wide_cotangent = jax.tree.map(lambda g: g.astype(jnp.float64), cotangent)
-        exact = jax.tree.map(np.asarray, jax_cases.gradients(case.plain, case, tuple(wide), wide_cotangent))
+        reference = jax.jit(functools.partial(jax_cases.gradients, case.plain, case))
+        exact = jax.tree.map(np.asarray, reference(tuple(wide), wide_cotangent))
     # In float32 both are right to the order of their sums, and which is nearer is chance. Gradients computed in the
     # forward pass are rounded once more when they are scaled by a cotangent other than 1.
     scaled = case.name in ("linear_cross_entropy", "linear_logprobs-prepared", "linear_jsd")
@@ -67,13 +69,15 @@ def test_vmap_over_tokens(case: Case) -> None:
     each = [tuple(e[i] if r else shared[i] for i, r in enumerate(case.rows)) for e in examples]
     axes = tuple(0 if r else None for r in case.rows)
     ours = jax.jit(jax.vmap(case.ours, axes))(*arguments)
-    one_by_one = [case.ours(*e) for e in each]
+    alone = jax.jit(case.ours)
+    one_by_one = [alone(*e) for e in each]
     equal(ours, jax.tree.map(lambda *ys: jnp.stack(ys), *one_by_one), 1e-6)
 
     cotangent = jax_cases.cotangents(rng, ours)
     pull = lambda *a: jax_cases.gradients(case.ours, case, a[:-1], a[-1])[1]  # noqa: E731
     ours = jax.jit(jax.vmap(pull, (*axes, 0)))(*arguments, cotangent)
-    one_by_one = [pull(*e, jax.tree.map(lambda g, i=i: g[i], cotangent)) for i, e in enumerate(each)]
+    alone = jax.jit(pull)
+    one_by_one = [alone(*e, jax.tree.map(lambda g, i=i: g[i], cotangent)) for i, e in enumerate(each)]
     equal(ours, jax.tree.map(lambda *ys: jnp.stack(ys), *one_by_one), 1e-6)
 
 

@@ -47,6 +47,17 @@ def check_beside_torch(
         assert error(mine, truth) <= slack * error(other, truth) + floor
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("width", [512, 20_001])
+def test_a_sum_is_normalised_as_it_is_kept(dtype: torch.dtype, width: int) -> None:
+    """Rounded: the bits are those of the norm of the sum, where rows are held and where they are read again."""
+    x, residual = (draw(3, width, dtype=dtype, seed=i).detach() for i in (1, 2))
+    weight = draw(width, dtype=dtype, seed=3).detach()
+    y, s = f.liger_fused_add_rms_norm(x, residual, weight, 1e-6)
+    assert torch.equal(s, x + residual)
+    assert torch.equal(y, f.liger_rms_norm(s, weight, 1e-6))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mean", [0.0, 30.0])
 @pytest.mark.parametrize("width", [512, 20_001])
