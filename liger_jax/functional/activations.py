@@ -16,8 +16,8 @@ def softmax(x: ArrayLike, axis: int = -1, *, implementation: str | None = None) 
 
     .. math:: y_i = \exp(x_i) / \sum_j \exp(x_j)
 
-    By default XLA's implementation, which moves the least bytes possible and can be fused with its neighbours. For rows
-    as wide as a vocabulary the kernel moves less.
+    By default the kernel: of rows as wide as a vocabulary XLA moves twice the least bytes and takes twice as long. Of
+    narrow rows both move the least, and XLA's can be fused with its neighbours.
 
     Args:
         x: floating, with at least one axis.

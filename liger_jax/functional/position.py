@@ -39,8 +39,7 @@ def apply_rope(
         y1 = x1 * cos1 - x2 * sin1
         y2 = x2 * cos2 + x1 * sin2
 
-    in float32, rounded once. By default XLA's implementation: it moves the least bytes possible and can be fused with
-    its neighbours.
+    in float32, rounded once. By default the kernels: by XLA the backward pass takes 2.7 times as long on an H200.
 
     Complex frequencies (Llama 4) are tables of one column per pair for neighbours:
     `apply_rope(q, k, freqs.real, freqs.imag, interleaved=True, rotary_dim=head_dim)`. Patches of images have no batch
