@@ -13,17 +13,13 @@ from liger.launch import Launch, Spec, next_power_of_2
 from liger_triton.held import (
     Blocks,
     add_exponentials,
-    block_columns,
     fold_row,
-    held_block,
-    hidden_zero,
     load_block,
     load_held,
-    load_streamed,
     read_once,
     read_twice,
     row_total,
-    store_block,
+    store_row,
     store_zeros,
 )
 from liger_triton.math import capped, exp
@@ -177,6 +173,18 @@ def _gradient(
 
 
 @triton.jit
+def _gradient_off_label(x, col, arguments, PARTIAL: tl.constexpr):
+    """dx of one more block, of which the label's column is stored over."""
+    (
+        weight_ptr, bias_ptr, highest, log_total, a, c, n_cols, label_smoothing, softcap, scale, HAS_WEIGHT, HAS_BIAS,
+    ) = arguments  # fmt: skip
+    return _gradient(
+        x, col, weight_ptr, bias_ptr, 0.0, highest, log_total, a, c,
+        n_cols, label_smoothing, softcap, scale, HAS_WEIGHT, HAS_BIAS, PARTIAL,
+    )  # fmt: skip
+
+
+@triton.jit
 def cross_entropy_forward(
     logits_ptr,  # (n_rows, n_cols)
     labels_ptr,  # (n_rows,)
@@ -281,30 +289,14 @@ def cross_entropy_forward(
         c = g * smooth
         a = b + c * weights + 2.0 * z_loss * lse * z_denominator * factor
         a = tl.where(in_range, a, float("nan"))
-        columns = block_columns(LANES, WIDTH, ALIGNED)
-        # Backwards: what was read last may still be in the cache.
-        for group_back in range(STREAMED // UNROLL):
-            group = STREAMED // UNROLL - 1 - group_back
-            loaded = load_streamed(row_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, "evict_first")
-            for i in tl.static_range(UNROLL):
-                col = (group * UNROLL + i) * (LANES * WIDTH) + columns
-                dx = _gradient(
-                    loaded[i].to(tl.float32), col, weight_ptr, bias_ptr, 0.0, highest, log_total, a, c,
-                    n_cols, label_smoothing, softcap, scale, HAS_WEIGHT, HAS_BIAS, PARTIAL=False,
-                )  # fmt: skip
-                store_block(gradient_row_ptr, col, dx, n_cols, PARTIAL=False)
-        zero = hidden_zero()
-        for block in tl.static_range(HELD):
-            col = (STREAMED + block) * (LANES * WIDTH) + columns
-            dx = _gradient(
-                held_block(held[block], zero, row_ptr.dtype.element_ty, LANES, WIDTH),
-                col, weight_ptr, bias_ptr, 0.0, highest, log_total, a, c,
+        store_row(
+            _gradient_off_label, row_ptr, held, gradient_row_ptr,
+            (
+                weight_ptr, bias_ptr, highest, log_total, a, c,
                 n_cols, label_smoothing, softcap, scale, HAS_WEIGHT, HAS_BIAS,
-                PARTIAL=(STREAMED + block + 1) * LANES * WIDTH > n_cols,
-            )  # fmt: skip
-            store_block(
-                gradient_row_ptr, col, dx, n_cols, PARTIAL=(STREAMED + block + 1) * LANES * WIDTH > n_cols
-            )
+            ),
+            n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED, UNROLL,
+        )  # fmt: skip
         # The label's own gradient: a comparison of every column with it would cost more than the exponential.
         dz = a * exp((label_z - highest) - log_total) - b - c * label_weight
         if softcap > 0.0:

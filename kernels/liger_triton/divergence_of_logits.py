@@ -533,8 +533,7 @@ def _lanes(rows: Rows, options: Options) -> tuple[tuple[tuple[str, int], ...], i
     width = 16 // min(DTYPE_BYTES[dtype] for dtype in rows.dtypes[:2] if dtype is not None)
     # The more threads a row has, the fewer rows are on the way at a time, and the more of them the cache still has when
     # a sweep turns. JSD, which is bound by its arithmetic, had more of programs that are not in step.
-    kl = options.kind == "jsd" and options.beta in (0, 1)
-    most = 512 if kl and rows.n_cols % width == 0 else 256
+    most = 512 if options.is_kl and rows.n_cols % width == 0 else 256
     threads = min(max(next_power_of_2(cdiv(rows.n_cols, width)), rows.device.warp_size), most)
     return (("THREADS", threads), ("WIDTH", width)), threads // rows.device.warp_size
 
@@ -545,9 +544,8 @@ def logits_forward_launch(
 ) -> Launch:
     """Losses from logits, and what is wanted beside them; `in_place`: the gradient over the student's logits."""
     tiles, warps = _lanes(rows, options)
-    finds_kl = options.kind == "jsd" and options.beta in (0.0, 1.0)
     per_row, nothing = Spec((rows.n_rows,), "float32"), Spec((0,), "float32")
-    student, teacher, labels, *biases = rows.specs((1 if finds_kl else 2) + want_gradient)
+    student, teacher, labels, *biases = rows.specs((1 if options.is_kl else 2) + want_gradient)
     gradient = Spec(student.shape if want_gradient else (0,), student.dtype)
     return Launch(
         kernel=divergence_of_logits_forward,

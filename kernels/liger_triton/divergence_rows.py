@@ -43,6 +43,11 @@ class Options:
     hard_weight: float = 0.0
 
     @property
+    def is_kl(self) -> bool:
+        """Whether it is one of the two divergences of Kullback and Leibler, the ends of the family."""
+        return self.kind == "jsd" and self.beta in (0.0, 1.0)
+
+    @property
     def swapped(self) -> Options:
         """The same divergence with student and teacher in each other's place."""
         return dataclasses.replace(

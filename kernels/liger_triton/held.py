@@ -186,6 +186,42 @@ def fold_row(
 
 
 @triton.jit
+def store_row(
+    MAP: tl.constexpr,
+    row_ptr,
+    held,
+    out_row_ptr,
+    arguments,
+    n_cols: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STREAMED: tl.constexpr,
+    HELD: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    """A second sweep: store MAP(block, its columns, arguments, PARTIAL) of the streamed blocks, then of those held.
+
+    In the memory of the row, if that is wanted. For launches with one axis.
+    """
+    columns = block_columns(LANES, WIDTH, ALIGNED)
+    # Backwards: what was read last may still be in the cache.
+    for group_back in range(STREAMED // UNROLL):
+        group = STREAMED // UNROLL - 1 - group_back
+        loaded = load_streamed(row_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, "evict_first")
+        for i in tl.static_range(UNROLL):
+            col = (group * UNROLL + i) * (LANES * WIDTH) + columns
+            out = MAP(loaded[i].to(tl.float32), col, arguments, PARTIAL=False)
+            store_block(out_row_ptr, col, out, n_cols, PARTIAL=False)
+    zero = hidden_zero()
+    for block in tl.static_range(HELD):
+        col = (STREAMED + block) * (LANES * WIDTH) + columns
+        x = held_block(held[block], zero, row_ptr.dtype.element_ty, LANES, WIDTH)
+        out = MAP(x, col, arguments, PARTIAL=(STREAMED + block + 1) * LANES * WIDTH > n_cols)
+        store_block(out_row_ptr, col, out, n_cols, PARTIAL=(STREAMED + block + 1) * LANES * WIDTH > n_cols)
+
+
+@triton.jit
 def store_zeros(row_ptr, n_cols: tl.constexpr, BLOCK: tl.constexpr):
     """Of a row that counts for nothing."""
     for start in range(0, n_cols, BLOCK):

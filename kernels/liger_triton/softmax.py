@@ -46,6 +46,7 @@ from liger_triton.held import (
     read_twice,
     row_total,
     store_block,
+    store_row,
 )
 from liger_triton.math import exp
 
@@ -115,6 +116,13 @@ def _folded(x, col, sums, arguments, PARTIAL: tl.constexpr):
 
 
 @triton.jit
+def _shifted(x, col, arguments, PARTIAL: tl.constexpr):
+    """y of one more block."""
+    top, inverse = arguments
+    return exp(x - top) * inverse
+
+
+@triton.jit
 def softmax_forward_wide(
     x_ptr,
     n_rows,
@@ -131,7 +139,6 @@ def softmax_forward_wide(
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * x_stride
     y_ptr += row * n_cols
-    columns = block_columns(LANES, WIDTH, ALIGNED)
     held = load_held(x_ptr, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED)
     nothing = (tl.full((LANES,), float("-inf"), tl.float32), tl.zeros((LANES,), tl.float32))
     highest, total = fold_row(
@@ -139,21 +146,10 @@ def softmax_forward_wide(
         n_cols, "evict_last", LANES, WIDTH, STREAMED, HELD, ALIGNED, UNROLL,
     )  # fmt: skip
     top, row_sum = row_total(highest, total)
-    inverse = 1.0 / row_sum
-    for group_back in range(STREAMED // UNROLL):
-        # Backwards: what was read last is still in the cache.
-        group = STREAMED // UNROLL - 1 - group_back
-        loaded = load_streamed(x_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, "evict_first")
-        for i in tl.static_range(UNROLL):
-            y_block = exp(loaded[i].to(tl.float32) - top) * inverse
-            store_block(
-                y_ptr, (group * UNROLL + i) * (LANES * WIDTH) + columns, y_block, n_cols, PARTIAL=False
-            )
-    zero = hidden_zero()
-    for block in tl.static_range(HELD):
-        col = (STREAMED + block) * (LANES * WIDTH) + columns
-        y = exp(held_block(held[block], zero, x_ptr.dtype.element_ty, LANES, WIDTH) - top) * inverse
-        store_block(y_ptr, col, y, n_cols, PARTIAL=(STREAMED + block + 1) * LANES * WIDTH > n_cols)
+    store_row(
+        _shifted, x_ptr, held, y_ptr, (top, 1.0 / row_sum),
+        n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED, UNROLL,
+    )  # fmt: skip
 
 
 @triton.jit
