@@ -22,9 +22,9 @@ from benchmarks.nvml import Monitor
 from benchmarks.options import add_output, add_resume, check
 from benchmarks.phases import Phases
 from benchmarks.providers import COMPILED, EAGER, OF_TORCH, Function, absent, note_of, provider_of
-from benchmarks.rows import Row, Run, conclude, file_of, keep, load, measured_now, show
+from benchmarks.rows import Row, Run, conclude, file_of, keep, load, measured_now
 from benchmarks.timing import Copy, measure
-from benchmarks.turns import Calls
+from benchmarks.turns import Calls, gather
 
 CACHES = 3
 """Operands of all calls together are at least so many times the size of the L2 cache."""
@@ -225,13 +225,7 @@ def _group(group: str, path: Path, options: argparse.Namespace, monitor: Monitor
 
     for entry in chosen:
         started, phases = time.monotonic(), Phases()
-        try:
-            for row in measured(entry, copy, monitor, phases, gone):
-                print(show(row), flush=True)
-                rows.append(row)
-        except Exception as failure:  # one that needs more memory than there is does not stop the rest
-            rows.append(Row(entry.name, "ours", "", note=note_of(failure)))
-            print(show(rows[-1]), flush=True)
+        gather(entry.name, measured(entry, copy, monitor, phases, gone), rows)
         torch.cuda.empty_cache()
         save()
         print(f"{entry.name}: {time.monotonic() - started:.0f} s: {phases}", flush=True)

@@ -18,7 +18,8 @@ from typing import Any, Generic, TypeVar
 
 from benchmarks.nvml import Monitor, Reading, middle
 from benchmarks.phases import Phases
-from benchmarks.rows import Row, Spread
+from benchmarks.providers import note_of
+from benchmarks.rows import Row, Spread, show
 
 T = TypeVar("T")
 
@@ -166,3 +167,14 @@ def measure(
         spread = Spread.of(times) if times else None
         found[name] = Times(spread, Spread.of(wall[name]), middle(readings[name]), kernels)
     return found
+
+
+def gather(entry: str, found: Iterable[Row], rows: list[Row]) -> None:
+    """Print the rows of an entry and add them; one that needs more memory than there is does not stop the rest."""
+    try:
+        for row in found:
+            print(show(row), flush=True)
+            rows.append(row)
+    except Exception as failure:
+        rows.append(Row(entry, "ours", "", note=note_of(failure)))
+        print(show(rows[-1]), flush=True)

@@ -18,15 +18,15 @@ import jax.numpy as jnp
 from benchmarks import checks
 from benchmarks.jax_side import gate
 from benchmarks.jax_side.entries import FAMILIES, entries
-from benchmarks.jax_side.entry import OURS, PLAIN, Entry, Operands, Specs, cotangents_for, outputs_of
+from benchmarks.jax_side.entry import PLAIN, Entry, Operands, Specs, cotangents_for, outputs_of
 from benchmarks.jax_side.programs import BACKWARD, BOTH, FORWARD, RESIDUALS, Program, compiled, lowered
 from benchmarks.jax_side.timing import copy_rate, measure
 from benchmarks.nvml import Monitor
 from benchmarks.options import add_output, add_resume, check
 from benchmarks.phases import Phases
 from benchmarks.providers import Absent, absent, note_of
-from benchmarks.rows import Row, Run, conclude, file_of, keep, load, measured_now, show
-from benchmarks.turns import Calls, Times
+from benchmarks.rows import Row, Run, conclude, file_of, keep, load, measured_now
+from benchmarks.turns import Calls, Times, gather
 
 CACHE = 64 << 20
 """At least the L2 cache of the GPUs that are measured; XLA does not tell it."""
@@ -255,15 +255,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"{', '.join(entry.name for entry in together)}: seconds: {compiling}", flush=True)
             for prepared in batch:
                 phases = Phases()
-                try:
-                    for row in measured(prepared, before, monitor, phases):
-                        print(show(row), flush=True)
-                        rows.append(row)
-                except (
-                    Exception
-                ) as failure:  # one that needs more memory than there is does not stop the rest
-                    rows.append(Row(prepared.entry.name, OURS, "", note=note_of(failure)))
-                    print(show(rows[-1]), flush=True)
+                gather(prepared.entry.name, measured(prepared, before, monitor, phases), rows)
                 save()  # a lease of a GPU may end in between
                 print(f"{prepared.entry.name}: seconds: {phases}", flush=True)
     run = save(copy_rate(monitor))
