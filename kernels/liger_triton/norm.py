@@ -27,7 +27,7 @@ import triton.language as tl
 from liger import check, geometry
 from liger.backend import Array, Backend
 from liger.device import Device
-from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv, next_power_of_2, previous_power_of_2, promote
+from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv, next_power_of_2, promote
 from liger_triton.reduce import summed
 
 MAX_BLOCK = 16384
@@ -395,14 +395,20 @@ class Options(Protocol):
         ...
 
 
-def _warps(elements: int, device: Device) -> int:
-    """Threads so that each holds about 16 elements of a vector: few registers, 16-byte loads."""
-    return min(max(elements // (16 * device.warp_size), 1), 1024 // device.warp_size, 16)
+def _warps(elements: int, device: Device, per_thread: int = 16) -> int:
+    """Threads so that each holds about so many elements of a vector: few registers, 16-byte loads."""
+    return min(max(elements // (per_thread * device.warp_size), 1), 1024 // device.warp_size, 16)
 
 
-def _block_rows(n_cols: int, tile_elements: int) -> int:
-    """Rows of a tile, for rows so narrow that one alone would leave a program idle."""
-    return min(max(previous_power_of_2(tile_elements // next_power_of_2(n_cols)), 1), 32)
+def _forward_tile(block: int, itemsize: int, device: Device) -> tuple[int, int]:
+    """Rows and warps of a forward program: more than one row where one alone would leave it idle.
+
+    A thread of narrow rows of 16 bits has 64 bytes of them: measured to be up to a fifth faster than 32.
+    """
+    elements = 1024 if block <= 128 and itemsize == 2 else 2048
+    rows = min(max(elements // block, 1), 32)
+    per_thread = 32 if block <= 1024 and itemsize == 2 else 16
+    return rows, _warps(rows * block, device, per_thread)
 
 
 def _early(block: int, dtype: str, weight_dtype: str, has_residual: bool, options: Options) -> bool:
@@ -448,10 +454,11 @@ def forward_launch(
         constants |= {"BLOCK": 4096}
         grid, warps = n_rows, 8
     else:
-        rows, block = _block_rows(n_cols, 2048), next_power_of_2(n_cols)
+        block = next_power_of_2(n_cols)
+        rows, warps = _forward_tile(block, DTYPE_BYTES[dtype], device)
         early = weight_dtype is not None and _early(block, dtype, weight_dtype, has_residual, options)
         constants |= {"EARLY": early, "ROWS": rows, "BLOCK": block}
-        grid, warps = cdiv(n_rows, rows), _warps(rows * block, device)
+        grid = cdiv(n_rows, rows)
     passes = 2 if wide else 1
     return Launch(
         kernel=norm_forward_wide if wide else norm_forward,

@@ -36,7 +36,7 @@ from liger.reference import rope as reference
 from liger_triton import pairs
 from liger_triton.pairs import Heads, _load_pairs, _store_pairs, _turn
 
-TILE = 4096
+TILE = 2048
 """Elements of one tile (tokens times heads times half a rotary dimension)."""
 
 
@@ -282,7 +282,8 @@ def rotate_launch(
     """q and k rotated, or, `backward`, their cotangents rotated back; what has no heads is left out."""
     head_dim, rotary_dim, positions = q.head_dim, tables.rotary_dim, tables.positions
     half = next_power_of_2(rotary_dim // 2)
-    tokens = pairs.tokens_per_tile(min((x.n_heads for x in (q, k) if x.n_heads), default=1), half, dtype)
+    # All heads of the larger of q and k at once, so that no tile is left half empty by the last of them.
+    tokens = min(max(TILE // (next_power_of_2(max(q.n_heads, k.n_heads, 1)) * half), 1), 32)
     inputs = tuple(x.spec(batch, seq_len, dtype) for x in (q, k))
     outputs = tuple(Spec(x.shape, x.dtype) for x in inputs)
     table = Spec(tables.shape, tables.dtype, resident=True)
@@ -336,7 +337,8 @@ def rotate_launch(
             ("HALF", half),
             ("REST", next_power_of_2(head_dim - rotary_dim) if rotary_dim < head_dim else 0),
         ),
-        num_warps=pairs.THREADS // device.warp_size,
+        # Where a position has to be waited for before its angles, more programs of fewer threads wait at once.
+        num_warps=max(pairs.THREADS // (device.warp_size * (1 if positions is None else 2)), 1),
         flops=3 * batch * seq_len * (q.n_heads + k.n_heads) * rotary_dim,
     )
 
