@@ -49,7 +49,9 @@ def next_length(done: Sequence[Probe], capacity: float) -> int | None:
 
 
 def search(probe: Callable[[int], Probe], first: int, capacity: float, seconds: float) -> list[Probe]:
-    """Probes until the limit is known, or the next one would not end within the time that is left.
+    """Probes until the limit is known, or no longer one would end within the time that is left.
+
+    A length that would take too long is made shorter: a longer context that fits is a result, too.
 
     Args:
         probe: makes a step of so many tokens.
@@ -60,10 +62,12 @@ def search(probe: Callable[[int], Probe], first: int, capacity: float, seconds: 
     start = time.perf_counter()
     done = [probe(first)]
     while (length := next_length(done, capacity)) is not None:
-        longest = max(((p[0], p[1]) for p in done if p[1] is not None), default=None)
-        if longest is not None and longest[1] is not None:  # a step takes the square of its length at most
-            took = longest[1] / 1e3 * (length / longest[0]) ** 2
-            if time.perf_counter() - start + took > seconds:
+        fitting = [(tokens, took) for tokens, took, _ in done if took is not None]
+        if fitting:  # a step takes the square of its length at most
+            longest, took = max(fitting)
+            left = max(seconds - (time.perf_counter() - start), 0.0)
+            length = min(length, int(longest * math.sqrt(left * 1e3 / took)) // MULTIPLE * MULTIPLE)
+            if length <= longest:
                 break
         done.append(probe(length))
     return done

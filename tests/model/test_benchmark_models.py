@@ -123,6 +123,14 @@ def test_a_search_ends_before_its_time_does() -> None:
     assert [p[0] for p in done] == [1024]  # twice the length may take four times as long
 
 
+def test_a_search_for_which_there_is_no_time_tries_shorter_lengths() -> None:
+    """Memory would allow for 100,000 tokens, but the square of the length only for three times the second one."""
+    done = longest.search(lambda tokens: (tokens, tokens / 10, 5 + tokens * 75e-5), 8192, 80.0, 15.0)
+    lengths = [p[0] for p in done]
+    assert lengths[:2] == [8192, 16_384] and 45_000 < lengths[2] < 50_000 < lengths[3] < 90_000
+    assert all(p[1] is not None for p in done)
+
+
 def options(*words: str) -> argparse.Namespace:
     """What the command line means."""
     parser = argparse.ArgumentParser()
