@@ -54,12 +54,12 @@ def versions() -> dict[str, str]:
 
 
 @functools.cache
-def source_digest() -> str:
-    """A digest of the source that is measured, so that a result can be told from one of older source."""
+def source_digest(root: Path = ROOT) -> str:
+    """A digest of what is measured, source and tables of geometry, so that a result can be told from an older one."""
     found = hashlib.sha256()
     for folder in ("liger", "kernels", "liger_torch", "liger_jax"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+        for path in sorted(p for p in (root / folder).rglob("*") if p.suffix in (".py", ".json")):
+            found.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return found.hexdigest()[:12]
 
 

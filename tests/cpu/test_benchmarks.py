@@ -36,7 +36,7 @@ from benchmarks.groups import GROUPS
 from benchmarks.marked import marks, renewed
 from benchmarks.models.case import Case, Result
 from benchmarks.phases import Phases
-from benchmarks.rows import Row, Run, Spread, keep, load, measured_now, rows_of, save
+from benchmarks.rows import Row, Run, Spread, keep, load, measured_now, rows_of, save, source_digest
 
 sys.path.pop()
 
@@ -531,6 +531,23 @@ def test_every_implementation_has_a_row_or_a_reason() -> None:
     assert found["ours"].repeats is True and found[providers.EAGER].repeats is None
     gone = {r.provider for r in run.measured(small(), FakeCopy(), monitor, phases, ["trl"])}
     assert "trl" not in gone
+
+
+def test_rows_of_another_source_or_geometry_are_not_current(tmp_path: Path) -> None:
+    (tmp_path / "liger" / "geometry").mkdir(parents=True)
+    (tmp_path / "liger" / "geometry" / "__pycache__").mkdir()
+    digests = []
+    for name, text in (
+        ("op.py", "rows = 1"),
+        ("op.py", "rows = 2"),
+        ("geometry/sm_90.json", '{"rows": 1}'),
+        ("geometry/sm_90.json", '{"rows": 2}'),
+        ("geometry/__pycache__/op.pyc", "compiled"),  # of the same source
+    ):
+        (tmp_path / "liger" / name).write_text(text)
+        source_digest.cache_clear()
+        digests.append(source_digest(tmp_path))
+    assert len(set(digests)) == 4 and digests[3] == digests[4]
 
 
 @pytest.mark.usefixtures("on_a_machine")
