@@ -60,11 +60,17 @@ def run(launch: Launch, inputs: Sequence[int], outputs: Sequence[int]) -> None:
             "kernels in the interpreter."
         )
     with _LOCK:
-        interpreter_repairs.apply()
-        interpreter_speed.apply()
+        prepare()
         executor = _executor_class()(kernel.rewrite(), kernel.arg_names, launch.grid)
         with traffic.observed(launch, inputs):
             executor(*arguments, **dict(launch.constants))
+
+
+@functools.cache
+def prepare() -> None:
+    """Repair Triton's interpreter, and replace what is slow in it; once per process."""
+    interpreter_repairs.apply()
+    interpreter_speed.apply()
 
 
 def _pointers(addresses: Sequence[int], specs: Sequence[Spec]) -> Iterator[_Pointer]:

@@ -25,17 +25,12 @@ _COMPARISONS: dict[str, Any] = {
     "NE": np.not_equal,
 }
 
-_applied = False
-
 
 def apply() -> None:
-    """Install the repairs, once per process."""
-    global _applied
-    if not _applied:
-        _repair_index()
-        _repair_comparisons()
-        _repair_bfloat16()
-        _applied = True
+    """Install the repairs; called by `liger.interpret` alone, which does so once."""
+    _repair_index()
+    _repair_comparisons()
+    _repair_bfloat16()
 
 
 def widen(bits: np.ndarray) -> np.ndarray:

@@ -11,18 +11,13 @@ import dataclasses
 import inspect
 from typing import Any
 
-_applied = False
-
 
 def apply() -> None:
-    """Replace what is slow, once per process."""
-    global _applied
-    if not _applied:
-        _patch_the_language_once()
-        _look_numpy_types_up()
-        _describe_types_once()
-        _leave_unread_checks_out()
-        _applied = True
+    """Replace what is slow; called by `liger.interpret` alone, which does so once."""
+    _patch_the_language_once()
+    _look_numpy_types_up()
+    _describe_types_once()
+    _leave_unread_checks_out()
 
 
 def _patch_the_language_once() -> None:

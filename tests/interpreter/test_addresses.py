@@ -15,7 +15,7 @@ from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder as Builder
 
 from liger import device as devices
-from liger import interpret, interpreter_repairs, interpreter_speed
+from liger import interpret
 from liger.launch import DTYPE_BYTES, Launch, cdiv
 from liger_triton.catalogue import Entry, catalogue
 
@@ -115,8 +115,7 @@ def run_last_program(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> Memory:
     monkeypatch.setattr(Builder, "create_masked_store", store)
     monkeypatch.setattr(Builder, "set_grid_dim", lambda self, *_: set_dim(self, *grid))
     monkeypatch.setattr(Builder, "set_grid_idx", lambda self, *_: set_index(self, *last))
-    interpreter_repairs.apply()
-    interpreter_speed.apply()
+    interpret.prepare()
     n_inputs = len(launch.inputs)
     inputs = interpret._pointers([address_of(i) for i in range(n_inputs)], launch.inputs)
     outputs = interpret._pointers(

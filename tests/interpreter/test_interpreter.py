@@ -229,7 +229,8 @@ import hashlib, sys
 from cases import REPRESENTATIVES, DTYPES
 from liger import interpreter_speed
 from torch_runner import run
-interpreter_speed._applied = sys.argv[1] == "as Triton has it"
+if sys.argv[1] == "as Triton has it":
+    interpreter_speed.apply = lambda: None
 digest = hashlib.sha256()
 for name in ("swiglu", "embedding", "group_norm", "qk_norm_rope", "sparsemax", "cross_entropy", "jsd", "int2_matmul"):
     for dtype in DTYPES:
