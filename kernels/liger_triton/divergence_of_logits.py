@@ -17,10 +17,7 @@ from liger_triton.held import store_zeros
 
 @triton.jit
 def _load_logits(
-    student_row_ptr,
-    teacher_row_ptr,
-    student_bias_ptr,
-    teacher_bias_ptr,
+    rows,
     start,
     n_cols: tl.constexpr,
     HAS_STUDENT_BIAS: tl.constexpr,
@@ -30,10 +27,54 @@ def _load_logits(
     MASK: tl.constexpr,
 ):
     """(columns, student's logits, teacher's), (THREADS, WIDTH): a row of the tile is one thread's."""
+    student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr = rows
     col = start + tl.arange(0, THREADS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     raw_s = load_columns(student_row_ptr, student_bias_ptr, col, n_cols, "logits", HAS_STUDENT_BIAS, MASK)
     raw_t = load_columns(teacher_row_ptr, teacher_bias_ptr, col, n_cols, "logits", HAS_TEACHER_BIAS, MASK)
     return col, raw_s, raw_t
+
+
+@triton.jit
+def _over_tiles(
+    EACH: tl.constexpr,
+    rows,
+    state,
+    arguments,
+    n_cols: tl.constexpr,
+    beta: tl.constexpr,
+    scale: tl.constexpr,
+    KIND: tl.constexpr,
+    HAS_STUDENT_BIAS: tl.constexpr,
+    HAS_TEACHER_BIAS: tl.constexpr,
+    HARD: tl.constexpr,
+    THREADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    REVERSE: tl.constexpr,
+):
+    """A sweep: state = EACH(state, columns and logits of a tile, arguments, constants) of every tile.
+
+    From the last one on if REVERSE. Rows are the student's, the teacher's and their biases; state and arguments are
+    tuples, too.
+    """
+    STEP: tl.constexpr = THREADS * WIDTH
+    FULL: tl.constexpr = n_cols // STEP
+    if REVERSE and n_cols > FULL * STEP:
+        tile = _load_logits(
+            rows, FULL * STEP, n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, MASK=True
+        )
+        state = EACH(state, tile, arguments, n_cols, beta, scale, KIND, HARD, MASK=True)
+    for i in range(0, FULL):
+        start = (FULL - 1 - i if REVERSE else i) * STEP
+        tile = _load_logits(
+            rows, start, n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, MASK=False
+        )
+        state = EACH(state, tile, arguments, n_cols, beta, scale, KIND, HARD, MASK=False)
+    if not REVERSE and n_cols > FULL * STEP:
+        tile = _load_logits(
+            rows, FULL * STEP, n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, MASK=True
+        )
+        state = EACH(state, tile, arguments, n_cols, beta, scale, KIND, HARD, MASK=True)
+    return state
 
 
 @triton.jit
@@ -48,34 +89,19 @@ def _exponentials(raw, highest, scale: tl.constexpr):
 
 @triton.jit
 def _add_statistics(
-    student_row_ptr,
-    teacher_row_ptr,
-    student_bias_ptr,
-    teacher_bias_ptr,
-    start,
-    highest_s,
-    total_s,
-    highest_t,
-    total_t,
-    hard_highest,
-    hard_total,
-    weighted,
+    state,
+    tile,
+    arguments,
     n_cols: tl.constexpr,
     beta: tl.constexpr,
     scale: tl.constexpr,
     KIND: tl.constexpr,
-    HAS_STUDENT_BIAS: tl.constexpr,
-    HAS_TEACHER_BIAS: tl.constexpr,
     HARD: tl.constexpr,
-    THREADS: tl.constexpr,
-    WIDTH: tl.constexpr,
     MASK: tl.constexpr,
 ):
     """Each thread's statistics with those of one more tile."""
-    _, raw_s, raw_t = _load_logits(
-        student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, start,
-        n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, MASK,
-    )  # fmt: skip
+    highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted = state
+    _, raw_s, raw_t = tile
     new_s, e_s, rescale_s = _exponentials(raw_s, highest_s, scale)
     new_t, e_t, rescale_t = _exponentials(raw_t, highest_t, scale)
     total_s = total_s * rescale_s + tl.sum(e_s, axis=1)
@@ -92,48 +118,23 @@ def _add_statistics(
 
 @triton.jit
 def _add_terms(
-    student_row_ptr,
-    teacher_row_ptr,
-    student_bias_ptr,
-    teacher_bias_ptr,
-    start,
-    terms,
-    slopes,
-    highest_s,
-    highest_t,
-    weight_s,
-    weight_t,
-    shift,
+    state,
+    tile,
+    arguments,
     n_cols: tl.constexpr,
     beta: tl.constexpr,
     scale: tl.constexpr,
     KIND: tl.constexpr,
-    HAS_STUDENT_BIAS: tl.constexpr,
-    HAS_TEACHER_BIAS: tl.constexpr,
-    THREADS: tl.constexpr,
-    WIDTH: tl.constexpr,
+    HARD: tl.constexpr,
     MASK: tl.constexpr,
 ):
     """Each thread's sums of a divergence's terms and of g with those of one more tile."""
-    _, raw_s, raw_t = _load_logits(
-        student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, start,
-        n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, MASK,
-    )  # fmt: skip
+    terms, slopes = state
+    highest_s, highest_t, weight_s, weight_t, shift = arguments
+    _, raw_s, raw_t = tile
     term, g, _, _, _ = column_terms(
-        raw_s,
-        raw_t,
-        highest_s,
-        highest_t,
-        weight_s,
-        weight_t,
-        shift,
-        scale,
-        0.0,
-        beta,
-        KIND,
-        "logits",
-        "logits",
-    )
+        raw_s, raw_t, highest_s, highest_t, weight_s, weight_t, shift, scale, 0.0, beta, KIND, "logits", "logits"
+    )  # fmt: skip
     return terms + tl.sum(term, axis=1), slopes + tl.sum(g, axis=1)
 
 
@@ -147,55 +148,25 @@ def _over_threads(highest, total):
 
 @triton.jit
 def _logits_gradient(
-    student_row_ptr,
-    teacher_row_ptr,
-    student_bias_ptr,
-    teacher_bias_ptr,
-    gradient_row_ptr,
-    label,
-    start,
-    highest_s,
-    highest_t,
-    weight_s,
-    weight_t,
-    shift,
-    slope,
-    hard_highest,
-    hard_weight,
-    soft,
-    hard,
+    state,
+    tile,
+    arguments,
     n_cols: tl.constexpr,
     beta: tl.constexpr,
     scale: tl.constexpr,
     KIND: tl.constexpr,
-    HAS_STUDENT_BIAS: tl.constexpr,
-    HAS_TEACHER_BIAS: tl.constexpr,
     HARD: tl.constexpr,
-    THREADS: tl.constexpr,
-    WIDTH: tl.constexpr,
     MASK: tl.constexpr,
 ):
     """Store the gradient of one tile; `soft`, `slope` and `hard` have all that is common to its columns."""
-    col, raw_s, raw_t = _load_logits(
-        student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, start,
-        n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, MASK,
-    )  # fmt: skip
+    gradient_row_ptr, label, statistics, slope, hard_statistics, soft, hard = arguments
+    highest_s, highest_t, weight_s, weight_t, shift = statistics
+    hard_highest, hard_weight = hard_statistics
+    col, raw_s, raw_t = tile
     if KIND == "tvd":  # which of the two is larger
         _, _, q, _, h = column_terms(
-            raw_s,
-            raw_t,
-            highest_s,
-            highest_t,
-            weight_s,
-            weight_t,
-            shift,
-            scale,
-            0.0,
-            beta,
-            KIND,
-            "logits",
-            "logits",
-        )
+            raw_s, raw_t, highest_s, highest_t, weight_s, weight_t, shift, scale, 0.0, beta, KIND, "logits", "logits"
+        )  # fmt: skip
         dz = q * (h * soft - slope)
     else:
         _, _, q, p, h = column_terms(
@@ -215,24 +186,17 @@ def _logits_gradient(
         tl.store(gradient_row_ptr + col, dz, mask=col < n_cols, eviction_policy="evict_first")
     else:
         tl.store(gradient_row_ptr + col, dz, eviction_policy="evict_first")
+    return state
 
 
 @triton.jit
 def _store_logits_gradient(
-    student_row_ptr,
-    teacher_row_ptr,
-    student_bias_ptr,
-    teacher_bias_ptr,
+    rows,
     gradient_row_ptr,
     label,
-    highest_s,
-    highest_t,
-    weight_s,
-    weight_t,
-    shift,
+    statistics,
     slope,
-    hard_highest,
-    hard_weight,
+    hard_statistics,
     soft,
     hard,
     n_cols: tl.constexpr,
@@ -246,34 +210,18 @@ def _store_logits_gradient(
     WIDTH: tl.constexpr,
     REVERSE: tl.constexpr,
 ):
-    """soft * dz + hard * (the gradient of the cross entropy); `slope` is the sum of g over the row's columns."""
+    """soft * dz + hard * (the gradient of the cross entropy); `slope` is the sum of g over the row's columns.
+
+    The statistics are (highest_s, highest_t, weight_s, weight_t, shift), and of the cross entropy (highest, weight).
+    """
     scale: tl.constexpr = 1.0 / temperature
-    STEP: tl.constexpr = THREADS * WIDTH
-    FULL: tl.constexpr = n_cols // STEP
     slope *= soft * scale
     soft *= unit(beta, KIND) * scale
-    if REVERSE and n_cols > FULL * STEP:
-        _logits_gradient(
-            student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, gradient_row_ptr, label,
-            FULL * STEP, highest_s, highest_t, weight_s, weight_t, shift, slope, hard_highest, hard_weight,
-            soft, hard, n_cols, beta, scale, KIND,
-            HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, True,
-        )  # fmt: skip
-    for i in range(0, FULL):
-        start = (FULL - 1 - i if REVERSE else i) * STEP
-        _logits_gradient(
-            student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, gradient_row_ptr, label,
-            start, highest_s, highest_t, weight_s, weight_t, shift, slope, hard_highest, hard_weight,
-            soft, hard, n_cols, beta, scale, KIND,
-            HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, False,
-        )  # fmt: skip
-    if not REVERSE and n_cols > FULL * STEP:
-        _logits_gradient(
-            student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, gradient_row_ptr, label,
-            FULL * STEP, highest_s, highest_t, weight_s, weight_t, shift, slope, hard_highest, hard_weight,
-            soft, hard, n_cols, beta, scale, KIND,
-            HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, True,
-        )  # fmt: skip
+    _over_tiles(
+        _logits_gradient, rows, (),
+        (gradient_row_ptr, label, statistics, slope, hard_statistics, soft, hard),
+        n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, REVERSE,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -346,29 +294,15 @@ def divergence_of_logits_forward(
 
     KL: tl.constexpr = KIND == "jsd" and (beta == 0.0 or beta == 1.0)
     scale: tl.constexpr = 1.0 / temperature
-    STEP: tl.constexpr = THREADS * WIDTH
-    FULL: tl.constexpr = n_cols // STEP
+    rows = (student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr)
+    nothing = tl.zeros((THREADS,), tl.float32)
     # Lower than any logit but finite: where a thread meets -inf alone, there is something to be subtracted.
-    highest_s = tl.full((THREADS,), -1e30, tl.float32)
-    highest_t = tl.full((THREADS,), -1e30, tl.float32)
-    total_s = tl.zeros((THREADS,), tl.float32)
-    total_t = tl.zeros((THREADS,), tl.float32)
-    hard_highest = tl.full((THREADS,), -1e30, tl.float32)
-    hard_total = tl.zeros((THREADS,), tl.float32)
-    # KL: sum_j e_j * (t - s)_j, e the exponentials of the model that it is taken over.
-    weighted = tl.zeros((THREADS,), tl.float32)
-    for i in range(0, FULL):
-        highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted = _add_statistics(
-            student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, i * STEP,
-            highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted,
-            n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, False,
-        )  # fmt: skip
-    if n_cols > FULL * STEP:
-        highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted = _add_statistics(
-            student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, FULL * STEP,
-            highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted,
-            n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, True,
-        )  # fmt: skip
+    lowest = tl.full((THREADS,), -1e30, tl.float32)
+    # The last one is of KL: sum_j e_j * (t - s)_j, e the exponentials of the model that it is taken over.
+    highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted = _over_tiles(
+        _add_statistics, rows, (lowest, nothing, lowest, nothing, lowest, nothing, nothing), (),
+        n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, REVERSE=False,
+    )  # fmt: skip
     top_s, rescale_s, sum_s = _over_threads(highest_s, total_s)
     top_t, rescale_t, sum_t = _over_threads(highest_t, total_t)
     weight_s = 1.0 / sum_s
@@ -385,20 +319,11 @@ def divergence_of_logits_forward(
         # Of a JSD, all that the weights are factors of is summed first.
         own_s = 1.0 if KIND == "jsd" else weight_s
         own_t = 1.0 if KIND == "jsd" else weight_t
-        terms = tl.zeros((THREADS,), tl.float32)
-        slopes = tl.zeros((THREADS,), tl.float32)
-        if n_cols > FULL * STEP:
-            terms, slopes = _add_terms(
-                student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, FULL * STEP,
-                terms, slopes, top_s, top_t, own_s, own_t, shift,
-                n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, True,
-            )  # fmt: skip
-        for i in range(0, FULL):
-            terms, slopes = _add_terms(
-                student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, (FULL - 1 - i) * STEP,
-                terms, slopes, top_s, top_t, own_s, own_t, shift,
-                n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, False,
-            )  # fmt: skip
+        terms, slopes = _over_tiles(
+            _add_terms, rows, (nothing, nothing),
+            (top_s, top_t, own_s, own_t, shift),
+            n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, REVERSE=True,
+        )  # fmt: skip
         soft = tl.sum(terms, axis=0)
         slope = tl.sum(slopes, axis=0)
         if KIND == "jsd":
@@ -432,9 +357,9 @@ def divergence_of_logits_forward(
         if HARD:
             hard_factor = tl.where(in_range, hard_factor, float("nan"))
         _store_logits_gradient(
-            student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr, gradient_row_ptr, label,
-            top_s, top_t, weight_s, weight_t, shift, slope, hard_top, 1.0 / hard_sum, soft_weight * factor, hard_factor,
-            n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, KL,
+            rows, gradient_row_ptr, label, (top_s, top_t, weight_s, weight_t, shift), slope, (hard_top, 1.0 / hard_sum),
+            soft_weight * factor, hard_factor,
+            n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, REVERSE=KL,
         )  # fmt: skip
 
 
@@ -499,10 +424,10 @@ def divergence_of_logits_backward(
         in_range = (label >= 0) & (label < n_cols)
         hard_factor = tl.where(in_range, hard_factor, float("nan"))
     _store_logits_gradient(
-        student_ptr + row * student_stride, teacher_ptr + row * teacher_stride, student_bias_ptr, teacher_bias_ptr,
-        gradient_row_ptr, label, top_s, top_t, 1.0 / sum_s, 1.0 / sum_t, shift, slope, hard_top, 1.0 / hard_sum,
+        (student_ptr + row * student_stride, teacher_ptr + row * teacher_stride, student_bias_ptr, teacher_bias_ptr),
+        gradient_row_ptr, label, (top_s, top_t, 1.0 / sum_s, 1.0 / sum_t, shift), slope, (hard_top, 1.0 / hard_sum),
         soft_weight * factor, hard_factor,
-        n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, False,
+        n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, REVERSE=False,
     )  # fmt: skip
 
 

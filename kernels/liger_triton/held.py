@@ -161,7 +161,7 @@ def fold_row(
 ):
     """A first sweep: state = FOLD(block, its columns, state, arguments, PARTIAL) with the held blocks, then the others.
 
-    State and arguments are tuples; constants among the arguments stay constants.
+    State and arguments are tuples; constants among the arguments become numbers, which the compiler folds.
     """
     columns = block_columns(LANES, WIDTH, ALIGNED)
     for block in tl.static_range(HELD):
