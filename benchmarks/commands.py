@@ -17,7 +17,8 @@ class Command:
         text: what it does, for --help.
         module: what implements it, with `arguments(parser)` and `run(options) -> exit status`; by default
             benchmarks.NAME. Where it keeps results/DEVICE/NAME.json in a form of its own, and not as the rows of
-            `benchmarks.rows`, it also has `page(path) -> Markdown` for the report.
+            `benchmarks.rows`, it also has `page(path) -> Markdown` for the report, and `behind(path)` for its first
+            page.
         parts: the arguments with which `all` calls it, a process for each; none where it is no part of `all`.
         gpu: whether it needs one; without, `all` says that it was left out.
         seconds: after which `all` ends a part.

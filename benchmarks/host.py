@@ -242,6 +242,14 @@ def page(path: Path) -> str:
     )
 
 
+def behind(path: Path) -> str:
+    """What the first page tells of a file of results: the aims that were missed."""
+    head, rule, *lines = (line for line in table(rows_of(load(path))) if line.startswith("|"))
+    missed = [line for line in lines if "| missed: " in line]
+    title = f"### Host cost of an eager call: aims missed in {len(missed)} of {len(lines)} passes"
+    return "\n".join((title, "", head, rule, *missed, "")) if missed else ""
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Which ops, and where to."""
     parser.add_argument("words", nargs="*", metavar="WORD", help="only ops with one of these in their name")

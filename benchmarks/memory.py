@@ -258,6 +258,28 @@ def peaks(path: Path) -> dict[tuple[str, str], float]:
     return {peak.key: peak.peak_mb for peak in rows_of(load(path, read_peak)) if peak.peak_mb is not None}
 
 
+def leaner(runs: Iterable[Run]) -> list[str]:
+    """Lines of a table: where a peer allocates less than ours."""
+    rows = [row for row in rows_of(runs) if row.peak_mb is not None]
+    ours = {row.entry: row for row in rows if row.provider == "ours"}
+    return [
+        f"| {row.entry} | {ours[row.entry].peak_mb:.0f} | {row.provider} | {row.peak_mb:.0f} |"
+        for row in rows
+        if provider_of(row.provider) != "ours" and row.entry in ours and row.peak_mb < ours[row.entry].peak_mb
+    ]
+
+
+LEANER_TABLE = """| op | ours | peer | its peak, MB |
+|---|---|---|---|
+"""
+
+
+def behind(path: Path) -> str:
+    """What the first page tells of a file of results: where a peer allocates less."""
+    found = leaner(load(path, read_peak))
+    return "### Where a peer takes less memory\n\n" + LEANER_TABLE + "\n".join(found) + "\n" if found else ""
+
+
 HEAD = """MB beyond the operands of one step, outputs and gradients included: allocated by tensors, reserved by torch's
 allocator, and planned without a GPU. Each implementation ran in a process of its own.
 """
@@ -279,4 +301,6 @@ def page(path: Path) -> str:
         ratio = f"{row.peak_mb / row.planned_mb:.2f}" if row.peak_mb and row.planned_mb else ""
         cells = ("" if mb is None else f"{mb:.0f}" for mb in (row.peak_mb, row.reserved_mb, row.planned_mb))
         lines.append(f"| {row.entry} | {row.provider} | {' | '.join(cells)} | {ratio} | {row.note} |")
+    if found := leaner(runs):
+        lines += ["", "## Where a peer takes less memory", "", LEANER_TABLE + "\n".join(found)]
     return "\n".join(lines) + "\n"

@@ -1,7 +1,8 @@
 """`python -m benchmarks report`: tables and plots of the rows that are kept, and the figures of the README.
 
 One page per file of results; the first page (docs/benchmarks/README.md) tells what was aimed at and missed, where a
-peer is faster, and who was absent. A command whose results are no rows of `benchmarks.rows` brings a `page` of its own.
+peer is ahead, and who was absent. A command whose results are no rows of `benchmarks.rows` brings a `page` of its own,
+and `behind` what the first page tells of it.
 """
 
 from __future__ import annotations
@@ -161,6 +162,12 @@ def own_plots(path: Path, target: Path) -> None:
         plots(path, target)
 
 
+def own_behind(path: Path) -> str:
+    """What a command that makes its page tells on the first page: aims missed, and where others are ahead."""
+    behind = _of_command(path, "behind")
+    return "" if behind is None else str(behind(path))
+
+
 INDEX = """# Measurements
 
 Written by `python -m benchmarks report` from the rows in `benchmarks/results`; `python -m benchmarks all` measures them
@@ -188,9 +195,14 @@ def overview(rows: Iterable[Row], target: Path) -> bool:
 
 
 def index_of(
-    device: str, pages: list[tuple[str, str]], runs: Sequence[Run], picture: str, peaks: Peaks
+    device: str,
+    pages: list[tuple[str, str]],
+    runs: Sequence[Run],
+    picture: str,
+    peaks: Peaks,
+    behind: Iterable[str] = (),
 ) -> str:
-    """The part of the first page about one device; `pages` are (link, what is on it)."""
+    """The part of the first page about one device; `pages` are (link, what is on it), `behind` sections at its end."""
     rows = rows_of(runs)
     found = list(aims(rows, peaks))
     missed = [aim for aim in found if not aim.met]
@@ -213,6 +225,7 @@ def index_of(
             + "\n".join(slower)
             + "\n"
         )
+    parts += [f"\n{section}" for section in behind if section]
     return "".join(parts)
 
 
@@ -223,6 +236,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder of the pages")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="whose figures are renewed")
+
+
+def _drop_others(folder: Path, stems: set[str]) -> None:
+    """Remove pages whose results are gone, which nothing links to any more."""
+    for page in folder.glob("*.md"):
+        if page.stem not in stems:
+            print(f"{page}: removed; its results are gone")
+            for suffix in (".md", ".png", ".svg"):
+                page.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -238,11 +260,13 @@ def run(options: argparse.Namespace) -> int:
         target.mkdir(parents=True, exist_ok=True)
         pages: list[tuple[str, str]] = []
         every: list[Run] = []
+        behind: list[str] = []
         peaks = memory.peaks(options.results / folder / "memory.json")
         for path in paths:
             text = own_page(path)
             if text is not None:
                 own_plots(path, target)
+                behind.append(own_behind(path))
             if text is None and is_rows(path):
                 runs = load(path)
                 every += runs
@@ -254,9 +278,10 @@ def run(options: argparse.Namespace) -> int:
             (target / f"{path.stem}.md").write_text(text)
             pages.append((f"{folder}/{path.stem}.md", text.splitlines()[0].lstrip("# ")))
             print(target / f"{path.stem}.md")
+        _drop_others(target, {path.stem for path in paths})
         device = name_of(paths[-1])
         picture = f"{folder}/overview.svg" if overview(rows_of(every), target / "overview") else ""
-        index += index_of(device, pages, every, picture, peaks)
+        index += index_of(device, pages, every, picture, peaks, behind)
     (options.output / "README.md").write_text(index)
     if options.readme.exists():
         text = renewed(options.readme.read_text(), "figures", figures.lines(options.results))

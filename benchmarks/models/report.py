@@ -151,24 +151,42 @@ def curve_table(rows: Sequence[Result]) -> str:
     return text
 
 
-def lost_section(groups: Groups) -> str:
-    """Where another arm is faster than ours, takes less memory or has a longer context."""
+LOST_TABLE = """| case | arm | | its | ours |
+|---|---|---|---|---|
+"""
+
+
+def lost(groups: Groups) -> list[str]:
+    """Lines of a table: where another arm is faster than ours, takes less memory or has a longer context."""
     found = []
     for row in (row for rows in groups.values() for row in rows):
         mine = next((r for r in groups[row.case.group] if r.case.arm in ("ours", "flax-ours")), None)
         if mine is None or row.case.arm in ("ours", "ours-compile", "flax-ours"):
             continue
         title = f"{row.case.title} | {row.case.arm}"
+        if row.step and mine.step is None:
+            found.append(f"| {title} | ms | {row.step.median:.1f} | {mine.note} |")
         if row.step and mine.step and row.step.median < mine.step.median:
             found.append(f"| {title} | ms | {row.step.median:.1f} | {mine.step.median:.1f} |")
         if row.step and mine.step and (row.peak_gb or 0) < (mine.peak_gb or 0):
             found.append(f"| {title} | peak GB | {row.peak_gb:.2f} | {mine.peak_gb:.2f} |")
         if row.fits and row.fits > (mine.fits or 0):
             found.append(f"| {title} | longest context | {row.fits} | {mine.fits} |")
+    return found
+
+
+def lost_section(groups: Groups) -> str:
+    """Where another arm is ahead of ours, on the page."""
+    found = lost(groups)
     head = "## Where another arm is ahead of ours\n\n"
-    if not found:
-        return head + "Nowhere.\n\n"
-    return head + "| case | arm | | its | ours |\n|---|---|---|---|---|\n" + "\n".join(found) + "\n\n"
+    return head + (LOST_TABLE + "\n".join(found) if found else "Nowhere.") + "\n\n"
+
+
+def behind(path: Path) -> str:
+    """What the first page tells of a file of results: where another arm is ahead of ours."""
+    found = lost(grouped(load(path, Result.from_json)))
+    head = "### Whole models: where another arm is ahead of ours\n\n" + LOST_TABLE
+    return head + "\n".join(found) + "\n" if found else ""
 
 
 def _pyplot() -> Any:

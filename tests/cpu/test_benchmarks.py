@@ -27,7 +27,7 @@ from liger_triton.rms_norm import RMS_NORM, Options
 # The benchmarks are no part of what is installed. At the end of the path the checkout hides nothing that is.
 sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks import all as everything
-from benchmarks import checks, figures, gate, memory, merge, nvml, providers, report, run, turns
+from benchmarks import checks, figures, gate, host, memory, merge, nvml, providers, report, run, turns
 from benchmarks.aims import aims
 from benchmarks.commands import COMMANDS, Command, module_of
 from benchmarks.entries import entries, linear_cross_entropy, linear_jsd, logprobs, policy, preference
@@ -158,7 +158,10 @@ def test_pages(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("before\n{}\nold\n{}\nafter\n".format(*marks("figures")))
     options = argparse.Namespace(results=tmp_path / "results", output=tmp_path / "docs", readme=readme)
+    (tmp_path / "docs" / "gpu").mkdir(parents=True)
+    (tmp_path / "docs" / "gpu" / "gates.md").write_text("of rows that are gone")
     assert report.run(options) == 0
+    assert not (tmp_path / "docs" / "gpu" / "gates.md").exists()
     page = (tmp_path / "docs" / "gpu" / "norms.md").read_text()
     assert "| op 1x2 | forward | 4.0 | peer | 2.0 |" in page  # lost
     assert "its error is out of line" in page
@@ -171,6 +174,35 @@ def test_pages(tmp_path: Path) -> None:
     assert "(gpu/norms.md)" in index and "quack (not installed)" in index
     assert "faster on the device: 1 of 1" in index
     assert readme.read_text().startswith("before\n") and "old" not in readme.read_text()
+
+
+def test_the_first_page_tells_where_others_are_ahead_in_host_cost_and_memory(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "gpu"
+    times = {"ours": 30.0, host.EMPTY: 10.0, providers.LIGER: 50.0}
+    host_rows = [
+        Row(op, provider, "forward", wall_us=Spread.of([us if op == "rope" else us / 2]))
+        for op in ("rope", "swiglu")
+        for provider, us in times.items()
+    ]
+    save(folder / "host.json", [run_of(tuple(host_rows))])
+    peaks = [memory.Peak("op", p, mb) for p, mb in (("ours", 12.0), ("trl", 9.0), ("ours: lean", 1.0))]
+    save(folder / "memory.json", [Run("GPU", "", "", {}, None, tuple(peaks))])
+    options = argparse.Namespace(
+        results=tmp_path / "results", output=tmp_path / "docs", readme=tmp_path / "README.md"
+    )
+    assert report.run(options) == 0
+    index = (tmp_path / "docs" / "README.md").read_text()
+    assert "### Host cost of an eager call: aims missed in 2 of 2 passes" in index
+    assert (
+        "| rope | forward | 10.0 | 30.0 (30.0 to 30.0) | 20.0 | 12 | 40.0 | 2.0 |  | missed: 12 us, 3 times |"
+        in index
+    )
+    assert "| 2.0 |  | missed: 3 times |" in index
+    lean = (
+        "takes less memory\n\n| op | ours | peer | its peak, MB |\n|---|---|---|---|\n| op | 12 | trl | 9 |\n"
+    )
+    assert index.endswith(lean)
+    assert (tmp_path / "docs" / "gpu" / "memory.md").read_text().endswith(lean)
 
 
 def test_aims_are_compared_with_what_was_reached() -> None:

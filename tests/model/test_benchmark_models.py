@@ -20,6 +20,7 @@ from benchmarks import report
 from benchmarks.marked import marks, renewed
 from benchmarks.models import arms, command, data, longest, pool, readme, step, worker
 from benchmarks.models.case import Case, Result
+from benchmarks.models.report import behind
 from benchmarks.rows import Run, Spread, keep, load, save
 
 sys.path.pop()
@@ -219,7 +220,9 @@ def test_the_report_shows_the_results(tmp_path: Path) -> None:
         str(front),
     ]
     assert report.run(parser.parse_args(words)) == 0
-    assert "gpu/models.md" in (docs / "README.md").read_text()
+    index = (docs / "README.md").read_text()
+    assert "gpu/models.md" in index
+    assert "where another arm is ahead" not in index
     text = (docs / "gpu" / "models.md").read_text()
     shown = front.read_text()
     assert "old" not in shown and shown.startswith("before\n") and shown.endswith("after\n")
@@ -232,6 +235,19 @@ def test_the_report_shows_the_results(tmp_path: Path) -> None:
     for name in ("steps", "longest", "curves"):
         for suffix in ("png", "svg"):
             assert (docs / "gpu" / f"models-{name}.{suffix}").stat().st_size > 1000
+
+
+def test_the_first_page_tells_where_another_arm_is_ahead(tmp_path: Path) -> None:
+    ours, eager, *long = some_results()[:4]
+    ours = dataclasses.replace(ours, step=None, note="out of memory")
+    eager = dataclasses.replace(some_results()[0], case=eager.case)
+    long[1] = dataclasses.replace(long[1], fits=131072, fails=None)
+    path = tmp_path / "gpu" / "models.json"
+    save(path, [run_of((ours, eager, *long))])
+    first, second = behind(path).splitlines()[-2:]
+    assert first.endswith("| eager | ms | 101.0 | out of memory |")
+    assert second.endswith("| eager | longest context | 131072 | 65536 |")
+    assert readme.cell(long[1], "here") == "[131,072 tokens or more](here)"
 
 
 def test_the_readme_shows_the_rows() -> None:
