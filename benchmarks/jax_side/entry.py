@@ -42,7 +42,7 @@ class Entry:
             XLA. The op is then compared with their time, and with a copy of the least bytes otherwise.
         step: measure forward and backward pass as one only, as of a loss.
         outputs: names of the outputs that the functions return; None for all that are differentiable.
-        moved: least bytes (forward, backward, both as one) where `least_bytes` does not know them (look-ups of rows).
+        moved: least bytes (forward, backward) where `least_bytes` does not know them (look-ups of rows).
     """
 
     name: str
@@ -56,7 +56,7 @@ class Entry:
     products: Function | None = None
     step: bool = False
     outputs: tuple[str, ...] | None = None
-    moved: tuple[int, int, int] | None = None
+    moved: tuple[int, int] | None = None
 
     def operands(self, seed: int = 0) -> Operands:
         """A draw of all operands."""
@@ -69,11 +69,15 @@ class Entry:
         return specs
 
     def bytes(self) -> tuple[int, int, int]:
-        """Least bytes of the forward pass, the backward pass, and both as one but for the cotangents."""
+        """Least bytes of the forward pass, of the backward pass, and of both.
+
+        Of a step, both are one but for the cotangents; otherwise what both passes read is read twice.
+        """
         if self.moved is not None:
-            return self.moved
+            return *self.moved, sum(self.moved)
         needs = tuple(i in self.wanted for i in range(len(self.draws)))
-        return least_bytes(self.op, self.options, self._described(), needs)
+        forward, backward, both = least_bytes(self.op, self.options, self._described(), needs)
+        return forward, backward, both if self.step else forward + backward
 
     def _described(self) -> tuple[Spec | None, ...]:
         return tuple(None if s is None else Spec(s.shape, s.dtype.name) for s in self.specs())
@@ -110,13 +114,19 @@ def active(function: Function, wanted: Sequence[int], operands: Operands) -> tup
 
 
 def step_of(function: Function, wanted: Sequence[int]) -> Function:
-    """(operands, cotangents) -> (outputs, gradients); a scalar's cotangent is 1, and left out of the cotangents."""
+    """(operands, cotangents) -> (outputs, gradients); a scalar's cotangent is 1, and left out of the cotangents.
+
+    The other cotangents are there when the outputs are: in a model they come of the layers in between. Without the
+    barrier, XLA would make one kernel of a gate's two passes, which no model has next to each other.
+    """
 
     def run(operands: Operands, cotangents: tuple[jax.Array, ...]) -> Any:
         call, values = active(function, wanted, operands)
         if not values:
             return call(), ()
         outputs, pull = jax.vjp(call, *values)
+        if cotangents:
+            outputs, cotangents = jax.lax.optimization_barrier((outputs, cotangents))
         given = iter(cotangents)
         return outputs, pull(tuple(next(given) if o.ndim else jnp.ones_like(o) for o in outputs))
 

@@ -112,5 +112,5 @@ def entries(sizes: Sizes) -> Iterator[Entry]:
         (0, 1),
         functools.partial(_mrope, sizes.sections),
         functools.partial(_plain_mrope, sizes.sections),
-        moved=(moved, moved, moved + heads_bytes),
+        moved=(moved, moved),
     )

@@ -55,7 +55,7 @@ def lowered(entry: Entry, function: Function, specs: Specs, incoming: tuple[Any,
     """What is measured, to be compiled; RESIDUALS makes the backward pass's argument.
 
     A loss is measured as one program of both passes. Others are measured as three: forward, backward from what the
-    forward pass keeps (as where layers are scanned), and both in one program, where XLA may arrange them as it likes.
+    forward pass keeps (as where layers are scanned), and one after the other in one program.
     """
     both = jax.jit(step_of(function, entry.wanted)).lower(specs, incoming)
     if entry.step:

@@ -156,7 +156,8 @@ def measured(prepared: Prepared, rate: float, monitor: Monitor, phases: Phases) 
         yield Row(entry.name, provider, "", note=said)
         calls.pop(provider, None)
     least = dict(zip((FORWARD, BACKWARD, BOTH), entry.bytes(), strict=True))
-    least[BOTH] += sum(c.size * c.dtype.itemsize for c in prepared.incoming)
+    if entry.step:
+        least[BOTH] += sum(c.size * c.dtype.itemsize for c in prepared.incoming)
     for which in (FORWARD, BACKWARD, BOTH):
         turns = {provider: passes[which] for provider, passes in calls.items() if which in passes}
         if not turns:

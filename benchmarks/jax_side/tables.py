@@ -66,7 +66,7 @@ def entries(sizes: Sizes) -> Iterator[Entry]:
             (1,),
             _embedding,
             _plain_embedding,
-            moved=(forward, backward, forward + table),
+            moved=(forward, backward),
         )
     for m, k, n in sizes.int2_matmul:
         yield Entry(

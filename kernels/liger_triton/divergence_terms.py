@@ -13,6 +13,8 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+NORMAL = tl.constexpr(2.0**-125)
+"""A number that the compiler sees to be none of the subnormal ones."""
 
 
 @triton.jit
@@ -135,7 +137,10 @@ def column_terms(
         q = tl.exp2(log_q) * weight_s
     if TEACHER == "probs":
         p = raw_t
-        log_p = tl.log2(tl.maximum(raw_t, eps))
+        # In KL(P || Q) the logarithm of 0 is multiplied by 0, and may be another's: that of a normal number, which is
+        # computed without a case for the others (a seventh of the time).
+        floor: tl.constexpr = NORMAL if KIND == "jsd" and beta == 0.0 and eps == 0.0 else eps
+        log_p = tl.log2(tl.maximum(raw_t, floor))
     else:
         log_p = raw_t * (scale * LOG2E) - highest_t
         p = tl.exp2(log_p) * weight_t

@@ -13,7 +13,7 @@ import pytest
 from benchmarks import nvml, turns
 from benchmarks.jax_side import gate, run, timing
 from benchmarks.jax_side.entries import entries
-from benchmarks.jax_side.entry import OURS, PLAIN, Entry, step_of
+from benchmarks.jax_side.entry import OURS, PLAIN, Entry, cotangents_for, outputs_of, step_of
 from benchmarks.jax_side.run import chosen, prepare
 from benchmarks.phases import Phases
 from benchmarks.providers import Absent
@@ -71,6 +71,17 @@ def test_what_is_wrong_is_not_timed() -> None:
     error = gate.error(step(operands, incoming), wanted)
     assert error > gate.limit(None, operands[0].dtype)
     assert error > gate.limit(error, operands[0].dtype)  # nor if the plain formula is wrong
+
+
+def test_the_passes_are_not_made_one() -> None:
+    """Both stand in one program, but the cotangents wait for the outputs."""
+    entry = next(entry for _, entry in entries(SMALL) if entry.name.startswith("swiglu"))
+    operands, outputs = entry.operands(), outputs_of(jax.eval_shape(entry.plain, *entry.specs()))
+    incoming = cotangents_for(outputs)
+    text = jax.jit(step_of(entry.plain, entry.wanted)).lower(operands, incoming).as_text()
+    assert text.count("optimization_barrier") == 1
+    forward, backward, both = entry.bytes()
+    assert both == forward + backward > 0
 
 
 def test_entries_cover_every_op_and_have_names_of_their_own() -> None:
