@@ -87,10 +87,10 @@ def _on_device(
         counts = {n: len(g) for n, g in zip(order, seen, strict=True)}
         return {name: (times[name], counts[name]) for name in candidates}
     found = {}
-    for name, n in samples.items():  # one pauses, or was not recorded: the mean of many is all that is known
+    for name, n in samples.items():  # one pauses, or was not recorded: their mean is all that is known
         intervals = profiled([taken.next(name) for _ in range(n)])
         if intervals:
-            found[name] = ([busy(intervals) / n] * n, round(len(intervals) / n))
+            found[name] = ([busy(intervals) / n], round(len(intervals) / n))
     return found
 
 

@@ -133,3 +133,15 @@ def test_calls_are_told_apart_by_their_gaps() -> None:
     kernels = [(0.0, 2.0), (2.5, 4.0), (3.0, 6.0), (900.0, 901.0)]
     assert [len(group) for group in timing.groups(kernels, 100.0)] == [3, 1]
     assert turns.busy(kernels) == 2.0 + 3.5 + 1.0
+
+
+def test_calls_that_cannot_be_told_apart_have_one_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two kernels of a call that are further apart than calls are."""
+    pause = 2 * timing.APART_US
+    monkeypatch.setattr(
+        timing,
+        "profiled",
+        lambda calls: [(i * pause, i * pause + us) for i, us in enumerate([2.0, 4.0] * len(calls))],
+    )
+    found = timing._on_device({"op": [lambda: None]}, {"op": 5})
+    assert found == {"op": ([6.0], 2)}
