@@ -26,7 +26,8 @@ def cell(row: Result | None, link: str) -> str:
     if row is None:
         return ""
     if row.fits is not None:
-        return f"[{row.fits:,} tokens]({link})"
+        more = "" if row.fails else " or more"
+        return f"[{row.fits:,} tokens{more}]({link})"
     if row.tokens_s is None:
         return f"[{row.note}]({link})"
     peak = "" if row.peak_gb is None else f" ({row.peak_gb:.1f} GB)"

@@ -247,6 +247,7 @@ def test_the_first_page_tells_where_another_arm_is_ahead(tmp_path: Path) -> None
     first, second = behind(path).splitlines()[-2:]
     assert first.endswith("| eager | ms | 101.0 | out of memory |")
     assert second.endswith("| eager | longest context | 131072 | 65536 |")
+    assert readme.cell(long[1], "here") == "[131,072 tokens or more](here)"
 
 
 def test_the_readme_shows_the_rows() -> None:
