@@ -11,8 +11,8 @@ TILE = 2048
 """Elements of a program's tile: 16 per thread at 4 warps."""
 
 BLOCK = 1024
-"""Widest tile: 2 rows of it are as fast as one of `TILE`, and leave fewer threads idle at the end of a row: a sixteenth of
-them with 2880 columns, and not a third."""
+"""Columns of a tile at most: 2 rows of them are as fast as one of `TILE`, and leave fewer threads idle at the end of a
+row, a sixteenth of them and not a third with 2880 columns."""
 
 
 def tiles(n_rows: int, n_cols: int) -> tuple[int, tuple[tuple[str, int], ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import re
@@ -112,9 +113,11 @@ def test_nothing_is_computed_for_what_is_not_differentiated(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", ["swiglu", "relu_squared"])
-def test_xla_where_xla_is_better(name: str) -> None:
+def test_no_kernel_where_xla_is_asked_for(name: str) -> None:
     case = next(c for c in CASES if c.name == name)
-    assert not CALL.search(lowered(getattr(liger_jax, name), inputs(case)[0], "cuda"))
+    function = getattr(liger_jax, name)
+    assert CALL.search(lowered(function, inputs(case)[0], "cuda"))
+    assert not CALL.search(lowered(functools.partial(function, implementation="xla"), inputs(case)[0], "cuda"))
 
 
 @pytest.mark.parametrize("before", ["a-cache", None])
