@@ -117,7 +117,9 @@ def test_no_kernel_where_xla_is_asked_for(name: str) -> None:
     case = next(c for c in CASES if c.name == name)
     function = getattr(liger_jax, name)
     assert CALL.search(lowered(function, inputs(case)[0], "cuda"))
-    assert not CALL.search(lowered(functools.partial(function, implementation="xla"), inputs(case)[0], "cuda"))
+    assert not CALL.search(
+        lowered(functools.partial(function, implementation="xla"), inputs(case)[0], "cuda")
+    )
 
 
 @pytest.mark.parametrize("before", ["a-cache", None])
