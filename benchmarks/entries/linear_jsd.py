@@ -47,7 +47,6 @@ def entry(n: int, h: int, teacher_h: int, v: int, ahead: float | None = None, me
         },
         products,
         step=True,
-        compiled=False,  # of two matrices of logits in float32
         target={BOTH: 0.90},
         ahead={} if ahead is None else {(LIGER, BOTH): ahead},
         memory=memory,
