@@ -20,6 +20,7 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from liger import geometry
+from liger.aot import compile_launch
 from liger.device import Device
 from liger.launch import Launch, Spec
 from liger_torch.backend import DTYPES, backend_for
@@ -59,6 +60,9 @@ def _compile(device: Device, index: int, layout: Any) -> str | None:
                 num_stages=launch.num_stages,
                 enable_fp_fusion=True,
             )
+        for launch in tunable.variants(layout, ELEMENTS // tunable.size):
+            if spilled := compile_launch(launch, device).spill_bytes:
+                return f"a variant spills {spilled} bytes"
     except Exception as failure:  # one geometry that does not compile is no reason to lose the others
         return f"{type(failure).__name__}: {failure}"
     return None
