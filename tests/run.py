@@ -9,8 +9,8 @@ The interpreter needs a process of its own because Triton reads TRITON_INTERPRET
 groups are apart so that a crash in one leaves the others' results standing.
 
 Two groups run at a time where there are two cores. The output of a group is printed in one piece when it ends and
-can be followed in build/tests/GROUP.log meanwhile. The last line is `total: N passed, N failed, N skipped`; the exit
-status is 0 only if some test ran and none failed.
+can be followed in build/tests/GROUP.log meanwhile; the interpreter has two halves, in interpreter-1 and -2. The last
+line is `total: N passed, N failed, N skipped`; the exit status is 0 only if some test ran and none failed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / "build" / "tests"
 
-TIME_LIMIT = 60 * 60.0
+TIME_LIMIT = 35 * 60.0
 """Seconds after which a group is ended. The whole suite is meant to take 20 minutes on two cores; slow ones take twice that."""
 
 HEARTBEAT = 60.0
@@ -43,22 +43,44 @@ PYTEST_NO_TESTS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """A folder of tests that shares one process.
+    """A folder of tests that shares one process, or a part of its files.
 
     Attributes:
         name: the name on the command line; the tests are in tests/NAME.
         environment: variables that the group must have.
         defaults: variables that the caller may set otherwise.
+        parts: how many processes the group is divided among.
+        part: which of them this is; each has as many files as the others, in the order of their names.
     """
 
     name: str
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     defaults: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    parts: int = 1
+    part: int = 0
 
     @property
     def folder(self) -> Path:
         """Where the group's tests are."""
         return ROOT / "tests" / self.name
+
+    @property
+    def label(self) -> str:
+        """Its name, and which part of it this is."""
+        return self.name if self.parts == 1 else f"{self.name}-{self.part + 1}"
+
+    @property
+    def paths(self) -> list[str]:
+        """What pytest is given."""
+        if self.parts == 1:
+            return [str(self.folder.relative_to(ROOT))]
+        files = sorted(self.folder.glob("test_*.py"))
+        first, end = (len(files) * part // self.parts for part in (self.part, self.part + 1))
+        return [str(file.relative_to(ROOT)) for file in files[first:end]]
+
+    def divided(self) -> list[Group]:
+        """Its parts."""
+        return [dataclasses.replace(self, part=part) for part in range(self.parts)]
 
 
 ON_CPU = {"JAX_PLATFORMS": "cpu"}
@@ -69,12 +91,12 @@ COMPILED_FAST = {
 }
 """For thousands of small programs that run once: an eighth of XLA's time. Not where what XLA plans is looked at."""
 
-# The interpreter is the longest and comes first, so that the others run beside it.
+# The longest come first, so that both cores have something to do to the end.
 CPU_GROUPS = (
-    Group("interpreter", environment={"TRITON_INTERPRET": "1"}, defaults=COMPILED_FAST),
+    Group("interpreter", environment={"TRITON_INTERPRET": "1"}, defaults=COMPILED_FAST, parts=2),
+    Group("model", defaults=COMPILED_FAST),
     Group("cpu", defaults=COMPILED_FAST),
     Group("aot", defaults=ON_CPU),
-    Group("model", defaults=ON_CPU),
 )
 GPU_GROUP = Group("gpu")
 GROUPS = {group.name: group for group in (*CPU_GROUPS, GPU_GROUP)}
@@ -106,7 +128,7 @@ class Result:
 
     def __str__(self) -> str:
         note = f" ({self.note})" if self.note else ""
-        return f"{self.group.name}: {self.counts}, {self.seconds:.0f} s{note}"
+        return f"{self.group.label}: {self.counts}, {self.seconds:.0f} s{note}"
 
 
 def read_report(path: Path) -> Counts | None:
@@ -142,8 +164,8 @@ class Running:
     def __init__(self, group: Group, python: str, threads: int, pytest_arguments: Sequence[str]) -> None:
         """Start the process; its output goes to a log of the group."""
         self.group = group
-        self.log = LOGS / f"{group.name}.log"
-        self.report = LOGS / f"{group.name}.xml"
+        self.log = LOGS / f"{group.label}.log"
+        self.report = LOGS / f"{group.label}.xml"
         self.report.unlink(missing_ok=True)
         environment = {
             # Tests download nothing; and two groups must not fight over the cores.
@@ -156,7 +178,7 @@ class Running:
         }
         # -P keeps the working folder out of sys.path: `python -m pytest` would put the checkout before the
         # installed packages, and its `kernels` before the Hub's library.
-        command = [python, "-P", "-m", "pytest", "-q", str(group.folder.relative_to(ROOT))]
+        command = [python, "-P", "-m", "pytest", "-q", *group.paths]
         command += [f"--junitxml={self.report}", *pytest_arguments]
         self.start = time.monotonic()
         with self.log.open("wb") as log:
@@ -184,7 +206,7 @@ class Running:
     def progress(self) -> str:
         """Name, time, and the share of tests done as pytest prints it."""
         shares = re.findall(r"\[ *(\d+%)\]", self.output)
-        return f"{self.group.name} {self.seconds:.0f} s" + (f" ({shares[-1]})" if shares else "")
+        return f"{self.group.label} {self.seconds:.0f} s" + (f" ({shares[-1]})" if shares else "")
 
     def end(self) -> None:
         """End the process and its children."""
@@ -216,7 +238,7 @@ class Running:
 def run(groups: Iterable[Group], jobs: int, pytest_arguments: Sequence[str]) -> list[Result]:
     """Run the groups, `jobs` of them at a time, and print each one's output when it ends."""
     LOGS.mkdir(parents=True, exist_ok=True)
-    waiting = list(groups)
+    waiting = [part for group in groups for part in group.divided()]
     threads = max(1, (os.cpu_count() or 1) // max(1, min(jobs, len(waiting))))
     running: list[Running] = []
     results: list[Result] = []
@@ -228,7 +250,7 @@ def run(groups: Iterable[Group], jobs: int, pytest_arguments: Sequence[str]) -> 
                 if not group.folder.is_dir():
                     results.append(Result(group, Counts(), 0.0, "no tests"))
                     continue
-                print(f"{group.name}: started", flush=True)
+                print(f"{group.label}: started", flush=True)
                 running.append(Running(group, sys.executable, threads, pytest_arguments))
             for process in list(running):
                 result = process.poll()
@@ -236,7 +258,7 @@ def run(groups: Iterable[Group], jobs: int, pytest_arguments: Sequence[str]) -> 
                     continue
                 running.remove(process)
                 results.append(result)
-                print(f"\n======== {result.group.name}\n{process.output.rstrip()}\n{result}\n", flush=True)
+                print(f"\n======== {result.group.label}\n{process.output.rstrip()}\n{result}\n", flush=True)
                 spoke = time.monotonic()
             if running and time.monotonic() - spoke > HEARTBEAT:
                 print("running: " + ", ".join(process.progress() for process in running), flush=True)
@@ -278,7 +300,8 @@ def main(arguments: Sequence[str]) -> int:
     results = run(groups, jobs, pytest_arguments)
 
     print("========")
-    for result in sorted(results, key=lambda result: list(GROUPS).index(result.group.name)):
+    order = list(GROUPS)
+    for result in sorted(results, key=lambda result: (order.index(result.group.name), result.group.part)):
         print(result)
     total = sum((result.counts for result in results), Counts())
     nothing_ran = total.passed + total.failed == 0

@@ -34,9 +34,15 @@ def inputs(case: Case, seed: int = 0) -> tuple[tuple[Any, ...], Any]:
 
 
 @functools.cache
+def plain(case: Case) -> Any:
+    """Values and gradients of the plain function, compiled once."""
+    return jax.jit(functools.partial(jax_cases.gradients, case.plain, case))
+
+
+@functools.cache
 def expected(case: Case, seed: int = 0) -> Any:
-    """Values and gradients of the plain function."""
-    return jax.jit(functools.partial(jax_cases.gradients, case.plain, case))(*inputs(case, seed))
+    """What the plain function gives at these inputs."""
+    return plain(case)(*inputs(case, seed))
 
 
 @cases

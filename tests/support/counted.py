@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from cases import CASES, REPRESENTATIVES, Case, normal, together
+from cases import EACH_ONCE, Case, normal, together
 from torch_runner import run
 
 from liger import traffic
@@ -87,12 +87,7 @@ def with_distinct_ids(case: Case, n_tokens: int) -> Case:
     )
 
 
-RUNS = tuple(
-    [
-        *((case, "bfloat16") for case in (*CASES, WIDEST)),
-        *((case, "float32") for case in (*REPRESENTATIVES, WIDEST)),
-    ]
-)
+RUNS = (*EACH_ONCE, (WIDEST, "bfloat16"), (WIDEST, "float32"))
 """Cases with the dtype that they run in."""
 
 HELD = {f"{case.name}-{dtype}" for case, dtype in RUNS if dtype == "float32"}

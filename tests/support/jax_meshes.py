@@ -506,35 +506,36 @@ def check_vocabulary(x: Any, kernel: Any, bias: Any, labels: Any, options: dict[
             ours, program = on_mesh(kind, both, arguments, specs)
             close(ours, expected, message)
             check_nothing_gathered(program, kind, options["implementation"], labels.size, message)
+        expected = of_halves(function, arguments, specs, argnums)
         for check in (False, True):
             close(
-                of_shard_map(check, function, arguments, specs, argnums, options["reduction"]),
-                of_shard_map(True, None, arguments, specs, argnums, options["reduction"], function),
+                of_shard_map(check, function, arguments, specs, argnums),
+                expected,
                 f"{name} {options} shard_map {check}",
             )
 
 
-def of_shard_map(
-    check: bool, function: Any, arguments: Any, specs: Any, argnums: Any, reduction: str, whole: Any = None
-) -> Any:
-    """Loss and gradients around a shard_map that divides tokens and vocabulary, or the same without one."""
+def total_loss(results: Any) -> jax.Array:
+    return jnp.sum(results if isinstance(results, jax.Array) else results.loss)
 
-    def loss(results: Any) -> Any:
-        return jnp.sum(results if isinstance(results, jax.Array) else results.loss)
 
-    if whole is not None:  # each half of the tokens has a loss of its own
+def of_halves(function: Any, arguments: Any, specs: Any, argnums: Any) -> Any:
+    """Loss and gradients where each half of the tokens has a loss of its own, on one device."""
 
-        def halves(*arguments: Any) -> Any:
-            parts = [
-                jnp.split(a, 2) if s[:1] == ("data",) else (a, a)
-                for a, s in zip(arguments, specs, strict=True)
-            ]
-            return sum(loss(whole(*half)) for half in zip(*parts, strict=True))
+    def halves(*arguments: Any) -> Any:
+        parts = [
+            jnp.split(a, 2) if s[:1] == ("data",) else (a, a) for a, s in zip(arguments, specs, strict=True)
+        ]
+        return sum(total_loss(function(*half)) for half in zip(*parts, strict=True))
 
-        return jax.jit(jax.value_and_grad(halves, argnums))(*arguments)
+    return jax.jit(jax.value_and_grad(halves, argnums))(*arguments)
+
+
+def of_shard_map(check: bool, function: Any, arguments: Any, specs: Any, argnums: Any) -> Any:
+    """Loss and gradients around a shard_map that divides tokens and vocabulary."""
     mapped = functools.partial(
         jax.shard_map,
-        lambda *a: jax.lax.psum(loss(function(*a, vocab_axis="model")), "data"),
+        lambda *a: jax.lax.psum(total_loss(function(*a, vocab_axis="model")), "data"),
         in_specs=specs,
         out_specs=P(),
         check_vma=check,

@@ -14,7 +14,7 @@ from cases import (
     quantised,
 )
 from cases.case import DTYPES, IGNORED, Case, labels, normal, positive, together
-from cases.cover import representatives, with_tokens
+from cases.cover import each_once, representatives, with_tokens
 
 CASES: tuple[Case, ...] = (
     *norms.cases(),
@@ -29,10 +29,12 @@ CASES: tuple[Case, ...] = (
 )
 REPRESENTATIVES: tuple[Case, ...] = representatives(CASES)
 SIGNATURES: tuple[Case, ...] = representatives(CASES, options=False)
+EACH_ONCE: tuple[tuple[Case, str], ...] = each_once(CASES, REPRESENTATIVES)
 
 __all__ = [
     "CASES",
     "DTYPES",
+    "EACH_ONCE",
     "IGNORED",
     "REPRESENTATIVES",
     "SIGNATURES",

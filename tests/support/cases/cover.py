@@ -25,6 +25,21 @@ def representatives(cases: Iterable[Case], *, options: bool = True) -> tuple[Cas
     return tuple(chosen for family in small.values() for chosen in _cover(family, options))
 
 
+def each_once(cases: Iterable[Case], chosen: Iterable[Case]) -> tuple[tuple[Case, str], ...]:
+    """Every case with one dtype: those chosen in float32, the others in bfloat16.
+
+    Of an op with no others, one that is chosen runs in bfloat16 too.
+    """
+    cases, chosen = tuple(cases), tuple(chosen)
+    narrow = [case for case in cases if case not in chosen]
+    seen = {case.op.name for case in narrow}
+    alone = {case.op.name: case for case in chosen if case.op.name not in seen}
+    return (
+        *((case, "bfloat16") for case in (*narrow, *alone.values())),
+        *((case, "float32") for case in chosen),
+    )
+
+
 def _cover(cases: list[Case], options: bool) -> Iterator[Case]:
     forms = {case.name: {form for form in _forms(case) if options or form[0] != "option"} for case in cases}
     missing = set().union(*forms.values())
