@@ -6,6 +6,7 @@ Each test runs over the cases that stand for the ops: one that lands with its ca
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -55,6 +56,12 @@ Tensors = list[torch.Tensor | None]
 def forward_and_backward(case: Case, given: Tensors) -> tuple[Tensors, Tensors]:
     outputs = list(call(case.op, case.options, *given))
     return outputs, differentiate(case, "float32", given, outputs)
+
+
+@functools.cache
+def once(case: Case, dtype: str = "float32") -> tuple[Tensors, Tensors]:
+    """Outputs and gradients of the plain call, computed once for the tests that compare others with them."""
+    return run(case, dtype)
 
 
 def wider(given: Tensors) -> Tensors:
@@ -111,7 +118,7 @@ class Work:
 @each_op
 def test_every_combination_of_requires_grad(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each gradient depends on its own operand's requires_grad, is the same whatever the others ask for, and costs."""
-    _, full = run(case, "float32")
+    _, full = once(case)
     work = Work(monkeypatch)
     positions = [i for i, need in enumerate(case.needs()) if need]
     amounts: dict[frozenset[int], int] = {}
@@ -174,7 +181,7 @@ def test_second_backward_is_right_or_refused(case: Case) -> None:
 @differentiable
 def test_activation_checkpointing_changes_nothing(case: Case) -> None:
     """The forward pass runs a second time in the backward pass, on saved tensors that are packed and unpacked."""
-    expected = forward_and_backward(case, tensors(case, "float32"))
+    expected = once(case)
     given = tensors(case, "float32")
     outputs = checkpoint(
         lambda *operands: call(case.op, case.options, *operands), *given, use_reentrant=False
@@ -184,7 +191,7 @@ def test_activation_checkpointing_changes_nothing(case: Case) -> None:
 
 @each_op
 def test_inference_mode(case: Case) -> None:
-    expected = call(case.op, case.options, *tensors(case, "float32"))
+    expected, _ = once(case)
     with torch.inference_mode():
         found = call(case.op, case.options, *tensors(case, "float32"))
     for a, b in zip(found, expected, strict=True):
@@ -359,9 +366,8 @@ def test_compiles_whole_and_once_for_all_token_counts(case: Case) -> None:
 @each_op
 def test_any_layout_gives_the_same_and_stays_as_it_was(case: Case, layout: str) -> None:
     """Strided operands and incoming gradients: the same bits as dense ones, and nothing is written to."""
-    dense = tensors(case, "float32")
-    expected = forward_and_backward(case, dense)
-    given = [laid_out(t, layout) for t in dense]
+    expected = once(case)
+    given = [laid_out(t, layout) for t in tensors(case, "float32")]
     outputs = list(call(case.op, case.options, *given))
     dense_incoming = cotangents(case, "float32", outputs)
     used = [i for i, c in enumerate(dense_incoming) if c is not None]
@@ -407,7 +413,7 @@ def test_meta_tensors_plan_everything_and_nothing_is_read(case: Case) -> None:
     wanted = [t for t in given if t is not None and t.requires_grad]
     gradients = grad(used, wanted, [torch.empty_like(o) for o in used])
     assert all(t.is_meta for t in (*outputs, *gradients) if t is not None)
-    real, expected = run(case, "bfloat16")
+    real, expected = once(case, "bfloat16")
     assert [None if o is None else (o.shape, o.dtype) for o in outputs] == [
         None if o is None else (o.shape, o.dtype) for o in real
     ]
@@ -451,7 +457,7 @@ def test_kernels_are_launched_on_the_tensors_own_device(monkeypatch: pytest.Monk
 @each_op
 def test_autocast_changes_nothing(case: Case, dtype: str) -> None:
     """The kernels compute in float32 whatever they are given; functions with a product in them cast beforehand."""
-    expected = run(case, dtype)
+    expected = once(case, dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = run(case, dtype)
     assert_equal(found, expected)  # type: ignore[arg-type]

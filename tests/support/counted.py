@@ -21,7 +21,7 @@ WIDEST = Case(
 )
 
 
-ROWS, VOCAB, HIDDEN = 64, 301, 24
+ROWS, VOCAB, HIDDEN = 32, 301, 24
 LABELS = {"labels", "ids"}
 
 
