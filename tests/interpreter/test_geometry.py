@@ -27,8 +27,9 @@ CASES = [
 
 
 def draw(spec: Spec, seed: int) -> torch.Tensor:
+    """Multiples of 1/8: a sum over tokens of products of three is exact in float32, in whatever order it is taken."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(spec.shape, generator=generator).to(DTYPES[spec.dtype])
+    return torch.randn(spec.shape, generator=generator).mul(8).round().div(8).to(DTYPES[spec.dtype])
 
 
 def run(launch: Launch, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
