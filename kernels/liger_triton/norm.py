@@ -25,8 +25,7 @@ from liger import check, geometry
 from liger.backend import Array, Backend
 from liger.device import Device
 from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv, next_power_of_2, promote
-from liger_triton.norm_rows import norm_backward, norm_forward
-from liger_triton.norm_wide import norm_forward_wide, norm_input_gradient_wide, norm_weight_gradient
+from liger_triton import norm_rows, norm_wide
 from liger_triton.reduce import summed
 
 MAX_BLOCK = 16384
@@ -135,7 +134,7 @@ def forward_launch(
         grid = cdiv(n_rows, rows)
     passes = 2 if wide else 1
     return Launch(
-        kernel=norm_forward_wide if wide else norm_forward,
+        kernel=norm_wide.norm_forward_wide if wide else norm_rows.norm_forward,
         grid=(grid,),
         inputs=(
             Spec((n_rows, n_cols), dtype, passes=passes),
@@ -239,7 +238,7 @@ def backward_launch(
     passes = 2 if reread else 1
     centred = options.center and (want.x or want.weight)
     return Launch(
-        kernel=norm_backward,
+        kernel=norm_rows.norm_backward,
         grid=(programs,),
         inputs=(
             Spec((n_rows, n_cols), dy_dtype, passes=passes),
@@ -300,7 +299,7 @@ def input_gradient_wide_launch(
 ) -> Launch:
     """dx of rows wider than MAX_BLOCK."""
     return Launch(
-        kernel=norm_input_gradient_wide,
+        kernel=norm_wide.norm_input_gradient_wide,
         grid=(n_rows,),
         inputs=(
             Spec((n_rows, n_cols), dy_dtype, passes=2),
@@ -345,7 +344,7 @@ def weight_gradient_launch(
     block = 1024
     groups = min(n_rows, max(4 * device.multiprocessors // cdiv(n_cols, block), 1))
     return Launch(
-        kernel=norm_weight_gradient,
+        kernel=norm_wide.norm_weight_gradient,
         grid=(cdiv(n_cols, block), groups),
         inputs=(
             Spec((n_rows, n_cols), dy_dtype),
