@@ -338,7 +338,7 @@ def rotate_launch(
             ("REST", next_power_of_2(head_dim - rotary_dim) if rotary_dim < head_dim else 0),
         ),
         # Where a position has to be waited for before its angles, more programs of fewer threads wait at once.
-        num_warps=max(pairs.THREADS // (device.warp_size * (1 if positions is None else 2)), 1),
+        num_warps=pairs.THREADS // device.warp_size // (1 if positions is None else 2),
         flops=3 * batch * seq_len * (q.n_heads + k.n_heads) * rotary_dim,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import pkgutil
 import re
 import zlib
@@ -77,9 +78,9 @@ ONE_PER_THREAD = {("sum_partials", "first_out_ptr"), ("sum_partials", "second_ou
 ROW_BY_ROW = {("embedding_chunk_sums", "sums_ptr"), ("embedding_backward", "dw_ptr")}
 """Results that a program writes one row at a time: a row of fewer than 1024 elements leaves threads without 16 bytes."""
 
-FEWER_HEADS = {("rope_rotate", name) for name in ("q_ptr", "q_out_ptr", "k_ptr", "k_out_ptr")}
+FEWER_HEADS = {("rope_rotate", "k_ptr"), ("rope_rotate", "k_out_ptr")}
 """A program has all heads of a few tokens, of which k's may be too few for 16 bytes a thread: measured to be faster than
-more tokens, of which the last heads of q leave half a tile empty."""
+more tokens, of which the last heads of q leave half a tile empty. A thread's part is read and written at once then."""
 
 FROM_MATRIX_UNITS = {("int2_matmul", "c_ptr")}
 """Results of matrix products, which Triton stores as AMD's matrix units leave them: 4 bytes per thread, side by side."""
@@ -113,8 +114,11 @@ def narrow(launch: Launch, report: Report, device: Device) -> list[str]:
             continue
         if (launch.name, name) in ONE_PER_THREAD:
             continue
-        if (launch.name, name) in FEWER_HEADS and not any(width < 4 for width in table[name]):
-            continue
+        if (launch.name, name) in FEWER_HEADS:
+            tile = math.prod(dict(launch.constants)[side] for side in ("TOKENS", "K_TILE", "HALF"))
+            of_thread = tile * DTYPE_BYTES[spec.dtype] // (launch.num_warps * device.warp_size)
+            if min(table[name], default=0) >= of_thread:
+                continue
         if (launch.name, name) in FROM_MATRIX_UNITS and device.vendor == "hip":
             continue
         if (launch.name, name) in ROW_BY_ROW and spec.shape[-1] < 1024:
