@@ -68,6 +68,10 @@ def allocators(
     return plain, quick
 
 
+Call = tuple[Callable[..., object], tuple[Any, ...], Callable[[list[Any]], tuple[Any, ...]]]
+"""A function, what it is given first, and what picks the rest: addresses, integers, constants."""
+
+
 class Launches:
     """Launches one after the other on one GPU, of arrays that stand in a list.
 
@@ -89,17 +93,15 @@ class Launches:
         self._steps = steps
         self._n_inputs = n_inputs
         self._index = device.index
-        self._integers: list[
-            int
-        ] = []  # of all launches; they are picked from, as the addresses before them are
+        self._fixed: list[Any] = []  # what all launches are given after their addresses, to be picked from
         self._picks = []
         for launch, inputs, outputs in steps:
-            first = n_arrays + len(self._integers)
-            self._integers += launch.integers
-            self._picks.append(
-                operator.itemgetter(*inputs, *range(first, first + len(launch.integers)), *outputs)
-            )
-        self._compiled: list[tuple[Any, ...]] = []
+            integers = range(n := n_arrays + len(self._fixed), n + len(launch.integers))
+            constants = range(integers.stop, integers.stop + len(launch.constants))
+            self._fixed += [*launch.integers, *(value for _, value in launch.constants)]
+            self._picks.append(operator.itemgetter(*inputs, *integers, *outputs, *constants))
+        self._compiled: list[Any] = []
+        self._calls: dict[int, Sequence[Call]] = {}  # by stream
 
     def __call__(self, arrays: Sequence[torch.Tensor | None]) -> None:
         """Launch them, on the current device. None stands for an array that no launch is given."""
@@ -107,17 +109,19 @@ class Launches:
         if not KNOWN or functools.reduce(operator.or_, values[: self._n_inputs], 0) & 15 or _hooks():
             self._start(arrays)
         elif self._compiled:
-            values += self._integers
+            values += self._fixed
             stream = torch._C._cuda_getCurrentRawStream(self._index)
-            for run, grid, fixed, pick, constants in self._compiled:
-                run(*grid, stream, *fixed, *pick(values), *constants)
+            for run, head, pick in self._calls.get(stream) or self._calls_on(stream):
+                run(*head, *pick(values))
         else:
             kernels = self._start(arrays)
             if all(isinstance(kernel, CompiledKernel) for kernel in kernels):  # and none still being compiled
-                self._compiled = [
-                    _direct(launch, kernel, pick)
-                    for (launch, _, _), kernel, pick in zip(self._steps, kernels, self._picks, strict=True)
-                ]
+                self._compiled = kernels
+
+    def _calls_on(self, stream: int) -> Sequence[Call]:
+        pairs = zip(self._steps, self._compiled, self._picks, strict=True)
+        calls = [(*_direct(launch, kernel, stream), pick) for (launch, _, _), kernel, pick in pairs]
+        return self._calls.setdefault(stream, calls)
 
     def _start(self, arrays: Sequence[torch.Tensor | None]) -> list[Any]:
         def at(places: Sequence[int]) -> list[Any]:
@@ -126,18 +130,19 @@ class Launches:
         return [start(launch, at(inputs), at(outputs)) for launch, inputs, outputs in self._steps]
 
 
-def _direct(launch: Launch, kernel: CompiledKernel, pick: Callable[..., tuple[int, ...]]) -> tuple[Any, ...]:
-    """What runs a compiled kernel: (function, grid, what it is given after the stream, `pick`, constants)."""
+def _direct(
+    launch: Launch, kernel: CompiledKernel, stream: int
+) -> tuple[Callable[..., object], tuple[Any, ...]]:
+    """What runs a compiled kernel: a function, and what it is given before the kernel's own arguments."""
     grid = (*launch.grid, 1, 1)[:3]
-    constants = tuple(value for _, value in launch.constants)
     run = kernel.run
     # Metadata of the launch, and the hooks before and after it.
     unhooked = (kernel.packed_metadata, None, None, None)
     if triton.__version__.startswith("3.6.") and not run.global_scratch_size + run.profile_scratch_size:
         flags = (run.launch_cooperative_grid, run.launch_pdl)
-        fixed = (kernel.function, *flags, None, None, *unhooked)  # without scratch memory
-        return run.launch, grid, fixed, pick, constants
-    return run, grid, (kernel.function, *unhooked), pick, constants
+        without_scratch = (None, None)
+        return run.launch, (*grid, stream, kernel.function, *flags, *without_scratch, *unhooked)
+    return run, (*grid, stream, kernel.function, *unhooked)
 
 
 _runtime = triton.knobs.runtime

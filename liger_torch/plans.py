@@ -13,7 +13,7 @@ from liger.backend import Backend
 from liger.op import Needs, Op, Operand, Output
 from liger_torch.backend import Tensors, TorchBackend, backend_for
 from liger_torch.first_order import refusal, refuse_transforms
-from liger_torch.replay import Algorithm, NotLaunchesAlone, record
+from liger_torch.replay import Algorithm, NotLaunchesAlone, at, record
 
 
 class Plan:
@@ -39,15 +39,16 @@ class Plan:
         arrays: tuple[Operand | Output, ...] = (*op.operands, *op.outputs, *op.saved)
         places = {array.name: i for i, array in enumerate(arrays)}
         self.saved, self.once, self.buffers = (
-            [places[n] for n in some] for some in (saved, used_up, buffers)
+            at([places[n] for n in some]) for some in (saved, used_up, buffers)
         )
+        self.n_once = len(used_up)
         self.kept = (*saved, *used_up, *buffers)
         first = len(op.operands)
         swapped_places = {*range(swapped), *range(first, first + swapped)}
         self.kept_swapped = [name for name in self.kept if places[name] in swapped_places]
         self.unsaved_too = bool(used_up or buffers)
         self.handed_over = op.backward_once(options, self.todo)
-        self.constant = tuple(i for i, o in enumerate(op.outputs) if not o.differentiable)
+        self.constant = at([i for i, o in enumerate(op.outputs) if not o.differentiable])
         self.forward = _replayed(self.backend, self._forward, operands)
         self.backwards: dict[Any, Callable[[Tensors], Tensors]] = {}
 
@@ -93,7 +94,7 @@ class Plan:
                 f"{self.op.name}: a second backward pass. Its gradients were computed in the forward pass and handed "
                 'over by the first one; call it with reduction="none" and reduce outside to go back twice.'
             )
-        return (*(once or [None] * len(self.once)), *ctx.buffers)
+        return (*(once or [None] * self.n_once), *ctx.buffers)
 
 
 def swap(arrays: Tensors, n: int) -> Tensors:
@@ -139,15 +140,14 @@ class _Function(torch.autograd.Function):
         results = plan.forward(operands)
         arrays = operands + results
         ctx.plan = plan
-        ctx.save_for_backward(*[arrays[i] for i in plan.saved])
+        ctx.save_for_backward(*plan.saved(arrays))
         ctx.set_materialize_grads(False)
         if plan.unsaved_too:
-            ctx.once = [arrays[i] for i in plan.once]
-            ctx.buffers = [arrays[i] for i in plan.buffers]
-        outputs = results[: plan.n_outputs]
-        if plan.constant:
-            ctx.mark_non_differentiable(*[outputs[i] for i in plan.constant if outputs[i] is not None])
-        return outputs
+            ctx.once = plan.once(arrays)
+            ctx.buffers = plan.buffers(arrays)
+        if constant := [t for t in plan.constant(results) if t is not None]:
+            ctx.mark_non_differentiable(*constant)
+        return results[: plan.n_outputs]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> Tensors:
@@ -158,7 +158,9 @@ class _Function(torch.autograd.Function):
         if plan.unsaved_too:
             arrays += plan.unsaved(ctx)
         arrays += cotangents
-        key = tuple([None if t is None else (t.shape, t.stride(), t.dtype) for t in arrays])
+        # Shapes and dtypes are the plan's: autograd sees to it that cotangents have those of the outputs. But hooks of
+        # saved tensors may lay these out anew.
+        key = tuple([None if t is None else t.stride() for t in arrays])
         return (plan.backwards.get(key) or plan.backward(key, arrays))(arrays)
 
 

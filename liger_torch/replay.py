@@ -24,6 +24,13 @@ Algorithm = Callable[[Any, Tensors], Tensors]
 """(backend, inputs) -> results"""
 
 
+def at(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """What picks those at these places, as a tuple."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    return (lambda arrays: (arrays[places[0]],)) if places else lambda arrays: ()
+
+
 class NotLaunchesAlone(Exception):
     """The algorithm does something that is neither a launch nor a view."""
 
@@ -130,13 +137,15 @@ class Recording:
         # Every memory in the shape in which it stands in the list; what is allocated, in that of its first result.
         shown = {memory(t): t for t in recorder.inputs if t is not None}
         shown |= {memory(t): shown[source] for t, source in recorder.copies}
-        views: list[torch.Size | None] = [None] * len(results)  # of what is returned in another shape
+        self._views: list[tuple[int, torch.Size]] = []  # of what is returned in another shape
         for i, result in enumerate(results):
-            if result is not None and shown.setdefault(recorder.known(result), result) is not result:
+            if result is None:
+                continue
+            known = shown.setdefault(recorder.known(result), result)
+            if (known.shape, known.stride()) != (result.shape, result.stride()):
                 if not result.is_contiguous():
                     raise NotLaunchesAlone("a result with gaps")
-                views[i] = result.shape
-        self._views = views if any(v is not None for v in views) else None
+                self._views.append((i, result.shape))
         made = [(t, zeros) for t, zeros in recorder.buffers if t.numel() or memory(t) in shown]
         nothing = [t for t, _ in recorder.buffers if not t.numel() and memory(t) not in shown]
         arrays = [*recorder.inputs, None, *nothing, *(t for t, _ in recorder.copies), *(t for t, _ in made)]
@@ -145,7 +154,7 @@ class Recording:
         self._copies = [place[source] for _, source in recorder.copies]
         self._allocators = allocators([(shown.get(memory(t), t), zeros) for t, zeros in made], device)
         places = [len(recorder.inputs) if t is None else place[memory(t)] for t in results]
-        self._results = itemgetter(*places) if len(places) > 1 else lambda arrays: (arrays[places[0]],)
+        self._results = at(places)
         steps = [
             (launch, [place[m] for m in inputs], [place[m] for m in outputs])
             for launch, inputs, outputs in recorder.steps
@@ -167,8 +176,10 @@ class Recording:
         self._run(arrays)
         results: Tensors = self._results(arrays)
         if self._views:
-            pairs = zip(results, self._views, strict=True)
-            results = tuple(t if t is None or shape is None else t.view(shape) for t, shape in pairs)
+            shaped = list(results)
+            for i, shape in self._views:
+                shaped[i] = shaped[i].view(shape)  # type: ignore[union-attr]
+            return tuple(shaped)
         return results
 
 

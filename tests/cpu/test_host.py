@@ -194,6 +194,19 @@ def test_the_second_launch_is_direct(gpu: tuple[list[Any], list[tuple[Any, ...]]
     assert runs[-2:] == [(*first, a, a, 4, 1, c, 16, 0.5), (*first, c, b, 4, 1, b, 16, 0.5)]
 
 
+def test_every_stream_gets_its_own_launches(
+    gpu: tuple[list[Any], list[tuple[Any, ...]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, runs = gpu
+    launches = direct.Launches([(LAUNCH, [0, 1], [2])], 3, 2, torch.device("cuda", 0))
+    launches(arrays())
+    streams = [11, 22, 11, 0]
+    for stream in streams:
+        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index, stream=stream: stream)
+        launches(arrays())
+    assert [run[3] for run in runs] == streams
+
+
 @pytest.mark.parametrize("reason", ["alignment", "hook", "version"])
 def test_what_triton_has_to_see_goes_through_its_dispatch(
     reason: str, gpu: tuple[list[Any], list[tuple[Any, ...]]], monkeypatch: pytest.MonkeyPatch

@@ -405,3 +405,20 @@ def test_masked_parts_of_the_vocabulary() -> None:
     ours, plain = f.liger_cross_entropy(masked, labels), F.cross_entropy(masked, labels)
     assert error(ours, plain) < 1e-6
     assert error(*(torch.autograd.grad(loss, masked)[0] for loss in (ours, plain))) < 1e-6
+
+
+def test_saved_tensors_that_a_hook_lays_out_anew() -> None:
+    """As `torch.autograd.graph.save_on_cpu` does: what comes back has no gaps, and the next call's has them again."""
+    x = draw(6, 2 * 256, dtype=torch.float32, seed=0).detach()[:, :256].requires_grad_()
+    w = draw(256, dtype=torch.float32, seed=1)
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(f.liger_rms_norm(x, w).square().sum(), (x, w))
+
+    expected = gradients()
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.clone(memory_format=torch.contiguous_format), lambda t: t
+    ):
+        hooked = gradients()
+    for found in (hooked, gradients()):
+        assert all(map(torch.equal, found, expected))
