@@ -93,6 +93,8 @@ class Op:
         columns: (options) -> the operands and saved arrays whose vocabulary a mesh may divide, with the axis that runs
             along it; a saved gradient is like its operand. Where one is divided all are, and `forward` and `backward`
             ask the backend for what the other devices have.
+        elementwise: (operands) -> whether the op works on every element by itself, so that a mesh may divide the
+            features, too.
         reference_on: `reference` on a mesh: (operands, options, mesh) -> outputs, for an op that reduces over tokens
             or has `columns`. None for an op whose tokens have nothing to do with one another.
     """
@@ -115,6 +117,7 @@ class Op:
     backward_once: Callable[[Any, Needs], bool] = lambda options, needs: False
     reuses: Callable[[Any, Needs], tuple[str, ...]] = lambda options, needs: ()
     columns: Callable[[Any], Mapping[str, int]] = lambda options: {}
+    elementwise: Callable[[tuple[Spec | None, ...]], bool] = lambda operands: False
     reference_on: Callable[[Arrays, Any, Mesh], Arrays] | None = None
 
     def meaning(self, operands: Arrays, options: Any, mesh: Mesh = ONE_DEVICE) -> Arrays:
@@ -122,6 +125,10 @@ class Op:
         if self.reference_on is None:
             return self.reference(operands, options)
         return self.reference_on(operands, options, mesh)
+
+    def features(self, array: Operand | Output, operands: tuple[Spec | None, ...]) -> int:
+        """Of how many axes, at the end of an array along rows, the op needs every element at once."""
+        return 0 if self.elementwise(operands) else array.axes
 
     def check_part(self, operands: tuple[Spec | None, ...], options: Any, parts: int) -> None:
         """Raise, as `check` does, for operands that hold one of the `parts` of a vocabulary; and for options of a

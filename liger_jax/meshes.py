@@ -136,15 +136,21 @@ class Division:
         self, op: Op, options: Any, operands: Sequence[Spec | None], results: Sequence[Spec | None]
     ) -> None:
         self.op = op
+        self.operands = tuple(operands)
         self.columns: Mapping[str, int] = op.columns(options)
         declared: list[tuple[Operand | Output, Spec | None]] = [
             *zip(op.operands, operands, strict=True),
             *zip((*op.outputs, *op.saved), results, strict=True),
         ]
-        along = [(d, _token_shape(d, spec)) for d, spec in declared if spec is not None and d.role == "rows"]
+        along = [
+            (d, self._token_shape(d, spec)) for d, spec in declared if spec is not None and d.role == "rows"
+        ]
         self.tokens: tuple[int, ...] = max((shape for _, shape in along), key=len, default=())
         if not all(self._fits(d, shape) for d, shape in along):
             self.tokens = ()
+
+    def _token_shape(self, declared: Operand | Output, spec: Spec) -> tuple[int, ...]:
+        return spec.shape[: max(len(spec.shape) - self.op.features(declared, self.operands), 0)]
 
     def _fits(self, declared: Operand | Output, shape: tuple[int, ...]) -> bool:
         if isinstance(declared, Output):
@@ -158,7 +164,7 @@ class Division:
         """What an operand's, an output's or a saved array's axes run along."""
         factors = [""] * len(spec.shape)
         if declared.role == "rows" and self.tokens:
-            shape = _token_shape(declared, spec)
+            shape = self._token_shape(declared, spec)
             skipped = len(self.tokens) - len(shape)
             for axis, n in enumerate(shape):
                 if n == self.tokens[skipped + axis]:
@@ -171,10 +177,6 @@ class Division:
         if name in self.columns:
             factors[self.columns[name]] = VOCAB
         return tuple(factors)
-
-
-def _token_shape(declared: Operand | Output, spec: Spec) -> tuple[int, ...]:
-    return spec.shape[: max(len(spec.shape) - declared.axes, 0)]
 
 
 def _chosen(

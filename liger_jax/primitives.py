@@ -224,7 +224,7 @@ def _forward_abstract_eval(*avals: Any, call: Call) -> list[jax.core.ShapedArray
     for output, spec in zip(call.op.outputs, call.outputs, strict=True):
         if spec is not None:
             # What is summed over the mesh is the same along its axes.
-            reduced = output.role == "rows" and len(spec.shape) <= output.axes
+            reduced = output.role == "rows" and len(spec.shape) <= call.op.features(output, call.operands)
             same = (*call.mesh.names("columns"), *(call.mesh.names("rows") if reduced else ()))
             outputs += _announced([spec], avals, frozenset(same))
     return outputs + _announced(pack(call.saved), avals)

@@ -375,6 +375,7 @@ def _op(name: str, activations: tuple[str, ...]) -> Op:
         backward=_backward,
         reference=lambda operands, options: (reference.glu(*operands, **dataclasses.asdict(options)),),
         keeps=lambda options, needs: ("gate", "up"),
+        elementwise=lambda operands: operands[1] is not None,
     )
 
 

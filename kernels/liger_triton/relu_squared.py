@@ -145,4 +145,5 @@ RELU_SQUARED = Op(
     backward=_backward,
     reference=lambda operands, options: (reference.relu_squared(*operands),),
     keeps=lambda options, needs: ("x",),
+    elementwise=lambda operands: True,
 )

@@ -210,6 +210,40 @@ def norm() -> None:
             assert y.sharding.is_equivalent_to(whole, 3), (message, y.sharding)
 
 
+def features() -> None:
+    """Elementwise ops of an MLP whose features are divided, as between a column- and a row-parallel layer."""
+    rng = np.random.default_rng(2)
+    gate, up, g = (jnp.asarray(rng.standard_normal((4, 8, 64)), jnp.float32) for _ in range(3))
+    functions: dict[str, Any] = {
+        "swiglu": liger_jax.swiglu,
+        "geglu": liger_jax.geglu,
+        "relu_squared": lambda gate, up: liger_jax.relu_squared(gate) * up,
+    }
+    for name, op in functions.items():
+
+        def function(gate: jax.Array, up: jax.Array, g: jax.Array, op: Any = op) -> Any:
+            y, pull_back = jax.vjp(op, gate, up)
+            return y, pull_back(g)
+
+        expected = jax.jit(function)(gate, up, g)
+        for kind in KINDS:
+            for spec in (P("data", None, "model"), P(None, None, ("data", "model")), P("data")):
+                message = f"{name} {kind} {spec}"
+                ours, program = on_mesh(kind, function, (gate, up, g), (spec,) * 3)
+                close(ours, expected, message)
+                assert not any(collectives(program).values()), (message, collectives(program))
+                for array in jax.tree.leaves(ours):
+                    whole = NamedSharding(array.sharding.mesh, spec)
+                    assert array.sharding.is_equivalent_to(whole, 3), (message, array.sharding)
+    # One feature axis alone, each device with its own part; and gate and up in one array, which is read as a whole.
+    vector = gate[0, 0]
+    packed = lambda gate, up, g: liger_jax.swiglu(jnp.concatenate((gate, up)))  # noqa: E731
+    for kind in KINDS:
+        for each in (lambda gate, up, g: liger_jax.swiglu(gate, up), packed):
+            ours, _ = on_mesh(kind, each, (vector, up[0, 0], vector), (P("model"),) * 3)
+            close(ours, liger_jax.swiglu(vector, up[0, 0]), f"one axis {kind}")
+
+
 # ---------------------------------------------------------------------------------------------------- vmap, no mesh
 
 
@@ -547,6 +581,7 @@ def of_shard_map(check: bool, function: Any, arguments: Any, specs: Any, argnums
 PARTS: dict[str, Callable[[], None]] = {
     "rows": rows,
     "norm": norm,
+    "features": features,
     "transforms": transforms,
     "manual": manual,
     "divergences": divergences,
