@@ -17,7 +17,7 @@ from liger.backend import Array, Backend
 from liger.launch import DTYPE_BYTES, Spec, next_power_of_2, previous_power_of_2
 
 THREADS = 128
-"""Threads of a program."""
+"""Threads of a program; half of them where positions are looked up."""
 
 
 # ---------------------------------------------------------------------------------------------------- kernels
@@ -145,7 +145,7 @@ def in_units(backend: Backend, x: Array, n_axes: int, width: int) -> tuple[tuple
 
 
 def tokens_per_tile(n_heads: int, width: int, dtype: str, threads: int = THREADS) -> int:
-    """Tokens of a program, so that each thread has 16 bytes of the smaller of q and k to load at once."""
+    """Tokens of a program, so that each thread has 16 bytes of these heads to load at once."""
     wanted = threads * 16 // DTYPE_BYTES[dtype]
     return min(max(wanted // (next_power_of_2(n_heads) * width), 1), 32)
 

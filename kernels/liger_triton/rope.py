@@ -30,7 +30,7 @@ import triton.language as tl
 from liger import check
 from liger.backend import Array, Backend
 from liger.device import Device
-from liger.launch import Launch, Spec, cdiv, next_power_of_2
+from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv, next_power_of_2
 from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import rope as reference
 from liger_triton import pairs
@@ -282,8 +282,11 @@ def rotate_launch(
     """q and k rotated, or, `backward`, their cotangents rotated back; what has no heads is left out."""
     head_dim, rotary_dim, positions = q.head_dim, tables.rotary_dim, tables.positions
     half = next_power_of_2(rotary_dim // 2)
-    # All heads of the larger of q and k at once, so that no tile is left half empty by the last of them.
-    tokens = min(max(TILE // (next_power_of_2(max(q.n_heads, k.n_heads, 1)) * half), 1), 32)
+    rest = next_power_of_2(head_dim - rotary_dim) if rotary_dim < head_dim else 0
+    # What counts of a head: its pairs, of 8 bytes in registers, or the bytes beside them where those are more.
+    width = max(half, rest * DTYPE_BYTES[dtype] // 8)
+    # All heads of the larger of q and k at once, as far as a tile holds them.
+    tokens = min(max(TILE // (next_power_of_2(max(q.n_heads, k.n_heads, 1)) * width), 1), 32)
     inputs = tuple(x.spec(batch, seq_len, dtype) for x in (q, k))
     outputs = tuple(Spec(x.shape, x.dtype) for x in inputs)
     table = Spec(tables.shape, tables.dtype, resident=True)
@@ -332,10 +335,10 @@ def rotate_launch(
             ("TABLE_INTERLEAVED", after),
             ("BACKWARD", backward),
             ("TOKENS", tokens),
-            ("Q_TILE", pairs.heads_per_tile(q.n_heads, tokens, half, TILE)),
-            ("K_TILE", pairs.heads_per_tile(k.n_heads, tokens, half, TILE)),
+            ("Q_TILE", pairs.heads_per_tile(q.n_heads, tokens, width, TILE)),
+            ("K_TILE", pairs.heads_per_tile(k.n_heads, tokens, width, TILE)),
             ("HALF", half),
-            ("REST", next_power_of_2(head_dim - rotary_dim) if rotary_dim < head_dim else 0),
+            ("REST", rest),
         ),
         # Where a position has to be waited for before its angles, more programs of fewer threads wait at once.
         num_warps=pairs.THREADS // device.warp_size // (1 if positions is None else 2),

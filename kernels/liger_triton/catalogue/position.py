@@ -31,6 +31,8 @@ def ropes() -> Iterator[Call]:
     yield call("128-partial-64", 128, 64)
     yield call("128-partial-64-interleaved", 128, 64, interleaved=True)
     yield call("80-partial-32", 80, 32)
+    yield call("64-partial-16-fp32", 64, 16, FP32)
+    yield call("256-partial-64", 256, 64)
     yield from _deepseek()
     yield call("128-beyond-2**31", 128, 128, batch=3, seq=2**19 // 3 + 9)
     packed = 48 * 128  # q, k and v side by side, as one projection gives them
@@ -65,15 +67,27 @@ def _deepseek() -> Iterator[Call]:
 
 
 def ropes_at_positions() -> Iterator[Call]:
-    def call(name: str, batch: int, seq: int, index: str = "int64", table_dtype: str = FP32) -> Call:
-        q, k = (dense((batch, seq, heads, 128), BF16) for heads in (32, 8))
-        table = dense((32_768, 128), table_dtype)
+    def call(
+        name: str,
+        batch: int,
+        seq: int,
+        index: str = "int64",
+        table_dtype: str = FP32,
+        head_dim: int = 128,
+        rotary_dim: int = 128,
+        dtype: str = BF16,
+    ) -> Call:
+        q, k = (dense((batch, seq, heads, head_dim), dtype) for heads in (32, 8))
+        table = dense((32_768, rotary_dim), table_dtype)
         operands = (q, k, table, table, dense((batch, seq), index))
         return Call(f"rope_at_positions-{name}", rope.ROPE_AT_POSITIONS, rope.Options(), operands)
 
     yield call("128", 4, 4095)
     yield call("128-int32-bf16-table", 1, 16_384, "int32", BF16)
     yield call("128-beyond-2**31", 3, 2**19 // 3 + 9)
+    for dtype in (BF16, FP32):
+        yield call(f"64-partial-16-{dtype}", 4, 4095, head_dim=64, rotary_dim=16, dtype=dtype)
+        yield call(f"256-partial-64-{dtype}", 4, 4095, head_dim=256, rotary_dim=64, dtype=dtype)
 
 
 def mropes() -> Iterator[Call]:
