@@ -88,7 +88,7 @@ def preferring(**choices: str) -> Iterator[None]:
         ValueError: a name that is no op's, or another implementation than "triton" or "xla".
 
     >>> import jax, jax.numpy as jnp, liger_jax
-    >>> with liger_jax.preferring(rms_norm="xla", swiglu="triton"):
+    >>> with liger_jax.preferring(rms_norm="xla", swiglu="xla"):
     ...     y = jax.jit(liger_jax.rms_norm)(jnp.ones((4, 64)), jnp.ones(64))
     """
     for name, choice in choices.items():

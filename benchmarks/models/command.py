@@ -147,7 +147,7 @@ def show(result: Result) -> str:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, print and save; the exit status is 1 if a case failed in another way than for lack of memory or time."""
+    """Measure, print and save; the exit status is 1 if a case failed but for lack of memory, or was not run."""
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(143)
     )  # so that the process that has the device is ended
@@ -157,6 +157,7 @@ def run(options: argparse.Namespace) -> int:
     done: list[Result] = []
     machine: dict[str, Any] = {}
     path: Path | None = None
+    not_run = 0
     if options.resume:
         machine = pool.machine()
         path = file_of(options.output, machine["device"], "models")
@@ -165,7 +166,9 @@ def run(options: argparse.Namespace) -> int:
         wanted = [case for case in wanted if case.key not in known]
     for result, found in pool.results(wanted, options.limit, options.seconds):
         print(show(result), flush=True)
-        if result.note != pool.NOT_RUN:
+        if result.note == pool.NOT_RUN:
+            not_run += 1
+        else:
             done.append(result)
         if path is None and found:
             machine, path = found, file_of(options.output, found["device"], "models")
@@ -173,4 +176,6 @@ def run(options: argparse.Namespace) -> int:
         if path is not None and done:  # after every case: a lease of a GPU may end in between
             keep(path, Run.now(machine["device"], None, done, {}, machine["hardware"]), before)
     print(f"{len(done)} results in {path}")
-    return int(any(result.failed for result in done))
+    if not_run:
+        print(f"{not_run} cases were not run, for time; --resume goes on with them")
+    return int(not_run > 0 or any(result.failed for result in done))
