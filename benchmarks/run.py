@@ -7,8 +7,9 @@ on with the entries that were not measured from this source and with these versi
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -100,39 +101,61 @@ def constants_of(operands: Operands) -> Operands:
     return tuple(None if t is None else t.detach() for t in operands)
 
 
+def errors_of(
+    entry: Entry, functions: Mapping[str, Function], operands: Operands, phases: Phases
+) -> tuple[dict[str, float], list[Row]]:
+    """The error of every implementation that may be timed, and a row for each of the others."""
+    floating = (t.dtype for t in operands if t is not None and t.is_floating_point())
+    dtype = next(floating, torch.float32)
+    with phases.of("gate"):
+        right = gate.exact(entry, operands)
+    errors: dict[str, float] = {}
+    rejected: list[Row] = []
+    for name in sorted(functions, key=EAGER.__ne__):  # whose error the others' is compared with
+        if name == COMPILED and EAGER not in errors:
+            rejected.append(Row(entry.name, name, "", note=f"not compared: {EAGER} failed"))
+            continue
+        try:
+            if name == COMPILED:  # beside torch eager on all tokens: for fewer it would be compiled once more
+                with phases.of("torch.compile"):
+                    whole = (gate.results(functions[n], operands) for n in (COMPILED, EAGER))
+                    errors[name] = errors[EAGER] + gate.difference(*whole)
+            else:
+                with phases.of("gate"):
+                    errors[name] = gate.error(entry, functions[name], operands, right)
+        except Exception as failure:  # it is a result, and no reason to lose the others
+            rejected.append(Row(entry.name, name, "", note=note_of(failure)))
+    limits = {
+        name: gate.limit(float("inf") if name == EAGER else errors.get(EAGER), dtype) for name in errors
+    }
+    for name in [name for name in errors if errors[name] > limits[name]]:
+        note = "not timed: its error is out of line"
+        rejected.append(Row(entry.name, name, "", error=errors.pop(name), note=note))
+    return errors, rejected
+
+
 def measured(
     entry: Entry, copy: Copy, monitor: Monitor, phases: Phases, gone: Iterable[str] = ()
 ) -> Iterator[Row]:
     """The rows of one entry; providers in `gone` are not there at all."""
     # Code that entries share would soon be compiled for more sizes than torch.compile allows, and then run eagerly.
     torch.compiler.reset()
+    # A backward pass that is timed alone goes through its graph more than once, so that torch.compile may not reuse
+    # the memory of what it saves. A step is compiled as users have it.
+    with contextlib.nullcontext() if entry.step else functorch.patch(donated_buffer=False):
+        yield from _measured(entry, copy, monitor, phases, gone)
+
+
+def _measured(
+    entry: Entry, copy: Copy, monitor: Monitor, phases: Phases, gone: Iterable[str]
+) -> Iterator[Row]:
     with phases.of("operands"):
         sets = operand_sets(entry)
     least = dict(zip(PASSES, entry.bytes(sets[0]), strict=True))
     functions = {n: f for n, f in functions_of(entry).items() if provider_of(n) not in gone}
-    floating = (t.dtype for t in sets[0] if t is not None and t.is_floating_point())
-    dtype = next(floating, torch.float32)
     # All are checked before any is timed: some overwrite their operands.
-    with phases.of("gate"):
-        right = gate.exact(entry, sets[0])
-    errors: dict[str, float] = {}
-    for name in sorted(functions, key=EAGER.__ne__):  # whose error the others' is compared with
-        try:
-            if name == COMPILED:  # beside torch eager on all tokens: for fewer it would be compiled once more
-                with phases.of("torch.compile"):
-                    whole = (gate.results(functions[n], sets[0]) for n in (COMPILED, EAGER))
-                    errors[name] = errors[EAGER] + gate.difference(*whole)
-            else:
-                with phases.of("gate"):
-                    errors[name] = gate.error(entry, functions[name], sets[0], right)
-        except Exception as failure:  # it is a result, and no reason to lose the others
-            yield Row(entry.name, name, "", note=note_of(failure))
-            continue
-        reach = float("inf") if name == EAGER else errors.get(EAGER)
-        if errors[name] > gate.limit(reach, dtype):
-            yield Row(entry.name, name, "", error=errors[name], note="not timed: its error is out of line")
-            del functions[name]
-    del right
+    errors, rejected = errors_of(entry, functions, sets[0], phases)
+    yield from rejected
     candidates: dict[str, dict[str, Calls]] = {}
     peaks: dict[tuple[str, str], float] = {}
     same: dict[tuple[str, str], bool] = {}
@@ -192,7 +215,6 @@ def run(options: argparse.Namespace) -> int:
     groups = list(GROUPS) if "all" in options.groups else options.groups
     check(options.word, (entry.name for entry in entries(groups, ())), "entry")
     torch.manual_seed(0)
-    functorch.donated_buffer = False  # torch.compile's graphs are gone through more than once
     device = torch.cuda.get_device_name()
     monitor, copy = Monitor(), Copy()
     print(f"{device}: {monitor.hardware()}", flush=True)

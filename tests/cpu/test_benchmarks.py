@@ -8,7 +8,6 @@ import ctypes
 import dataclasses
 import importlib.util
 import itertools
-import os
 import re
 import subprocess
 import sys
@@ -487,84 +486,6 @@ def test_the_gpu_that_is_read_is_the_one_that_cuda_shows(monkeypatch: pytest.Mon
     assert nvml.Monitor().absent == "NVML: cuInit returned 100"
 
 
-# ------------------------------------------------------------------------------------------------- run
-
-
-class FakeCopy:
-    moved = 2_000_000
-
-    def rate(self, monitor: object) -> float:
-        return 1e6
-
-    def __call__(self) -> None: ...
-
-
-def fake_measure(
-    candidates: Mapping[str, turns.Calls], monitor: object, phases: Phases
-) -> dict[str, turns.Times]:
-    """Every call runs once, and is said to take longer than the one before."""
-    found = {}
-    for i, (name, calls) in enumerate(candidates.items()):
-        with phases.of("device"):
-            for call in calls:
-                call()
-        spread = Spread.of([10.0 * (i + 1)])
-        found[name] = turns.Times(spread, spread, nvml.Reading(1000.0, 500.0, 40.0))
-    return found
-
-
-@pytest.fixture
-def on_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, where nothing is timed."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA GPU 80GB")
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(run, "Copy", FakeCopy)
-    monkeypatch.setattr(run, "measure", fake_measure)
-    monkeypatch.setattr(run, "peak_mb", lambda call: 1.0)
-    monkeypatch.setattr(run, "operand_sets", lambda entry: [entry.draw("cpu"), entry.draw("cpu")])
-
-
-def wrong(x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, *_: None) -> torch.Tensor:
-    return (x @ w.t()).sum() * 1.5
-
-
-def absent(*_: object) -> object:
-    raise providers.Absent("no such function")
-
-
-def fails(*_: object) -> object:
-    raise ValueError("of another mind")
-
-
-def small(**more: Any) -> Entry:
-    found = linear_cross_entropy.entry(96, 32, 80, **more)
-    peers = {
-        providers.EAGER: found.peers[providers.EAGER],
-        "liger-kernel": fails,
-        "trl": wrong,
-        "torch fused": absent,
-    }
-    return dataclasses.replace(found, peers=peers, compiled=False)
-
-
-@pytest.mark.usefixtures("on_a_machine")
-def test_every_implementation_has_a_row_or_a_reason() -> None:
-    monitor, phases = nvml.Monitor(library="none"), Phases()
-    found = {r.provider: r for r in run.measured(small(), FakeCopy(), monitor, phases)}
-    assert list(phases.seconds) == ["operands", "gate", "first calls", "device"]
-    assert found["liger-kernel"].note == "failed: ValueError: of another mind"
-    assert found["torch fused"].note == "absent: no such function"
-    assert found["trl"].note == "not timed: its error is out of line" and (found["trl"].error or 0) > 0.1
-    for provider in ("ours", providers.EAGER):
-        row = found[provider]
-        assert row.device_us and row.ceiling_us == 40.0 and row.of == "products"  # the fourth in turn
-        assert row.clock_mhz == 1000.0 and row.error is not None and row.error < 0.01
-    assert found["ours"].repeats is True and found[providers.EAGER].repeats is None
-    gone = {r.provider for r in run.measured(small(), FakeCopy(), monitor, phases, ["trl"])}
-    assert "trl" not in gone
-
-
 def test_rows_of_another_source_or_geometry_are_not_current(tmp_path: Path) -> None:
     (tmp_path / "liger" / "geometry").mkdir(parents=True)
     (tmp_path / "liger" / "geometry" / "__pycache__").mkdir()
@@ -580,35 +501,6 @@ def test_rows_of_another_source_or_geometry_are_not_current(tmp_path: Path) -> N
         source_digest.cache_clear()
         digests.append(source_digest(tmp_path))
     assert len(set(digests)) == 4 and digests[3] == digests[4]
-
-
-@pytest.mark.usefixtures("on_a_machine")
-def test_a_run_keeps_its_rows_and_goes_on(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    chosen = [small(), small(frozen=True)]
-    monkeypatch.setattr(run, "entries", lambda groups, words: chosen)
-    options = argparse.Namespace(groups=["policy"], word=[], output=tmp_path, resume=True)
-    path = tmp_path / "nvidia-gpu-80gb" / "policy.json"
-    assert run.run(options) == 0
-    (kept,) = load(path)
-    assert {row.entry for row in kept.rows} == {entry.name for entry in chosen}
-    assert kept.device == "NVIDIA GPU 80GB" and kept.copy_tb_s == (1.0, 1.0) and kept.is_current
-    assert "nvml" in kept.hardware and kept.hardware["CPU"]
-    assert kept.hardware["cores"] == str(len(os.sched_getaffinity(0)))
-    before = path.read_text()
-    assert run.run(options) == 0  # nothing is left to measure
-    assert path.read_text() == before
-    chosen.append(dataclasses.replace(small(forward=True), function=fails))
-    assert run.run(options) == 1  # ours fails
-    first, second = load(path)
-    assert first == kept and {row.entry for row in second.rows} == {chosen[-1].name}
-    chosen[-1] = small(forward=True)
-    capsys.readouterr()
-    assert run.run(options) == 0  # what failed is tried again
-    assert f"again: {chosen[-1].name}: failed: ValueError: of another mind" in capsys.readouterr().out
-    first, second = load(path)
-    assert first == kept and {row.which for row in second.rows if row.provider == "ours"} == {"forward"}
 
 
 def test_what_failed_was_not_measured() -> None:
