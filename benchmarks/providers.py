@@ -34,13 +34,11 @@ class Provider:
     Attributes:
         name: in rows and tables; a variant of it is "NAME: VARIANT".
         module: what is imported.
-        text: what it is.
         torch: whether it is PyTorch's, and not JAX's.
     """
 
     name: str
     module: str
-    text: str
     torch: bool = True
 
     @functools.cached_property
@@ -59,19 +57,15 @@ class Provider:
 PROVIDERS = {
     p.name: p
     for p in (
-        Provider(EAGER, "torch", "the plain formula in PyTorch"),
-        Provider(COMPILED, "torch", "the plain formula under torch.compile"),
-        Provider(FUSED, "torch.nn.functional", "PyTorch's own fused function"),
-        Provider(LIGER, "liger_kernel.transformers.functional", "LinkedIn's Triton kernels, as by default"),
-        Provider("quack", "quack.cross_entropy", "kernels in CuTe's language, for Hopper and newer"),
-        Provider(
-            "cut-cross-entropy", "cut_cross_entropy", "Apple's cross entropy in blocks of the vocabulary"
-        ),
-        Provider("trl", "trl.kernels.chunked_logprob", "the chunked losses of Hugging Face's TRL"),
-        Provider("optax", "optax", "JAX's losses", torch=False),
-        Provider(
-            TOKAMAX, "tokamax", "Google's functions for accelerators on JAX, as by default", torch=False
-        ),
+        Provider(EAGER, "torch"),
+        Provider(COMPILED, "torch"),
+        Provider(FUSED, "torch.nn.functional"),
+        Provider(LIGER, "liger_kernel.transformers.functional"),
+        Provider("quack", "quack.cross_entropy"),
+        Provider("cut-cross-entropy", "cut_cross_entropy"),
+        Provider("trl", "trl.kernels.chunked_logprob"),
+        Provider("optax", "optax", torch=False),
+        Provider(TOKAMAX, "tokamax", torch=False),
     )
 }
 

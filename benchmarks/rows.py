@@ -23,7 +23,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from benchmarks import sources
+
+ROOT = sources.ROOT
 RESULTS = Path(__file__).parent / "results"
 DRIFT = 0.02
 """By so much may the rate of the copy change during a run; more is told, and the run fails."""
@@ -200,6 +202,7 @@ class Run:
         copy_tb_s: what a copy moved, before and after, None after a run that was cut short; None where none was timed.
         rows: what was measured: of `Row`, or of another dataclass with `key` and `failed`.
         source: `source_digest` of the package.
+        sources: digests of the code that was measured, by family (`benchmarks.sources`).
         absent: providers that could not be measured, each with the reason.
         hardware: driver, limits of power and clock; the CPU and how many cores of it.
     """
@@ -213,6 +216,7 @@ class Run:
     source: str = ""
     absent: Mapping[str, str] = dataclasses.field(default_factory=dict)
     hardware: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def now(
@@ -225,17 +229,18 @@ class Run:
     ) -> Run:
         """Of this process; `copy` is the rate of a copy in bytes per microsecond, before and after."""
         rates = copy and (round(copy[0] / 1e6, 3), copy[1] and round(copy[1] / 1e6, 3))
-        date = datetime.date.today().isoformat()
+        rows = tuple(rows)
         return cls(
             device,
-            date,
+            datetime.date.today().isoformat(),
             command(),
             versions(),
             rates,
-            tuple(rows),
+            rows,
             source_digest(),
             absent,
             {**hardware, **processor()},
+            {name: sources.digest(name) for name in sorted(set(map(sources.family, rows)))},
         )
 
     @property
@@ -267,6 +272,11 @@ class Run:
         """Whether it is of the source and of the packages that are here now."""
         return self.source == source_digest() and self.versions == versions()
 
+    def is_older(self, row: Any) -> bool:
+        """Whether the code of what one of its rows measured has changed since, or is not known."""
+        family = sources.family(row)
+        return self.sources.get(family) != sources.digest(family)
+
     def without(self, keys: Collection[object]) -> Run:
         """Without the rows of these keys."""
         return dataclasses.replace(self, rows=tuple(r for r in self.rows if r.key not in keys))
@@ -296,18 +306,11 @@ def load(path: Path, row: Callable[[dict[str, Any]], Any] = read_row) -> tuple[R
     if not path.exists():
         return ()
     runs = []
-    held = json.loads(path.read_text())
-    for found in held["runs"] if "runs" in held else map(_of_sitting, held["sittings"]):
+    for found in json.loads(path.read_text())["runs"]:
         copy = found["copy_tb_s"]
         rows = tuple(map(row, found["rows"]))
         runs.append(Run(**(found | {"copy_tb_s": copy and tuple(copy), "rows": rows})))
     return tuple(runs)
-
-
-def _of_sitting(found: dict[str, Any]) -> dict[str, Any]:
-    """A run, of the form that files of whole models had until 2026-11-28."""
-    memory = found.pop("memory_gb")
-    return {**found, "copy_tb_s": None, "hardware": {"memory": f"{memory} GB"}}
 
 
 def save(path: Path, runs: Iterable[Run]) -> None:

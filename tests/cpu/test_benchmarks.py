@@ -357,7 +357,7 @@ def test_a_provider_that_is_not_there_is_told_of(monkeypatch: pytest.MonkeyPatch
         ("no_such_package", "not installed"),
         ("tests_support_of_nothing", "not installed"),
     ):
-        gone = providers.Provider("quack", module, "")
+        gone = providers.Provider("quack", module)
         monkeypatch.setitem(providers.PROVIDERS, "quack", gone)
         assert providers.absent(["ours", "quack: variant"]) == {"quack": reason}
     with pytest.raises(providers.Absent, match="not installed"):
@@ -367,7 +367,7 @@ def test_a_provider_that_is_not_there_is_told_of(monkeypatch: pytest.MonkeyPatch
 def test_a_provider_whose_import_fails_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "package_that_fails.py").write_text("raise RuntimeError('no GPU')")
     monkeypatch.syspath_prepend(tmp_path)
-    gone = providers.Provider("quack", "package_that_fails", "")
+    gone = providers.Provider("quack", "package_that_fails")
     assert gone.absent == "does not import: RuntimeError: no GPU"
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import json
 import math
 import sys
 from pathlib import Path
@@ -193,16 +192,6 @@ def test_results_are_kept_as_they_are(tmp_path: Path) -> None:
     again = Result(dataclasses.replace(rows[1].case, steps=20))  # the same case, however often it is timed
     keep(path, run_of((again,)), load(path, Result.from_json))
     assert load(path, Result.from_json) == (run_of((rows[0], *rows[2:])), run_of((again,)))
-
-
-def test_results_of_an_earlier_form_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "models.json"
-    row = {"case": {"model": "llama-3.2-1b", "arm": "ours"}, "losses": [5.0], "peak_gb": 9.0}
-    head = {"device": "GPU", "memory_gb": 80.0, "date": "", "command": "", "versions": {}, "source": "abc"}
-    path.write_text(json.dumps({"sittings": [{**head, "rows": [row]}]}))
-    (found,) = load(path, Result.from_json)
-    assert found.rows == (Result(Case("llama-3.2-1b", "ours"), losses=(5.0,), peak_gb=9.0),)
-    assert found.hardware == {"memory": "80.0 GB"} and found.source == "abc"
 
 
 def test_the_report_shows_the_results(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""What a row was measured from: which edits make it older."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import checkout  # noqa: F401
+import pytest
+
+from benchmarks import sources
+from benchmarks.entries import entries
+from benchmarks.jax_side import entries as jax_side
+from benchmarks.models.case import Case, Result
+from benchmarks.rows import Row, Run
+
+
+def test_every_op_that_is_measured_is_known_with_its_module() -> None:
+    named = [(entry.name, entry.op) for entry in entries()]
+    named += [(entry.name, entry.op) for _, entry in jax_side.entries()]
+    for name, op in named:
+        found = sources.family(Row(name, "ours", ""))
+        assert found in sources.OPS, name
+        assert op is None or op.forward.__module__ in sources.OPS[found], name
+
+
+def test_whole_models_and_calls_on_the_host_are_families_of_their_own() -> None:
+    assert sources.family(Row("jsd of logits 8192x128256, JAX", "ours", "")) == "jsd"
+    assert sources.family(Row("rms_norm", "ours", "")) == "rms_norm, on the host"
+    assert sources.family(Row("rms_norm_of_tomorrow 1x2", "ours", "")) == sources.EVERYTHING
+    assert sources.family(Result(Case("llama-3.2-1b", "ours"))) == sources.EVERYTHING
+    assert len({sources.digest(name) for name in ("rms_norm", "rms_norm, on the host", "rope")}) == 3
+
+
+FILES = {
+    "kernels/liger_triton/rms_norm.py": '"""Norm."""\nfrom liger import geometry\nfrom liger_triton.reduce import total\n',
+    "kernels/liger_triton/reduce.py": "def total(x):\n    return x  # all\n",
+    "kernels/liger_triton/rope.py": "tile = 1\n",
+    "liger/__init__.py": "version = 1\n",
+    "liger/geometry/__init__.py": "",
+    "liger/geometry/sm_90.json": "{}",
+    "liger_torch/autograd.py": "plans = 1\n",
+}
+
+
+def digests(root: Path) -> tuple[str, str, str]:
+    """Of an op, of its calls on the host, of everything."""
+    for function in (sources.digest, sources._imports, sources._code):
+        function.cache_clear()
+    names = ("rms_norm", "rms_norm, on the host", sources.EVERYTHING)
+    one, host, everything = (sources.digest(name, root) for name in names)
+    return one, host, everything
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "changes"),
+    [
+        ("kernels/liger_triton/reduce.py", 'def total(x):\n    """Sum."""\n\n    return x\n', "no no no"),
+        ("kernels/liger_triton/reduce.py", "def total(x):\n    return x + 1  # all\n", "yes yes yes"),
+        ("kernels/liger_triton/rope.py", "tile = 2\n", "no no yes"),
+        ("liger/__init__.py", "version = 2\n", "no no yes"),
+        ("liger/geometry/sm_90.json", '{"rows": 2}', "yes yes yes"),
+        ("liger_torch/autograd.py", "plans = 2\n", "no yes yes"),
+    ],
+)
+def test_what_makes_a_row_older(tmp_path: Path, path: str, text: str, changes: str) -> None:
+    for name, content in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    before = digests(tmp_path)
+    (tmp_path / path).write_text(text)
+    changed = ["no" if a == b else "yes" for a, b in zip(before, digests(tmp_path), strict=True)]
+    assert " ".join(changed) == changes
+
+
+def test_a_run_tells_which_of_its_rows_are_older() -> None:
+    norm, rope = (Row(f"{op} 1x2", "ours", "forward") for op in ("rms_norm", "rope"))
+    run = Run.now("GPU", None, (norm, rope), {}, {})
+    assert run.sources.keys() == {"rms_norm", "rope"}
+    assert not run.is_older(norm) and not run.is_older(rope)
+    other = dataclasses.replace(run, sources={**run.sources, "rope": "abc"})
+    assert not other.is_older(norm) and other.is_older(rope)
+    assert dataclasses.replace(run, sources={}).is_older(norm)  # measured before there were digests
