@@ -36,17 +36,43 @@ from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import glu as reference
 from liger_triton.tiles import _tile, tiles
 
-_SQRT_HALF = tl.constexpr(math.sqrt(0.5))
+_LOG2_E = tl.constexpr(math.log2(math.e))
 _NORMAL_HEIGHT = tl.constexpr(1 / math.sqrt(2 * math.pi))
 _TANH_SLOPE = tl.constexpr(2 * math.sqrt(2 / math.pi))
 _TANH_CUBE = tl.constexpr(0.044715)
 
 
 @triton.jit
+def _bell(t):
+    """exp(-t^2 / 2)."""
+    return tl.exp2(t * t * (-0.5 * _LOG2_E))
+
+
+@triton.jit
+def _normal_distribution(t):
+    """(1 + erf(t / sqrt(2))) / 2.
+
+    What lies below -|t|, over the bell there, is a polynomial of s = 1 / (1 + 0.3 |t|), fitted from 0 to 14, where it
+    ends: relative error 9e-8 up to 3 and 6e-7 beyond, if nothing were rounded. `tl.erf` has bytes wait for its
+    instructions, does not share the density's exponential, and 1 + erf has no digits of the tail.
+    """
+    s = 1.0 / (1.0 + 0.3 * tl.abs(t))
+    ratio = -0.16205516 + s * 0.0368826215
+    ratio = 0.214358398 + s * ratio
+    ratio = -0.0606736924 + s * ratio
+    ratio = 0.132027247 + s * ratio
+    ratio = 0.0989455891 + s * ratio
+    ratio = 0.120893676 + s * ratio
+    ratio = 0.11962134 + s * ratio
+    tail = ratio * s * _bell(t)
+    return tl.where(t < 0.0, tail, 1.0 - tail)
+
+
+@triton.jit
 def _distribution(t, ACTIVATION: tl.constexpr):
     """P(t)."""
     if ACTIVATION == "gelu":
-        return 0.5 + 0.5 * tl.erf(t * _SQRT_HALF)
+        return _normal_distribution(t)
     if ACTIVATION == "gelu_tanh":
         t *= _TANH_SLOPE * (1.0 + _TANH_CUBE * t * t)
     return 1.0 / (1.0 + tl.exp(-t))
@@ -56,7 +82,7 @@ def _distribution(t, ACTIVATION: tl.constexpr):
 def _density(t, p, ACTIVATION: tl.constexpr):
     """P'(t), given p = P(t)."""
     if ACTIVATION == "gelu":
-        return _NORMAL_HEIGHT * tl.exp(-0.5 * t * t)
+        return _NORMAL_HEIGHT * _bell(t)
     density = p * (1.0 - p)
     if ACTIVATION == "gelu_tanh":
         density *= _TANH_SLOPE * (1.0 + 3.0 * _TANH_CUBE * t * t)
