@@ -30,49 +30,61 @@ def norm_forward_wide(
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    # Every lane has a mean, and squares about it, of its own (Welford, 1962): lanes meet once, after the sweep.
     squares = tl.zeros((BLOCK,), tl.float32)
-    mean = tl.full((), 0.0, tl.float32)
-    between = tl.full((), 0.0, tl.float32)
+    means = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, n_cols, BLOCK):
         col = start + tl.arange(0, BLOCK)
         mask = col < n_cols
-        x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0, eviction_policy="evict_last").to(
+            tl.float32
+        )
         if HAS_RESIDUAL:
-            x += tl.load(residual_ptr + row * residual_stride + col, mask=mask, other=0.0).to(tl.float32)
+            x += tl.load(
+                residual_ptr + row * residual_stride + col, mask=mask, other=0.0, eviction_policy="evict_last"
+            ).to(tl.float32)
             rounded = x.to(sum_ptr.dtype.element_ty)
             tl.store(sum_ptr + row * n_cols + col, rounded, mask=mask)
             x = rounded.to(tl.float32)
         if CENTER:
-            # Each block about its own mean, and the means about one another (Chan, Golub & LeVeque, 1983).
-            count = tl.minimum(n_cols - start, BLOCK).to(tl.float32)
-            block_mean = tl.sum(x, axis=0) / count
-            x = tl.where(mask, x - block_mean, 0.0)
-            share = count / (start + count)
-            between += (block_mean - mean) * (block_mean - mean) * (share * start)
-            mean += (block_mean - mean) * share
-        squares += x * x
-    total = tl.sum(squares, axis=0)
+            step = tl.where(mask, x - means, 0.0)
+            means += step * (1.0 / (start // BLOCK + 1))
+            squares += step * (x - means)
+        else:
+            squares += x * x
     if CENTER:
-        total += between
+        count = ((n_cols - tl.arange(0, BLOCK) + BLOCK - 1) // BLOCK).to(tl.float32)
+        mean = tl.sum(means * count, axis=0) / n_cols
+        squares += count * (means - mean) * (means - mean)  # Chan, Golub & LeVeque, 1983
         tl.store(mean_ptr + row, mean)
-    rstd = tl.rsqrt(total / n_cols + eps)
+    rstd = tl.rsqrt(tl.sum(squares, axis=0) / n_cols + eps)
     tl.store(rstd_ptr + row, rstd)
     for start in range(0, n_cols, BLOCK):
         col = start + tl.arange(0, BLOCK)
         mask = col < n_cols
-        x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0, eviction_policy="evict_first").to(
+            tl.float32
+        )
         if HAS_RESIDUAL:
-            x += tl.load(residual_ptr + row * residual_stride + col, mask=mask, other=0.0).to(tl.float32)
+            x += tl.load(
+                residual_ptr + row * residual_stride + col,
+                mask=mask,
+                other=0.0,
+                eviction_policy="evict_first",
+            ).to(tl.float32)
             x = x.to(sum_ptr.dtype.element_ty).to(tl.float32)
         if CENTER:
             x -= mean
         y = x * rstd
         if HAS_WEIGHT:
+            weight = tl.load(weight_ptr + col, mask=mask, other=0.0, eviction_policy="evict_last").to(
+                tl.float32
+            )
             if ROUND_FIRST:
                 y = y.to(x_ptr.dtype.element_ty).to(tl.float32)
-            y *= tl.load(weight_ptr + col, mask=mask, other=0.0).to(tl.float32) + offset
+            y *= weight + offset
         if HAS_BIAS:
-            y += tl.load(bias_ptr + col, mask=mask, other=0.0).to(tl.float32)
+            y += tl.load(bias_ptr + col, mask=mask, other=0.0, eviction_policy="evict_last").to(tl.float32)
         tl.store(y_ptr + row * n_cols + col, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 

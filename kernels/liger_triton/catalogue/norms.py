@@ -26,7 +26,24 @@ def rms_norms() -> Iterator[Call]:
         needs = (True, False, True)  # the two summands share one gradient
         return Call(f"add_rms_norm-{name}", rms_norm.ADD_RMS_NORM, rms_norm.Options(), operands, needs)
 
-    for hidden in (64, 128, 256, 512, 1000, 1001, 2048, 4096, 8192, 12288, 16384, 20000, 70000):
+    for hidden in (
+        64,
+        128,
+        256,
+        512,
+        1000,
+        1001,
+        2048,
+        2560,
+        4096,
+        5120,
+        7168,
+        8192,
+        12288,
+        16384,
+        20000,
+        70000,
+    ):
         yield call(f"{hidden}-bf16", max(8191, 2**25 // hidden - 1), hidden, BF16)
     for hidden in (128, 256, 512, 4096, 8192, 16384, 70000):
         yield call(f"{hidden}-fp32", max(8191, 2**25 // hidden - 1), hidden, FP32)
@@ -42,7 +59,7 @@ def rms_norms() -> Iterator[Call]:
         rms_norm.Options(),
         (Planned((8191, 4096), BF16, (6144, 1)), dense((4096,), BF16)),
     )
-    for hidden in (4096, 8192, 16384, 20000):
+    for hidden in (2560, 4096, 5120, 8192, 16384, 20000):
         yield add(f"{hidden}-bf16", 8191, hidden, BF16)
     yield add("16384-fp32", 8191, 16384, FP32)
     yield add("4096-beyond-2**31", 2**19 + 999, 4096, BF16)
@@ -63,14 +80,14 @@ def layer_norms() -> Iterator[Call]:
             f"add_layer_norm-{name}", layer_norm.ADD_LAYER_NORM, layer_norm.Options(), operands, needs
         )
 
-    for hidden in (128, 768, 1001, 1152, 2048, 4096, 8192, 16384, 20000):
+    for hidden in (64, 128, 256, 512, 768, 1001, 1152, 2048, 2560, 3072, 4096, 5120, 8192, 16384, 20000):
         yield call(f"{hidden}-bf16", max(8191, 2**24 // hidden - 1), hidden, BF16)
     for hidden in (768, 8192, 16384):
         yield call(f"{hidden}-fp32", 8191, hidden, FP32)
     yield call("4096-no-bias", 8191, 4096, BF16, bias=False)
     yield dataclasses.replace(call("4096-bias-alone", 8191, 4096, BF16), needs=(False, False, True))
-    for hidden in (4096, 16384):
-        yield add(f"{hidden}-bf16", 8191, hidden, BF16)
+    for hidden in (128, 2560, 4096, 5120, 16384):
+        yield add(f"{hidden}-bf16", max(8191, 2**24 // hidden - 1), hidden, BF16)
     yield add("16384-fp32", 8191, 16384, FP32)
     yield add("20000-beyond-2**31", 107_500, 20000, BF16)
 
