@@ -7,9 +7,8 @@ it (of at most ten minutes). Its module is benchmarks/NAME.py, unless the line s
     def arguments(parser: argparse.ArgumentParser) -> None: ...
     def run(options: argparse.Namespace) -> int: ...  # the exit status: 0 if all is well
 
-What it measures goes to results/DEVICE/NAME.json. Rows of `benchmarks.rows` are shown by the report as they are; a
-module with another form has `page(path: Path) -> str` beside, which returns Markdown, `behind(path)` for what the first
-page tells of aims missed and of peers ahead, and `plots(path, folder)` if the page has pictures.
+What it measures goes to results/DEVICE/NAME.json. Rows of `benchmarks.rows` are shown by the report as they are; what
+has another form has a page of its own in `benchmarks.report.PAGES`, which needs neither torch nor JAX.
 """
 
 from __future__ import annotations

@@ -1,114 +1,277 @@
-"""What entries aim at, and whether rows reach it."""
+"""What is aimed at, and whether rows reach it.
+
+The aims are those of the entries, held in aims.json by `python -m benchmarks aims`: the report needs neither torch nor
+JAX for them, and tells of those that nothing was measured of.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
-from benchmarks.entries import entries
-from benchmarks.entry import BOTH, Entry
-from benchmarks.providers import COMPILED, TOKAMAX, XLA, provider_of
-from benchmarks.rows import Row
+from benchmarks.host_page import EMPTY
+from benchmarks.providers import XLA, provider_of
+from benchmarks.rows import BOTH, Placed, Spread
 
-SLOWER_THAN_COMPILED = 1.03
-"""No op is to take longer than a compiler's code by more than this, at any size: torch.compile's, and XLA's on JAX."""
+HELD = Path(__file__).parent / "aims.json"
 
-AHEAD_OF_TOKAMAX = 1.3
-"""How many times faster the fused linear cross entropy on JAX is to be than tokamax's default."""
-
-LEANER_THAN_TOKAMAX = 0.2
-"""And in what share of its memory."""
-
-Peaks = Mapping[tuple[str, str], float]
-"""MB at most of a step in a process of its own, by entry and provider (`python -m benchmarks memory`)."""
+SHARE, AHEAD, LEVEL, WITHIN, LEAN, PLANNED, HOST, HOST_AHEAD, BITS = (
+    "share of the ceiling",
+    "times as fast as a peer",
+    "no slower than a compiler by more",
+    "MB at most",
+    "share of a peer's memory",
+    "share of a peer's memory, as XLA plans it",
+    "us of an eager call on the host",
+    "times less than a peer's on the host",
+    "the same bits twice",
+)
+"""The kinds of aims."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Aim:
-    """One aim of one entry, with what was reached.
+    """One aim of one entry.
 
     Attributes:
         entry: op and size.
         which: the pass.
-        text: what is aimed at.
-        reached: what was reached, likewise.
-        met: whether that is enough.
-        part: what was reached over what is aimed at; more is better.
+        kind: what kind of aim.
+        value: how much.
+        peer: whom it compares with.
+        of: the ceiling.
     """
 
     entry: str
     which: str
+    kind: str
+    value: float
+    peer: str = ""
+    of: str = ""
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        return {
+            SHARE: f"{self.value:.0%} of {self.of}",
+            AHEAD: f"{self.value:g} times as fast as {self.peer}",
+            LEVEL: f"no slower than {self.peer} by over {self.value - 1:.0%}"
+            if self.peer != XLA
+            else "no slower than XLA's best formula",
+            WITHIN: f"less than {self.value:.0f} MB",
+            LEAN: f"{self.value:.0%} of the memory of {self.peer}",
+            PLANNED: f"{self.value:.0%} of the memory of {self.peer}, as XLA plans it",
+            HOST: f"{self.value:.0f} us on the host beyond an empty function",
+            HOST_AHEAD: f"{self.value:g} times less on the host than {self.peer}",
+            BITS: BITS,
+        }[self.kind]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejected:
+    """An aim that was given up, with what was found where it was tried."""
+
+    entry: str
+    which: str
     text: str
-    reached: str
-    met: bool
-    part: float
+    notes: str
+
+
+REJECTED = (
+    Rejected(
+        "linear_cross_entropy 8192 tokens, hidden 4096, vocabulary 128256",
+        BOTH,
+        "95% of products, the loss kernel beside the next chunk's products",
+        "benchmarks/NOTES.md#the-loss-kernel-beside-the-products",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What came of an aim.
+
+    Attributes:
+        aim: the aim.
+        reached: what was reached, each figure with a link to its row; why there is nothing where it is not measured.
+        part: what was reached over what is aimed at, 1 and more being enough; None where it is not measured.
+        remark: what else there is to say.
+    """
+
+    aim: Aim
+    reached: str = ""
+    part: float | None = None
+    remark: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.part is None:
+            return "not measured"
+        return "met" if self.part >= 1.0 else f"missed{self.remark}"
 
 
 @functools.cache
-def _entries() -> dict[str, Entry]:
-    return {entry.name: entry for entry in entries()}
+def held() -> tuple[Aim, ...]:
+    """The aims of all entries."""
+    return tuple(Aim(**found) for found in json.loads(HELD.read_text()))
 
 
-def compared(rows: Iterable[Row]) -> Iterator[tuple[Row, Row]]:
+def hold(aims: Iterable[Aim]) -> None:
+    """Keep them, one a line."""
+    lines = (
+        json.dumps({name: value for name, value in dataclasses.asdict(aim).items() if value != ""})
+        for aim in aims
+    )
+    HELD.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+    held.cache_clear()
+
+
+def compared(rows: Iterable[Placed]) -> Iterator[tuple[Placed, Placed]]:
     """Each timed row of ours beside each timed row of a peer, of the same op and pass."""
-    timed = [r for r in rows if r.device_us is not None]
-    ours = {(r.entry, r.which): r for r in timed if r.provider == "ours"}
+    timed = [r for r in rows if r.row.device_us is not None]
+    ours = {(r.row.entry, r.row.which): r for r in timed if r.row.provider == "ours"}
     for row in timed:
-        mine = ours.get((row.entry, row.which))
-        if mine is not None and not row.is_ours:
+        mine = ours.get((row.row.entry, row.row.which))
+        if mine is not None and not row.row.is_ours:
             yield mine, row
 
 
-def aims(rows: Iterable[Row], peaks: Peaks) -> Iterator[Aim]:
-    """Every aim that rows, and peaks of processes of their own, can tell of."""
-    rows = list(rows)
-    for row in rows:
-        entry = _entries().get(row.entry)
-        if entry is None or row.provider != "ours" or row.device_share is None:
-            continue
-        if (aim := entry.target.get(row.which)) is not None:
-            share = row.device_share
-            yield _aim(row, f"{aim:.0%} of {row.of}", f"{share:.1%}", share / aim)
-        if row.repeats is False:
-            yield _aim(row, "the same bits twice", "other bits", 0.0)
-    for mine, other in compared(rows):
-        assert mine.device_us is not None and other.device_us is not None
-        entry, faster = _entries().get(mine.entry), other.device_us.median / mine.device_us.median
-        if entry is not None and (aim := entry.ahead.get((other.provider, mine.which))) is not None:
-            yield _aim(mine, f"{aim:g} times as fast as {other.provider}", f"{faster:.2f}", faster / aim)
-        if other.provider == TOKAMAX and mine.entry.startswith("linear_cross_entropy"):
-            text = f"{AHEAD_OF_TOKAMAX:g} times as fast as {TOKAMAX}"
-            yield _aim(mine, text, f"{faster:.2f}", faster / AHEAD_OF_TOKAMAX)
-            if mine.peak_mb and other.peak_mb:
-                part = mine.peak_mb / other.peak_mb
-                text = f"{LEANER_THAN_TOKAMAX:.0%} of the memory of {TOKAMAX}, as XLA plans it"
-                yield _aim(mine, text, f"{part:.0%}", LEANER_THAN_TOKAMAX / part)
-        if (compiler := provider_of(other.provider)) in (COMPILED, XLA):
-            text = f"no slower than {other.provider if compiler == XLA else COMPILED} by over 3 %"
-            yield _aim(mine, text, f"{1 / faster:.2f} of its time", faster * SLOWER_THAN_COMPILED)
-    yield from _of_memory(rows, peaks)
+def within_spread(mine: Spread, other: Spread) -> bool:
+    """Whether their samples' middle parts (20th to 80th percentile) overlap."""
+    return other.high >= mine.low and mine.high >= other.low
 
 
-def _of_memory(rows: Iterable[Row], peaks: Peaks) -> Iterator[Aim]:
-    """Aims about peak memory: of processes of their own where all that it takes was measured so."""
-    in_run = {(row.entry, row.provider): row.peak_mb for row in rows if row.peak_mb is not None}
-    sources = ((peaks, "in processes of their own"), (in_run, "in the process of the timed run"))
-    for name, entry in _entries().items():
-        for peer, aim in {"": entry.within_mb, **entry.lean}.items():
-            wanted = [(name, provider) for provider in ("ours", peer) if provider]
-            found = [(of, where) for of, where in sources if all(key in of for key in wanted)]
-            if aim is None or not found:
-                continue
-            of, where = found[0]
-            mine, *others = (of[key] for key in wanted)
-            if peer:
-                text, reached = f"{aim:.0%} of the memory of {peer}", f"{mine / others[0]:.0%}"
-                part = aim * others[0] / mine
-            else:
-                text, reached, part = f"less than {aim:.0f} MB", f"{mine:.0f} MB", aim / mine
-            yield Aim(name, BOTH, f"{text}, {where}", reached, part >= 1.0, part)
+class Measured:
+    """The rows of a device, to be judged.
+
+    Args:
+        rows: of ops, and of eager calls on the host.
+        peaks: of steps in processes of their own.
+        aims: those to judge by.
+    """
+
+    def __init__(self, rows: Iterable[Placed], peaks: Iterable[Placed], aims: Iterable[Aim]) -> None:
+        rows = list(rows)
+        self.aims = tuple(aims)
+        self._timed = {(r.row.entry, r.row.provider, r.row.which): r for r in rows if r.row.device_us}
+        self._host = {
+            (r.row.entry, r.row.provider, r.row.which): r
+            for r in rows
+            if r.row.wall_us and not r.row.device_us
+        }
+        self._notes = {(r.row.entry, r.row.provider): r.row.note for r in rows if not r.row.which}
+        in_run = {(r.row.entry, r.row.provider): r for r in rows if r.row.peak_mb is not None}
+        of_steps = {(p.row.entry, p.row.provider): p for p in peaks if p.row.peak_mb is not None}
+        self._peaks = ((of_steps, "in processes of their own"), (in_run, "in the process of the timed run"))
+        self._rows = rows
+
+    def verdicts(self) -> Iterator[Verdict]:
+        """Of every aim, and where a second call gave other bits."""
+        for aim in self.aims:
+            yield self._of(aim)
+        for placed in self._rows:
+            if placed.row.repeats is False:
+                aim = Aim(placed.row.entry, placed.row.which, BITS, 1.0)
+                yield Verdict(aim, placed.link("other bits"), 0.0)
+
+    def _of(self, aim: Aim) -> Verdict:
+        judge = {
+            SHARE: self._share,
+            AHEAD: self._ahead,
+            LEVEL: self._level,
+            WITHIN: self._memory,
+            LEAN: self._memory,
+            PLANNED: self._planned,
+            HOST: self._on_the_host,
+            HOST_AHEAD: self._on_the_host,
+        }[aim.kind]
+        return judge(aim) or Verdict(aim, self._why(aim))
+
+    def _why(self, aim: Aim) -> str:
+        notes = (self._notes.get((aim.entry, name), "") for name in ("ours", aim.peer))
+        return next(filter(None, notes), "")
+
+    def _share(self, aim: Aim) -> Verdict | None:
+        mine = self._timed.get((aim.entry, "ours", aim.which))
+        if mine is None or mine.row.device_share is None:
+            return None
+        share = mine.row.device_share
+        return Verdict(aim, mine.link(f"{share:.1%}"), share / aim.value)
+
+    def _ahead(self, aim: Aim) -> Verdict | None:
+        mine, other = (self._timed.get((aim.entry, name, aim.which)) for name in ("ours", aim.peer))
+        if mine is None or other is None:
+            return None
+        faster = other.row.device_us.median / mine.row.device_us.median
+        return Verdict(
+            aim, f"{mine.link(f'{faster:.2f}')} ({_us(mine)}, its {_us(other)})", faster / aim.value
+        )
+
+    def _level(self, aim: Aim) -> Verdict | None:
+        """Beside the fastest variant of the peer's."""
+        others = [
+            placed
+            for (entry, provider, which), placed in self._timed.items()
+            if (entry, which) == (aim.entry, aim.which) and provider_of(provider) == aim.peer
+        ]
+        mine = self._timed.get((aim.entry, "ours", aim.which))
+        if mine is None or not others:
+            return None
+        other = min(others, key=lambda placed: placed.row.device_us.median)
+        slower = mine.row.device_us.median / other.row.device_us.median
+        reached = f"{mine.link(f'{slower:.3f}')} of {other.row.provider} ({_us(mine)}, its {_us(other)})"
+        overlap = within_spread(mine.row.device_us, other.row.device_us)
+        return Verdict(aim, reached, aim.value / slower, ", within the spread" if overlap else "")
+
+    def _memory(self, aim: Aim) -> Verdict | None:
+        """By processes of their own where all that it takes was measured so."""
+        wanted = [(aim.entry, provider) for provider in ("ours", aim.peer) if provider]
+        for peaks, where in self._peaks:
+            if all(key in peaks for key in wanted):
+                mine, *others = (peaks[key] for key in wanted)
+                mb = mine.row.peak_mb
+                if not others:
+                    return Verdict(aim, f"{mine.link(f'{mb:.0f} MB')}, {where}", aim.value / mb)
+                share = mb / others[0].row.peak_mb
+                reached = (
+                    f"{mine.link(f'{share:.0%}')} of {others[0].link(f'{others[0].row.peak_mb:.0f} MB')}"
+                )
+                return Verdict(aim, f"{reached}, {where}", aim.value / share)
+        return None
+
+    def _planned(self, aim: Aim) -> Verdict | None:
+        mine, other = (self._timed.get((aim.entry, name, aim.which)) for name in ("ours", aim.peer))
+        if mine is None or other is None or not mine.row.peak_mb or not other.row.peak_mb:
+            return None
+        share = mine.row.peak_mb / other.row.peak_mb
+        return Verdict(aim, mine.link(f"{share:.0%}"), aim.value / share)
+
+    def _on_the_host(self, aim: Aim) -> Verdict | None:
+        """Beyond an empty function."""
+        names = ("ours", EMPTY, *filter(None, [aim.peer]))
+        found = [self._host.get((aim.entry, name, aim.which)) for name in names]
+        if None in found:
+            return None
+        mine, nothing, *others = (placed for placed in found if placed is not None)
+        beyond = mine.row.wall_us.median - nothing.row.wall_us.median
+        if not others:
+            return Verdict(aim, mine.link(f"{beyond:.1f} us"), aim.value / beyond if beyond > 0 else 1.0)
+        times = (others[0].row.wall_us.median - nothing.row.wall_us.median) / beyond
+        return Verdict(aim, f"{mine.link(f'{times:.1f}')} times less", times / aim.value)
 
 
-def _aim(row: Row, text: str, reached: str, part: float) -> Aim:
-    return Aim(row.entry, row.which, text, reached, part >= 1.0, part)
+def _us(placed: Placed) -> str:
+    spread = placed.row.device_us
+    return f"{placed.link(f'{spread.median:.1f}')}, {spread.low:.1f} to {spread.high:.1f} us"
+
+
+def counts(verdicts: Iterable[Verdict]) -> Mapping[str, int]:
+    """How many were met, missed and not measured."""
+    found = {"met": 0, "missed": 0, "not measured": 0}
+    for verdict in verdicts:
+        found[verdict.verdict.split(",")[0]] += 1
+    return found

@@ -16,9 +16,7 @@ class Command:
     Attributes:
         text: what it does, for --help.
         module: what implements it, with `arguments(parser)` and `run(options) -> exit status`; by default
-            benchmarks.NAME. Where it keeps results/DEVICE/NAME.json in a form of its own, and not as the rows of
-            `benchmarks.rows`, it also has `page(path) -> Markdown` for the report, and `behind(path)` for its first
-            page.
+            benchmarks.NAME.
         parts: the arguments with which `all` calls it, a process for each; none where it is no part of `all`.
         gpu: whether it needs one; without, `all` says that it was left out.
         seconds: after which `all` ends a part.
@@ -55,6 +53,9 @@ COMMANDS = {
         parts=(("norms",), ("losses",), ("gates", "position"), ("divergences", "tables")),
     ),
     "tune": Command("the fastest geometry of launches, into the table that is shipped", parts=()),
+    "aims": Command(
+        "hold what the entries aim at, for the report", module="benchmarks.aimed", parts=(), gpu=False
+    ),
     "merge": Command("add the rows of other folders of results", parts=(), gpu=False),
     "report": Command("tables and plots of the rows that are kept", gpu=False),
     "all": Command("every command that measures, then the report", parts=()),

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 
 from benchmarks.providers import Function
+from benchmarks.rows import BACKWARD as BACKWARD
+from benchmarks.rows import BOTH as BOTH
+from benchmarks.rows import FORWARD as FORWARD
+from benchmarks.rows import PASSES as PASSES
 from liger.launch import Spec
 from liger.op import Op
 from liger.plan import least_bytes
 from liger_torch.backend import NAMES
 
 Operands = tuple[torch.Tensor | None, ...]
-
-FORWARD, BACKWARD, BOTH = PASSES = ("forward", "backward", "forward and backward")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.rows import RESULTS, Row, Run, load
+from benchmarks.rows import EARLIER, RESULTS, Placed, Run, load, placed, with_legend
 
 PEERS = ("ours", "liger-kernel", "torch.compile", "torch eager")
 
@@ -62,45 +62,43 @@ def devices(results: Path = RESULTS) -> list[str]:
     return sorted(dates, key=lambda name: dates[name], reverse=True)
 
 
-def cell(row: Row, link: str) -> str:
+def cell(found: Placed) -> str:
     """A share of the ceiling on the device, and the memory where a head is involved."""
-    assert row.device_share is not None
+    row = found.row
     memory = f" ({row.peak_mb / 1e3:.1f} GB)" if row.of == "products" and row.peak_mb is not None else ""
-    return f"[{row.device_share:.2f}{memory}]({link}#{row.anchor})"
+    return found.link(f"{row.device_share:.2f}{memory}")
 
 
 def lines(results: Path = RESULTS) -> Iterator[str]:
-    """A table for each device, line by line."""
-    for i, folder in enumerate(devices(results)):
-        if i:
-            yield ""
-        yield from table(results / folder)
+    """A table for each device, line by line, and what its marks mean."""
+    tables = ["\n".join(table(results / folder)) for folder in devices(results)]
+    yield from with_legend("\n\n".join(tables) + "\n").splitlines()
 
 
 def table(folder: Path) -> Iterator[str]:
     """The figures of one device."""
-    found: dict[tuple[str, str, str], Row] = {}
+    found: dict[tuple[str, str, str], Placed] = {}
     newest: Run | None = None
     for group in dict.fromkeys(group for group, _, _ in SHOWN):
         for run in load(folder / f"{group}.json"):
             newest = run if newest is None or run.date >= newest.date else newest
+            rows = placed([run], f"docs/benchmarks/{folder.name}/{group}.md")
             found |= {
-                (row.entry, row.provider, row.which): row for row in run.rows if row.device_us is not None
+                (p.row.entry, p.row.provider, p.row.which): p for p in rows if p.row.device_us is not None
             }
     if newest is None:
         return
     named = ("torch", "triton", "liger-kernel")
     versions = ", ".join(f"{name} {newest.versions[name]}" for name in named if name in newest.versions)
-    earlier = "" if newest.source else ", by an earlier harness, of the kernels of that day"
+    earlier = "" if newest.source else f", by {EARLIER}"
     yield f"{newest.device}, {newest.date}, {versions}{earlier}; each figure is a link to its row:"
     yield ""
     yield f"| op, bf16 | of | {' | '.join(PEERS)} |"
     yield f"|---|---|{'---|' * len(PEERS)}"
-    for group, entry, which in SHOWN:
+    for _, entry, which in SHOWN:
         mine = found.get((entry, "ours", which))
         if mine is None:
             continue
-        link = f"docs/benchmarks/{folder.name}/{group}.md"
-        rows = (found.get((entry, peer, which)) for peer in PEERS)
-        cells = " | ".join("" if row is None else cell(row, link) for row in rows)
-        yield f"| {entry}, {which} | {mine.of} | {cells} |"
+        rows_of_peers = (found.get((entry, peer, which)) for peer in PEERS)
+        cells = " | ".join("" if p is None else cell(p) for p in rows_of_peers)
+        yield f"| {entry}, {which} | {mine.row.of} | {cells} |"

@@ -13,8 +13,7 @@ import argparse
 import functools
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,21 +21,14 @@ import torch.nn.functional as F
 
 from benchmarks.entry import BACKWARD, FORWARD, Operands, draw
 from benchmarks.gate import outputs_of
+from benchmarks.host_page import EMPTY, HIDDEN, LAUNCH, TOKENS, table
 from benchmarks.nvml import Monitor
 from benchmarks.options import add_output, asked, check
 from benchmarks.providers import EAGER, FUSED, LIGER, Function, liger, note_of
-from benchmarks.rows import Row, Run, Spread, file_of, keep, load, rows_of
+from benchmarks.rows import Row, Run, Spread, file_of, keep, load
 from benchmarks.timing import Copy
 from liger_torch import functional as f
 
-EMPTY = "empty autograd.Function"
-LAUNCH = "launch"
-AIMS = {FORWARD: 12.0, BACKWARD: 15.0}
-"""Microseconds beyond the empty function."""
-TIMES_LESS = 3.0
-"""How many times less than liger-kernel's the host's time is to be."""
-
-TOKENS, HIDDEN = 8, 256
 SAMPLES = 30
 CALLS = 40
 """In a block: few enough for the queue of launches, which holds 1024, never to be full."""
@@ -184,70 +176,6 @@ def launch() -> Row:
     """The least that a launch takes: torch's own, of a kernel that writes a few bytes."""
     x = torch.empty(HIDDEN, device="cuda")
     return Row(LAUNCH, EAGER, FORWARD, wall_us=measure({LAUNCH: same(x.zero_)})[LAUNCH])
-
-
-# ------------------------------------------------------------------------------------------------------ report
-
-
-def beyond(rows: Iterable[Row]) -> dict[tuple[str, str, str], float]:
-    """Microseconds beyond the empty function, by op, pass and provider."""
-    timed = {(r.entry, r.which, r.provider): r.wall_us.median for r in rows if r.wall_us is not None}
-    return {
-        (entry, which, provider): us - timed[entry, which, EMPTY]
-        for (entry, which, provider), us in timed.items()
-        if (entry, which, EMPTY) in timed and provider != EMPTY
-    }
-
-
-def table(rows: Iterable[Row]) -> Iterator[str]:
-    """Lines in Markdown: what was measured beside what is aimed at."""
-    rows = list(rows)
-    cost = beyond(rows)
-    timed = {(r.entry, r.which, r.provider): r.wall_us for r in rows}
-    yield f"| op | pass | {EMPTY} | ours | beyond | aim | {LIGER} beyond | times ours | {FUSED} beyond | |"
-    yield "|---|---|---|---|---|---|---|---|---|---|"
-    for (entry, which, provider), mine in cost.items():
-        if provider != "ours":
-            continue
-        nothing, whole = timed[entry, which, EMPTY], timed[entry, which, "ours"]
-        assert nothing is not None and whole is not None
-        theirs, torchs = (cost.get((entry, which, p)) for p in (LIGER, FUSED))
-        missed = [f"{AIMS[which]:.0f} us"] if mine > AIMS[which] else []
-        if theirs is not None and theirs < TIMES_LESS * mine:
-            missed.append(f"{TIMES_LESS:.0f} times")
-        yield (
-            f"| {entry} | {which} | {nothing.median:.1f} | {whole.median:.1f} ({whole.low:.1f} to {whole.high:.1f}) "
-            f"| {mine:.1f} | {AIMS[which]:.0f} | {'' if theirs is None else f'{theirs:.1f}'} "
-            f"| {'' if theirs is None else f'{theirs / mine:.1f}'} | {'' if torchs is None else f'{torchs:.1f}'} "
-            f"| {'missed: ' + ', '.join(missed) if missed else ''} |"
-        )
-    for row in rows:
-        if row.entry == LAUNCH and row.wall_us is not None:
-            yield f"\nA launch by torch (`zero_` of {HIDDEN} numbers): {row.wall_us.median:.1f} us."
-        elif row.note:
-            yield f"\n{row.entry}, {row.provider}: {row.note}"
-
-
-def page(path: Path) -> str:
-    """The report's page."""
-    runs = load(path)
-    return (
-        "# Host cost of an eager call\n\nMicroseconds by the wall clock, medians (20th to 80th percentile), of calls "
-        f"on {TOKENS} tokens, and beyond an empty autograd.Function of as many inputs and outputs. How: "
-        f"[benchmarks/host.py](../../../benchmarks/host.py).\n\nDevice: {runs[-1].device}.\n\n"
-        + "".join(run.about for run in runs)
-        + "\n"
-        + "\n".join(table(rows_of(runs)))
-        + "\n"
-    )
-
-
-def behind(path: Path) -> str:
-    """What the first page tells of a file of results: the aims that were missed."""
-    head, rule, *lines = (line for line in table(rows_of(load(path))) if line.startswith("|"))
-    missed = [line for line in lines if "| missed: " in line]
-    title = f"### Host cost of an eager call: aims missed in {len(missed)} of {len(lines)} passes"
-    return "\n".join((title, "", head, rule, *missed, "")) if missed else ""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

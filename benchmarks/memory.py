@@ -19,7 +19,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,52 +27,17 @@ import benchmarks.offline  # whose meter of memory is that of the tests
 from benchmarks import gate
 from benchmarks.entries import entries
 from benchmarks.entry import Entry, Operands
+from benchmarks.memory_page import Peak, read_peak
 from benchmarks.nvml import Monitor
 from benchmarks.options import add_output, add_resume, check
 from benchmarks.providers import EAGER, OF_TORCH, Absent, Function, absent, note_of, provider_of
-from benchmarks.rows import Run, file_of, keep, load, measured_now, rows_of
+from benchmarks.rows import Run, file_of, keep, load, measured_now
 from benchmarks.run import functions_of
 
 SECONDS = 240.0
 """After which one process is ended."""
 
 assert benchmarks.offline  # imported for its effect on the path
-
-
-@dataclasses.dataclass(frozen=True)
-class Peak:
-    """Of one implementation of one op.
-
-    Attributes:
-        entry: op and size.
-        provider: the implementation.
-        peak_mb: allocated at most, beyond the operands.
-        reserved_mb: what torch's allocator holds of the driver's at most, likewise.
-        planned_mb: the peak on shapes alone; None of what cannot run on them.
-        note: why it was not measured.
-    """
-
-    entry: str
-    provider: str
-    peak_mb: float | None = None
-    reserved_mb: float | None = None
-    planned_mb: float | None = None
-    note: str = ""
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """What is measured anew."""
-        return self.entry, self.provider
-
-    @property
-    def failed(self) -> bool:
-        """Whether its process broke off."""
-        return self.note.startswith("failed")
-
-
-def read_peak(values: dict[str, Any]) -> Peak:
-    """A row of what JSON holds."""
-    return Peak(**values)
 
 
 def step(function: Function, operands: Operands) -> object:
@@ -251,56 +215,3 @@ def in_processes(found: Sequence[Entry], peaks: Sequence[Peak], wanted: Sequence
 def nbytes(t: torch.Tensor) -> int:
     """Of a tensor that may have no memory."""
     return math.prod(t.shape) * t.element_size()
-
-
-def peaks(path: Path) -> dict[tuple[str, str], float]:
-    """What a file holds of it: MB allocated at most, by entry and provider."""
-    return {peak.key: peak.peak_mb for peak in rows_of(load(path, read_peak)) if peak.peak_mb is not None}
-
-
-def leaner(runs: Iterable[Run]) -> list[str]:
-    """Lines of a table: where a peer allocates less than ours."""
-    rows = [row for row in rows_of(runs) if row.peak_mb is not None]
-    ours = {row.entry: row for row in rows if row.provider == "ours"}
-    return [
-        f"| {row.entry} | {ours[row.entry].peak_mb:.0f} | {row.provider} | {row.peak_mb:.0f} |"
-        for row in rows
-        if provider_of(row.provider) != "ours" and row.entry in ours and row.peak_mb < ours[row.entry].peak_mb
-    ]
-
-
-LEANER_TABLE = """| op | ours | peer | its peak, MB |
-|---|---|---|---|
-"""
-
-
-def behind(path: Path) -> str:
-    """What the first page tells of a file of results: where a peer allocates less."""
-    found = leaner(load(path, read_peak))
-    return "### Where a peer takes less memory\n\n" + LEANER_TABLE + "\n".join(found) + "\n" if found else ""
-
-
-HEAD = """MB beyond the operands of one step, outputs and gradients included: allocated by tensors, reserved by torch's
-allocator, and planned without a GPU. Each implementation ran in a process of its own.
-"""
-
-
-def page(path: Path) -> str:
-    """The report's page."""
-    runs = load(path, read_peak)
-    lines = ["# Peak memory", "", f"Device: {runs[-1].device}. {HEAD}"]
-    for run in runs:
-        lines.append(run.about.rstrip())
-        lines += [f"- Absent: {name}, {reason}." for name, reason in run.absent.items()]
-    lines += [
-        "",
-        "| op | implementation | peak | reserved | planned | peak over planned | |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows_of(runs):
-        ratio = f"{row.peak_mb / row.planned_mb:.2f}" if row.peak_mb and row.planned_mb else ""
-        cells = ("" if mb is None else f"{mb:.0f}" for mb in (row.peak_mb, row.reserved_mb, row.planned_mb))
-        lines.append(f"| {row.entry} | {row.provider} | {' | '.join(cells)} | {ratio} | {row.note} |")
-    if found := leaner(runs):
-        lines += ["", "## Where a peer takes less memory", "", LEANER_TABLE + "\n".join(found)]
-    return "\n".join(lines) + "\n"

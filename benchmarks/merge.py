@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from benchmarks.memory import read_peak
+from benchmarks.memory_page import read_peak
 from benchmarks.models.case import Result
 from benchmarks.options import add_output
 from benchmarks.rows import keep, load, read_row

@@ -27,8 +27,16 @@ from benchmarks import sources
 
 ROOT = sources.ROOT
 RESULTS = Path(__file__).parent / "results"
+FORWARD, BACKWARD, BOTH = PASSES = ("forward", "backward", "forward and backward")
 DRIFT = 0.02
 """By so much may the rate of the copy change during a run; more is told, and the run fails."""
+OLDER, DRIFTED = "†", "‡"
+LEGEND = (
+    f"{OLDER} measured before the code of its op was changed to what it is now, or of code that is not known. "
+    f"{DRIFTED} the rate of the copy changed by more than {DRIFT:.0%} during the run: its figures are uncertain."
+)
+EARLIER = "an earlier harness"
+"""Of runs that have no digest of their source."""
 PACKAGES = (
     "torch",
     "triton",
@@ -256,10 +264,9 @@ class Run:
                 f" (it drifted by {self.drift:.1%}: the figures do not compare)" if self.drift > DRIFT else ""
             )
             copy = f"a copy moved {before} TB/s before{end}; "
-        source = f"source {self.source}" if self.source else "an earlier harness (benchmarks/README.md)"
-        return (
-            f"- {len(self.rows)} rows of {self.date}: `{self.command}`; {copy}{named}{hardware}; {source}.\n"
-        )
+        source = f"source {self.source}" if self.source else f"{EARLIER} (benchmarks/README.md)"
+        absent = "".join(f"; absent: {name} ({reason})" for name, reason in self.absent.items())
+        return f"- {len(self.rows)} rows of {self.date}: `{self.command}`; {copy}{named}{hardware}; {source}{absent}.\n"
 
     @property
     def drift(self) -> float:
@@ -277,9 +284,42 @@ class Run:
         family = sources.family(row)
         return self.sources.get(family) != sources.digest(family)
 
+    def marks(self, row: Any) -> str:
+        """What a figure of one of its rows is marked with; see LEGEND."""
+        return OLDER * self.is_older(row) + DRIFTED * (self.drift > DRIFT)
+
     def without(self, keys: Collection[object]) -> Run:
         """Without the rows of these keys."""
         return dataclasses.replace(self, rows=tuple(r for r in self.rows if r.key not in keys))
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """A row with the run that it is of, and the page that shows it.
+
+    Attributes:
+        row: a `Row`, or another dataclass with `entry`, `provider` and `anchor`.
+        run: its run.
+        page: the page, from where it is linked to.
+    """
+
+    row: Any
+    run: Run
+    page: str
+
+    def link(self, text: str) -> str:
+        """A figure of the row, with a link to it and the run's marks."""
+        return f"[{text}]({self.page}#{self.row.anchor}){self.run.marks(self.row)}"
+
+
+def placed(runs: Iterable[Run], page: str) -> list[Placed]:
+    """The rows of these runs."""
+    return [Placed(row, run, page) for run in runs for row in run.rows]
+
+
+def with_legend(text: str) -> str:
+    """A page, and what its marks mean if it has any."""
+    return f"{text}\n{LEGEND}\n" if OLDER in text or DRIFTED in text else text
 
 
 def show(row: Row) -> str:

@@ -6,6 +6,5 @@ measured of one `case`, in a `worker` process of its own, `pool` runs the worker
 """
 
 from benchmarks.models.command import arguments, run
-from benchmarks.models.report import behind, page, plots
 
-__all__ = ["arguments", "behind", "page", "plots", "run"]
+__all__ = ["arguments", "run"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from benchmarks.rows import Spread
+from benchmarks.rows import Spread, slug
 
 TORCH_ARMS = ("eager", "compile", "liger", "ours", "ours-compile")
 """Hugging Face's model as it is, under torch.compile, with liger-kernel, with this package, and both of these."""
@@ -14,6 +14,12 @@ FLAX_ARMS = ("flax-plain", "flax-ours")
 """This package's Flax decoder on plain Flax layers, which XLA compiles, and on this package's."""
 
 ARMS = TORCH_ARMS + FLAX_ARMS
+
+MULTIPLE = 1024
+"""Lengths of contexts that are tried are multiples of this."""
+
+TOLERANCE = 0.03
+"""The search ends when the shortest length that fails is longer than the longest that fits by this share at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +168,18 @@ class Result:
     def failed(self) -> bool:
         """Whether it broke off, and not for lack of memory."""
         return self.note.startswith("failed")
+
+    @property
+    def anchor(self) -> str:
+        """Its place on a page."""
+        return slug(f"{self.case.what} {self.case.title} {self.case.arm}")
+
+    @property
+    def is_at_least(self) -> bool:
+        """Whether a longer context may fit than the longest one found: the search ended for lack of time."""
+        if self.fits is None:
+            return False
+        return self.fails is None or self.fails - self.fits > max(MULTIPLE, TOLERANCE * self.fits)
 
     @property
     def tokens_s(self) -> float | None:

@@ -11,14 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks.models import data, step
-from benchmarks.models.case import Case, Result, ran_out_of_memory
+from benchmarks.models.case import MULTIPLE, TOLERANCE, Case, Result, ran_out_of_memory
 from benchmarks.models.shapes import SHAPES
-
-MULTIPLE = 1024
-"""Lengths are multiples of this."""
-
-TOLERANCE = 0.03
-"""The search ends when the shortest length that fails is longer than the longest that fits by this share at most."""
 
 Probe = tuple[int, float | None, float]
 """Tokens, milliseconds of a step or None where it ran out of memory, and the peak in 1e9 bytes."""

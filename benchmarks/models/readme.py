@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.models.case import Case, Result
-from benchmarks.models.report import anchor_of, grouped
+from benchmarks.models.report import grouped
 from benchmarks.models.shapes import MODELS
-from benchmarks.rows import RESULTS, load
+from benchmarks.rows import RESULTS, Placed, load, placed, with_legend
 
 SHOWN_ARMS = ("ours", "liger", "compile", "eager")
 
@@ -21,24 +21,29 @@ def shown(case: Case) -> bool:
     )
 
 
-def cell(row: Result | None, link: str) -> str:
+def cell(result: Placed | None) -> str:
     """Tokens per second and the peak, or the longest context."""
-    if row is None:
+    if result is None:
         return ""
+    row = result.row
     if row.fits is not None:
-        more = "" if row.fails else " or more"
-        return f"[{row.fits:,} tokens{more}]({link})"
+        return result.link(f"{'at least ' if row.is_at_least else ''}{row.fits:,} tokens")
     if row.tokens_s is None:
-        return f"[{row.note}]({link})"
+        return result.link(row.note)
     peak = "" if row.peak_gb is None else f" ({row.peak_gb:.1f} GB)"
-    return f"[{row.tokens_s:,.0f}/s{peak}]({link})"
+    return result.link(f"{row.tokens_s:,.0f}/s{peak}")
 
 
 def lines(results: Path = RESULTS) -> Iterator[str]:
-    """A table for each device, line by line."""
+    """A table for each device, line by line, and what its marks mean."""
+    yield from with_legend("\n".join(_tables(results))).splitlines()
+
+
+def _tables(results: Path) -> Iterator[str]:
     for path in sorted(results.glob("*/models.json")):
         runs = load(path, Result.from_json)
-        groups = [rows for rows in grouped(runs).values() if shown(rows[0].case)]
+        rows = placed(runs, f"docs/benchmarks/{path.parent.name}/models.md")
+        groups = [those for those in grouped(rows).values() if shown(those[0].row.case)]
         if not groups:
             continue
         named = ("torch", "transformers", "liger-kernel")
@@ -47,10 +52,9 @@ def lines(results: Path = RESULTS) -> Iterator[str]:
         yield ""
         yield f"| training step | {' | '.join(SHOWN_ARMS)} |"
         yield f"|---|{'---|' * len(SHOWN_ARMS)}"
-        for rows in groups:
-            case = rows[0].case
-            link = f"docs/benchmarks/{path.parent.name}/models.md#{anchor_of(case)}"
-            by_arm = {row.case.arm: row for row in rows}
-            cells = " | ".join(cell(by_arm.get(arm), link) for arm in SHOWN_ARMS)
+        for those in groups:
+            case = those[0].row.case
+            by_arm = {result.row.case.arm: result for result in those}
+            cells = " | ".join(cell(by_arm.get(arm)) for arm in SHOWN_ARMS)
             yield f"| {'longest context: ' if case.what == 'longest' else ''}{case.title} | {cells} |"
         yield ""

@@ -1,16 +1,18 @@
-"""The results of whole models as a page with tables, and plots."""
+"""The results of whole models as a page with tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.models.case import ARMS, Case, Result
-from benchmarks.plots import settle
-from benchmarks.rows import Run, load, number, rows_of, slug
+from benchmarks.models.plots import PLOTS
+from benchmarks.models.shapes import SHAPES
+from benchmarks.rows import Placed, load, number, placed, with_legend
 
-Groups = dict[tuple[Any, ...], list[Result]]
+Groups = dict[tuple[Any, ...], list[Placed]]
+"""Results that differ in the arm alone, in the order of the arms."""
 
 HEAD = """# Training steps of whole models
 
@@ -39,14 +41,10 @@ CURVE_TABLE = """| arm | first loss | last loss | largest difference from {base}
 """
 
 
-PLOTS = {"step": "steps", "longest": "longest", "curve": "curves"}
-"""What a plot's file is called after `models-`."""
-
-
 def page(path: Path) -> str:
     """The report's page, of the file of results."""
     runs = load(path, Result.from_json)
-    groups = grouped(runs)
+    groups = grouped(placed(runs, ""))
     text = HEAD.format(device=runs[-1].device)
     for title, what, table in (
         ("Steps", "step", step_table),
@@ -56,38 +54,36 @@ def page(path: Path) -> str:
         wanted = [rows for key, rows in groups.items() if key[0] == what]
         if not wanted:
             continue
-        text += f"## {title}\n\n![{title}](models-{PLOTS[what]}.svg)\n\n"
+        text += f"## {title}\n\n![{title}]({PLOTS[what]}.svg)\n\n"
         for rows in wanted:
-            case = rows[0].case
-            text += f'### <a id="{anchor_of(case)}"></a>{case.title}\n\n{table(rows)}\n'
+            text += f"### {rows[0].row.case.title}\n\n{table(rows)}\n"
     text += lost_section(groups) + "## Where the rows are from\n\n"
-    return text + "".join(run.about for run in runs)
+    return with_legend(text + "".join(run.about for run in runs))
 
 
-def anchor_of(case: Case) -> str:
-    """Where the table of its group stands on the page."""
-    return slug(f"{case.what} {case.title}")
-
-
-def plots(path: Path, folder: Path) -> None:
-    """Draw what the page shows into the folder, as PNG and SVG."""
-    groups = grouped(load(path, Result.from_json))
-    for what, draw in (("step", steps), ("longest", longest), ("curve", curves)):
-        wanted = {key: rows for key, rows in groups.items() if key[0] == what}
-        if wanted:
-            figure = draw(wanted)
-            target = folder / f"models-{PLOTS[what]}"
-            figure.savefig(target.with_suffix(".png"), dpi=130, metadata={"Software": None})
-            figure.savefig(target.with_suffix(".svg"))
-            _pyplot().close(figure)
-
-
-def grouped(runs: Iterable[Run]) -> Groups:
+def grouped(rows: Iterable[Placed]) -> Groups:
     """Results that differ in the arm alone."""
     found: Groups = {}
-    for row in rows_of(runs):
-        found.setdefault(row.case.group, []).append(row)
-    return {key: sorted(rows, key=lambda row: ARMS.index(row.case.arm)) for key, rows in found.items()}
+    for result in rows:
+        found.setdefault(result.row.case.group, []).append(result)
+    ordered = sorted(found.items(), key=lambda item: _order(item[1][0].row.case))
+    return {key: sorted(those, key=lambda p: ARMS.index(p.row.case.arm)) for key, those in ordered}
+
+
+def _order(case: Case) -> tuple[Any, ...]:
+    return (
+        list(SHAPES).index(case.model),
+        case.train,
+        case.checkpointing,
+        case.tokens,
+        -case.valid,
+        case.dtype,
+    )
+
+
+def _arm(result: Placed) -> str:
+    """Where its line can be linked to, with the marks of its run."""
+    return f'<a id="{result.row.anchor}"></a>{result.row.case.arm}{result.run.marks(result.row)}'
 
 
 def base_of(rows: Sequence[Result]) -> Result:
@@ -95,12 +91,13 @@ def base_of(rows: Sequence[Result]) -> Result:
     return next((row for row in rows if row.case.arm in ("eager", "flax-plain")), rows[0])
 
 
-def step_table(rows: Sequence[Result]) -> str:
+def step_table(results: Sequence[Placed]) -> str:
     """One line for each arm."""
-    base = base_of(rows)
+    base = base_of([result.row for result in results])
     text = STEP_TABLE.format(base=base.case.arm)
-    for row in rows:
-        step, arm = row.step, row.case.arm
+    for result in results:
+        row, arm = result.row, _arm(result)
+        step = row.step
         peaks = f"{number(row.peak_gb, '.2f')} | {number(row.reserved_gb, '.1f')}"
         if step is None:
             at = "" if row.peak_gb is None else f" (at {row.peak_gb:.1f} GB)"
@@ -113,41 +110,44 @@ def step_table(rows: Sequence[Result]) -> str:
             f"| {ratio} | {number(row.busy_ms, '.1f')} | {number(row.launches, 'd')} | {peaks} "
             f"| {number(row.utilisation, '.2f')} | {rates} | {row.losses[0]:.4f} |\n"
         )
-    for row in (row for row in rows if row.kernels):
+    for row in (result.row for result in results if result.row.kernels):
         text += f"\nKernels of a step, `{row.case.arm}`:\n\n| kernel | calls | ms |\n|---|---|---|\n"
         text += "".join(f"| `{name[:90]}` | {calls} | {ms:.2f} |\n" for name, calls, ms in row.kernels[:15])
     return text
 
 
-def longest_table(rows: Sequence[Result]) -> str:
+def longest_table(results: Sequence[Placed]) -> str:
     """One line for each arm."""
     text = LONGEST_TABLE
-    for row in rows:
+    for result in results:
+        row, arm = result.row, _arm(result)
         probes = ", ".join(
             f"{tokens} ({peak:.0f})" if ms is None else f"{tokens} ({ms / 1e3:.1f}, {peak:.0f})"
             for tokens, ms, peak in row.probes
         )
         if row.fits is None:
-            text += f"| {row.case.arm} | {row.note} | | {probes} |\n"
+            text += f"| {arm} | {row.note} | | {probes} |\n"
         else:
+            more = "at least " if row.is_at_least else ""
             fails = "not reached" if row.fails is None else f"{row.fails:,}"
-            text += f"| {row.case.arm} | {row.fits:,} | {fails} | {probes} |\n"
+            text += f"| {arm} | {more}{row.fits:,} | {fails} | {probes} |\n"
     return text
 
 
-def curve_table(rows: Sequence[Result]) -> str:
+def curve_table(results: Sequence[Placed]) -> str:
     """One line for each arm."""
-    base = base_of(rows)
+    base = base_of([result.row for result in results])
     text = CURVE_TABLE.format(base=base.case.arm)
-    for row in rows:
+    for result in results:
+        row, arm = result.row, _arm(result)
         if not row.losses:
-            text += f"| {row.case.arm} | {row.note} | | |\n"
+            text += f"| {arm} | {row.note} | | |\n"
             continue
         worst = ""
         if base.losses and row is not base:
             apart = [abs(a - b) for a, b in zip(row.losses, base.losses, strict=False)]
             worst = f"{max(apart):.1e} at step {apart.index(max(apart)) + 1}"
-        text += f"| {row.case.arm} | {row.losses[0]:.4f} | {row.losses[-1]:.4f} | {worst} |\n"
+        text += f"| {arm} | {row.losses[0]:.4f} | {row.losses[-1]:.4f} | {worst} |\n"
     return text
 
 
@@ -157,21 +157,31 @@ LOST_TABLE = """| case | arm | | its | ours |
 
 
 def lost(groups: Groups) -> list[str]:
-    """Lines of a table: where another arm is faster than ours, takes less memory or has a longer context."""
+    """Lines of a table: where another arm is faster than ours, takes less memory or has a longer context.
+
+    A context is longer where it is at least as long as one that ours ran out of memory with; a search that ended
+    before it had found such a one says nothing.
+    """
     found = []
-    for row in (row for rows in groups.values() for row in rows):
-        mine = next((r for r in groups[row.case.group] if r.case.arm in ("ours", "flax-ours")), None)
-        if mine is None or row.case.arm in ("ours", "ours-compile", "flax-ours"):
+    for other in (result for results in groups.values() for result in results):
+        row = other.row
+        ours = next((p for p in groups[row.case.group] if p.row.case.arm in ("ours", "flax-ours")), None)
+        if ours is None or row.case.arm in ("ours", "ours-compile", "flax-ours"):
             continue
-        title = f"{row.case.title} | {row.case.arm}"
+        mine = ours.row
+
+        def line(what: str, its: str, of_ours: str, other: Placed = other, ours: Placed = ours) -> str:
+            head = f"| {other.row.case.title} | {other.row.case.arm} | {what}"
+            return f"{head} | {other.link(its)} | {ours.link(of_ours)} |"
+
         if row.step and mine.step is None:
-            found.append(f"| {title} | ms | {row.step.median:.1f} | {mine.note} |")
+            found.append(line("ms", f"{row.step.median:.1f}", mine.note))
         if row.step and mine.step and row.step.median < mine.step.median:
-            found.append(f"| {title} | ms | {row.step.median:.1f} | {mine.step.median:.1f} |")
+            found.append(line("ms", f"{row.step.median:.1f}", f"{mine.step.median:.1f}"))
         if row.step and mine.step and (row.peak_gb or 0) < (mine.peak_gb or 0):
-            found.append(f"| {title} | peak GB | {row.peak_gb:.2f} | {mine.peak_gb:.2f} |")
-        if row.fits and row.fits > (mine.fits or 0):
-            found.append(f"| {title} | longest context | {row.fits} | {mine.fits} |")
+            found.append(line("peak GB", f"{row.peak_gb:.2f}", f"{mine.peak_gb:.2f}"))
+        if row.fits and mine.fails and row.fits >= mine.fails:
+            found.append(line("longest context", f"{row.fits:,}", f"{mine.fits or 0:,}"))
     return found
 
 
@@ -184,93 +194,7 @@ def lost_section(groups: Groups) -> str:
 
 def behind(path: Path) -> str:
     """What the first page tells of a file of results: where another arm is ahead of ours."""
-    found = lost(grouped(load(path, Result.from_json)))
+    rows = placed(load(path, Result.from_json), f"{path.parent.name}/models.md")
+    found = lost(grouped(rows))
     head = "### Whole models: where another arm is ahead of ours\n\n" + LOST_TABLE
     return head + "\n".join(found) + "\n" if found else ""
-
-
-def _pyplot() -> Any:
-    settle()
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-COLOURS = dict(zip(ARMS, ("C7", "C1", "C2", "C0", "C9", "C7", "C0"), strict=True))
-"""An arm's colour is the same in every plot."""
-
-
-def _bars(axes: Any, groups: Groups, value: Callable[[Result], float | None], label: str) -> None:
-    titles = [rows[0].case.title for rows in groups.values()]
-    arms = [arm for arm in ARMS if any(row.case.arm == arm for rows in groups.values() for row in rows)]
-    height = 0.8 / len(arms)
-    for i, arm in enumerate(arms):
-        for place, rows in enumerate(groups.values()):
-            row = next((r for r in rows if r.case.arm == arm), None)
-            if row is None:
-                continue
-            found = value(row)
-            axes.barh(place + i * height, found or 0.0, height, color=COLOURS[arm])
-            text = row.note[:24] if found is None else f" {found:,.0f}" if found >= 1000 else f" {found:.4g}"
-            axes.text(found or 0.0, place + i * height, text, fontsize=6, va="center")
-        axes.barh(0, 0, color=COLOURS[arm], label=arm)
-    axes.set_yticks([i + 0.4 for i in range(len(titles))], titles, fontsize=7)
-    axes.set_ylim(len(titles), -0.2)
-    axes.set_xlabel(label)
-    axes.margins(x=0.15)
-
-
-def _finish(figure: Any, axes: Any) -> None:
-    """One legend, above the bars."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=7, loc="upper center", ncols=len(labels), frameon=False)
-    inches = figure.get_figheight()
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.25 / inches))
-
-
-def steps(groups: Groups) -> Any:
-    """Tokens per second and peak memory as bars."""
-    pyplot = _pyplot()
-    rows = sum(len(each) + 1 for each in groups.values())
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, 1.5 + 0.2 * rows), sharey=True)
-    _bars(left, groups, lambda row: row.tokens_s, "tokens per second")
-    _bars(right, groups, lambda row: None if row.step is None else row.peak_gb, "peak memory, 1e9 bytes")
-    _finish(figure, left)
-    return figure
-
-
-def longest(groups: Groups) -> Any:
-    """Tokens as bars."""
-    pyplot = _pyplot()
-    rows = sum(len(each) + 1 for each in groups.values())
-    figure, axes = pyplot.subplots(figsize=(9, 1.5 + 0.2 * rows))
-    _bars(axes, groups, lambda row: row.fits, "longest context of which a step was made, tokens")
-    _finish(figure, axes)
-    return figure
-
-
-def curves(groups: Groups) -> Any:
-    """Losses over each other, and their difference from the plain arm's below."""
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(
-        2, len(groups), figsize=(1 + 5 * len(groups), 6), squeeze=False, sharex=True
-    )
-    for column, rows in enumerate(groups.values()):
-        above, below = axes[0][column], axes[1][column]
-        base = base_of(rows)
-        for i, row in enumerate(rows):
-            if not row.losses:
-                continue
-            # Wide below and narrow above, so that curves which cover each other are all seen.
-            width = 1.0 + 1.2 * (len(rows) - 1 - i)
-            above.plot(row.losses, color=COLOURS[row.case.arm], linewidth=width, label=row.case.arm)
-            if row is not base and base.losses:
-                apart = [a - b for a, b in zip(row.losses, base.losses, strict=False)]
-                below.plot(apart, color=COLOURS[row.case.arm], linewidth=1, label=row.case.arm)
-        above.set_title(rows[0].case.title, fontsize=8)
-        above.set_ylabel("loss")
-        above.legend(fontsize=7)
-        below.set_ylabel(f"minus {base.case.arm}'s")
-        below.set_xlabel("step")
-    figure.tight_layout()
-    return figure

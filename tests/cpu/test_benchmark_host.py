@@ -10,7 +10,7 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parents[2]))
-from benchmarks import host
+from benchmarks import host, host_page
 from benchmarks.entry import BACKWARD, FORWARD
 from benchmarks.gate import outputs_of
 from benchmarks.providers import FUSED, LIGER
@@ -27,19 +27,19 @@ def test_costs_are_beyond_the_empty_function() -> None:
     rows = [
         row("ours", FORWARD, 20.0),
         row(LIGER, FORWARD, 40.5),
-        row(host.EMPTY, FORWARD, 10.0),
+        row(host_page.EMPTY, FORWARD, 10.0),
         row("ours", BACKWARD, 41.0),
         row(FUSED, BACKWARD, 30.0),
-        row(host.EMPTY, BACKWARD, 25.0),
+        row(host_page.EMPTY, BACKWARD, 25.0),
         Row("rms_norm", LIGER, "", note="absent: not installed"),
     ]
-    assert host.beyond(rows) == {
+    assert host_page.beyond(rows) == {
         ("rms_norm", FORWARD, "ours"): 10.0,
         ("rms_norm", FORWARD, LIGER): 30.5,
         ("rms_norm", BACKWARD, "ours"): 16.0,
         ("rms_norm", BACKWARD, FUSED): 5.0,
     }
-    lines = list(host.table(rows))
+    lines = list(host_page.table(rows))
     forward, backward = (
         next(line for line in lines if f"| {which} |" in line) for which in (FORWARD, BACKWARD)
     )

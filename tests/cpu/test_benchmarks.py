@@ -26,13 +26,21 @@ from liger_triton.rms_norm import RMS_NORM, Options
 # The benchmarks are no part of what is installed. At the end of the path the checkout hides nothing that is.
 sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks import all as everything
-from benchmarks import checks, figures, gate, host, memory, merge, nvml, providers, report, run, turns
-from benchmarks.aims import aims
+from benchmarks import (
+    checks,
+    gate,
+    memory,
+    memory_page,
+    merge,
+    nvml,
+    providers,
+    run,
+    turns,
+)
 from benchmarks.commands import COMMANDS, Command, module_of
 from benchmarks.entries import entries, linear_cross_entropy, linear_jsd, logprobs, policy, preference
 from benchmarks.entry import Entry
 from benchmarks.groups import GROUPS
-from benchmarks.marked import marks, renewed
 from benchmarks.models.case import Case, Result
 from benchmarks.phases import Phases
 from benchmarks.rows import Row, Run, Spread, keep, load, measured_now, rows_of, save, source_digest
@@ -134,7 +142,7 @@ def test_an_entry_measured_anew_replaces_its_rows_alone(tmp_path: Path) -> None:
 
 def test_rows_of_several_folders_are_merged(tmp_path: Path) -> None:
     other = dataclasses.replace(rows()[0], entry="op 3x4")
-    peaks = memory.Peak("op", "ours", 1.0), memory.Peak("op", "trl", 2.0)
+    peaks = memory_page.Peak("op", "ours", 1.0), memory_page.Peak("op", "trl", 2.0)
     models = [Result(Case("llama-3.2-1b", arm), note="out of memory") for arm in ("ours", "eager")]
     for i in (0, 1):
         folder = tmp_path / str(i) / "gpu"
@@ -146,131 +154,10 @@ def test_rows_of_several_folders_are_merged(tmp_path: Path) -> None:
     for _ in range(2):  # the second time it changes nothing
         assert merge.run(options) == 0
         assert rows_of(load(target / "gpu" / "norms.json")) == [rows()[0], other]
-        assert rows_of(load(target / "gpu" / "memory.json", memory.read_peak)) == list(peaks)
+        assert rows_of(load(target / "gpu" / "memory.json", memory_page.read_peak)) == list(peaks)
         assert rows_of(load(target / "gpu" / "models.json", Result.from_json)) == models
     with pytest.raises(SystemExit, match="No results in"):
         merge.run(argparse.Namespace(folders=[tmp_path / "none"], output=target))
-
-
-def test_pages(tmp_path: Path) -> None:
-    save(tmp_path / "results" / "gpu" / "norms.json", [run_of(rows(), absent={"quack": "not installed"})])
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n{}\nold\n{}\nafter\n".format(*marks("figures")))
-    options = argparse.Namespace(results=tmp_path / "results", output=tmp_path / "docs", readme=readme)
-    (tmp_path / "docs" / "gpu").mkdir(parents=True)
-    (tmp_path / "docs" / "gpu" / "gates.md").write_text("of rows that are gone")
-    assert report.run(options) == 0
-    assert not (tmp_path / "docs" / "gpu" / "gates.md").exists()
-    page = (tmp_path / "docs" / "gpu" / "norms.md").read_text()
-    assert "| op 1x2 | forward | 4.0 | peer | 2.0 |" in page  # lost
-    assert "its error is out of line" in page
-    assert "Absent: quack, not installed." in page
-    assert f'<a id="{rows()[0].anchor}"></a>' in page
-    assert "[results/gpu/norms.json](../../../benchmarks/results/gpu/norms.json)" in page
-    assert (tmp_path / "docs" / "gpu" / "norms.png").stat().st_size > 1000
-    assert "<svg" in (tmp_path / "docs" / "gpu" / "norms.svg").read_text()
-    index = (tmp_path / "docs" / "README.md").read_text()
-    assert "(gpu/norms.md)" in index and "quack (not installed)" in index
-    assert "faster on the device: 1 of 1" in index
-    assert readme.read_text().startswith("before\n") and "old" not in readme.read_text()
-
-
-def test_the_first_page_tells_where_others_are_ahead_in_host_cost_and_memory(tmp_path: Path) -> None:
-    folder = tmp_path / "results" / "gpu"
-    times = {"ours": 30.0, host.EMPTY: 10.0, providers.LIGER: 50.0}
-    host_rows = [
-        Row(op, provider, "forward", wall_us=Spread.of([us if op == "rope" else us / 2]))
-        for op in ("rope", "swiglu")
-        for provider, us in times.items()
-    ]
-    save(folder / "host.json", [run_of(tuple(host_rows))])
-    peaks = [memory.Peak("op", p, mb) for p, mb in (("ours", 12.0), ("trl", 9.0), ("ours: lean", 1.0))]
-    save(folder / "memory.json", [Run("GPU", "", "", {}, None, tuple(peaks))])
-    options = argparse.Namespace(
-        results=tmp_path / "results", output=tmp_path / "docs", readme=tmp_path / "README.md"
-    )
-    assert report.run(options) == 0
-    index = (tmp_path / "docs" / "README.md").read_text()
-    assert "### Host cost of an eager call: aims missed in 2 of 2 passes" in index
-    assert (
-        "| rope | forward | 10.0 | 30.0 (30.0 to 30.0) | 20.0 | 12 | 40.0 | 2.0 |  | missed: 12 us, 3 times |"
-        in index
-    )
-    assert "| 2.0 |  | missed: 3 times |" in index
-    lean = (
-        "takes less memory\n\n| op | ours | peer | its peak, MB |\n|---|---|---|---|\n| op | 12 | trl | 9 |\n"
-    )
-    assert index.endswith(lean)
-    assert (tmp_path / "docs" / "gpu" / "memory.md").read_text().endswith(lean)
-
-
-def test_aims_are_compared_with_what_was_reached() -> None:
-    name = "rms_norm 8192x4096"
-    device = {"ours": 2.0, "liger-kernel": 3.0, "torch.compile": 1.9}
-    found = [
-        Row(name, provider, "backward", Spread.of([us]), Spread.of([us]), "copy", 1.8)
-        for provider, us in device.items()
-    ]
-    said = {aim.text: (aim.reached, aim.met) for aim in aims(found, {})}
-    assert said == {
-        "85% of copy": ("90.0%", True),
-        "2 times as fast as liger-kernel": ("1.50", False),
-        "no slower than torch.compile by over 3 %": ("1.05 of its time", False),
-    }
-
-
-def test_aims_on_jax() -> None:
-    device = {"ours": 2.0, "ours: xla": 1.0, "XLA: one-hot": 2.05, "XLA": 1.9, "tokamax": 2.5}
-    found = [
-        Row(
-            "linear_cross_entropy, JAX",
-            provider,
-            "forward and backward",
-            Spread.of([us]),
-            Spread.of([us]),
-            peak_mb=100 * us,
-        )
-        for provider, us in device.items()
-    ]
-    assert {aim.text: (aim.reached, aim.met) for aim in aims(found, {})} == {
-        "no slower than XLA: one-hot by over 3 %": ("0.98 of its time", True),
-        "no slower than XLA by over 3 %": ("1.05 of its time", False),
-        "1.3 times as fast as tokamax": ("1.25", False),
-        "20% of the memory of tokamax, as XLA plans it": ("80%", False),
-    }
-
-
-def test_aims_of_memory_are_judged_by_processes_of_their_own() -> None:
-    head = "linear_cross_entropy 8192 tokens, hidden 4096, vocabulary 128256"
-    dpo = next(e.name for e in entries(["preference"]))
-    timed = [
-        Row(name, provider, "forward and backward", Spread.of([1.0]), Spread.of([1.0]), peak_mb=mb)
-        for name, provider, mb in ((head, "ours", 1600.0), (dpo, "ours", 60.0), (dpo, "liger-kernel", 100.0))
-    ]
-    by_the_run, by_both = {}, {}
-    for said, peaks in (
-        (by_the_run, {(dpo, "ours"): 40.0}),  # the peer's is missing
-        (by_both, {(head, "ours"): 1800.0, (dpo, "ours"): 40.0, (dpo, "liger-kernel"): 100.0}),
-    ):
-        found = [aim for aim in aims(timed, peaks) if "MB" in aim.text or "memory" in aim.text]
-        said |= {aim.text: (aim.entry, aim.reached, aim.met) for aim in found}
-    assert by_the_run == {
-        "less than 1700 MB, in the process of the timed run": (head, "1600 MB", True),
-        "50% of the memory of liger-kernel, in the process of the timed run": (dpo, "60%", False),
-    }
-    assert by_both == {
-        "less than 1700 MB, in processes of their own": (head, "1800 MB", False),
-        "50% of the memory of liger-kernel, in processes of their own": (dpo, "40%", True),
-    }
-
-
-def test_figures_of_the_readme_are_those_of_the_rows() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert renewed(text, "figures", figures.lines()) == text
-    shown = list(figures.lines())
-    assert any("](docs/benchmarks/" in line for line in shown)
-    for link, anchor in re.findall(r"\]\((docs/[^#)]+)#([^)]+)\)", "\n".join(shown)):
-        assert f'<a id="{anchor}"></a>' in (ROOT / link).read_text()
 
 
 # ------------------------------------------------------------------------------------------------- entries, peers
@@ -514,7 +401,10 @@ def test_what_failed_was_not_measured() -> None:
     assert measured_now([current(ours), dataclasses.replace(current(other), source="older")]) == {"op 1x2"}
     drifted = dataclasses.replace(current(other), copy_tb_s=(4.0, 3.9))
     assert measured_now([current(ours), drifted]) == {"op 1x2"}
-    done, failed = memory.Peak("op", "ours", 1.0), memory.Peak("op", "trl", note="failed: more than 240 s")
+    done, failed = (
+        memory_page.Peak("op", "ours", 1.0),
+        memory_page.Peak("op", "trl", note="failed: more than 240 s"),
+    )
     assert measured_now([current(done, failed)]) == {("op", "ours")}
     case = Case("llama-3.2-1b", "ours")
     longer = dataclasses.replace(case, tokens=16_384)
@@ -552,19 +442,6 @@ def test_processes_wait_for_room() -> None:
             order.append("first")
     thread.join()
     assert order == ["first", "second"]
-
-
-def test_the_page_of_memory(tmp_path: Path) -> None:
-    found = [memory.Peak("op", "ours", 12.0, 14.0, 10.0), memory.Peak("op", "trl", note="failed: no")]
-    path = tmp_path / "gpu" / "memory.json"
-    save(path, [Run("GPU", "", "", {}, None, tuple(found), absent={"quack": "no"})])
-    assert rows_of(load(path, memory.read_peak)) == found
-    again = memory.Peak("op", "trl", 9.0)
-    keep(path, Run("GPU", "", "", {}, None, (again,)), load(path, memory.read_peak))
-    assert rows_of(load(path, memory.read_peak)) == [found[0], again]
-    save(path, [Run("GPU", "", "", {}, None, tuple(found), absent={"quack": "no"})])
-    assert "| op | ours | 12 | 14 | 10 | 1.20 |" in memory.page(path)
-    assert "failed: no" in memory.page(path) and "- Absent: quack, no." in memory.page(path)
 
 
 # ------------------------------------------------------------------------------------------------- all
@@ -666,9 +543,3 @@ def test_the_command_that_is_kept_can_be_pasted(monkeypatch: pytest.MonkeyPatch)
     assert cut.copy_tb_s == (4.0, None) and cut.drift == 0 and "cut short" in cut.about
     assert "(it drifted by 2.5%" in Run.now("GPU", (4e6, 3.9e6), (), {}, {}).about
     assert cut.command == "python -m benchmarks memory 'cross_entropy 4096x' --resume"
-
-
-def test_without_results_there_is_nothing_to_report(tmp_path: Path) -> None:
-    options = argparse.Namespace(results=tmp_path / "none", output=tmp_path, readme=tmp_path / "README.md")
-    with pytest.raises(SystemExit, match="benchmarks all"):
-        report.run(options)

@@ -1,0 +1,93 @@
+"""The first page of the measurements: per device, the pages, the aims, and where a peer is faster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from benchmarks.aims import REJECTED, Measured, compared, counts, held
+from benchmarks.pages import AIMED, SLOWER, aimed_line, lost
+from benchmarks.rows import EARLIER, Placed, Run, with_legend
+
+HEAD = """# Measurements
+
+Written by `python -m benchmarks report` from the rows in `benchmarks/results`; `python -m benchmarks all` measures them
+anew. How: [benchmarks/README.md](../../benchmarks/README.md). Each figure is a link to its row.
+
+An aim beside torch.compile allows the 3 % that it names. "No slower than XLA's best formula" allows nothing: ours is
+compared with the fastest of XLA's formulas that were measured, by medians. Both spreads (20th to 80th percentile) stand
+beside, and where they overlap, "within the spread".
+"""
+
+Page = tuple[str, str]
+"""A link, and what is on it."""
+
+
+def given_up() -> str:
+    """Aims that were tried and rejected, with a link to what was found."""
+    lines = (
+        f"| {aim.entry} | {aim.which} | {aim.text} | [rejected](../../{aim.notes}) |" for aim in REJECTED
+    )
+    return (
+        "\n## Aims that were given up\n\n| op | pass | aim | why |\n|---|---|---|---|\n"
+        + "\n".join(lines)
+        + "\n"
+    )
+
+
+def section(
+    device: str,
+    pages: Iterable[Page],
+    runs: Sequence[Run],
+    picture: str,
+    rows: Sequence[Placed],
+    peaks: Iterable[Placed],
+    behind: Iterable[str] = (),
+) -> str:
+    """The part about one device; `behind` are sections at its end."""
+    earlier = "" if any(run.source for run in runs) else f" ({EARLIER})"
+    parts = [f"\n## {device}{earlier}\n\n", "".join(f"- [{text}]({link})\n" for link, text in pages)]
+    if picture:
+        parts.append(f"\n![shares of the ceiling]({picture})\n")
+    if gone := absent_of(runs, rows):
+        parts.append("\nAbsent: " + "; ".join(f"{name} ({reason})" for name, reason in gone.items()) + ".\n")
+    parts.append(_aims(rows, peaks))
+    parts.append(_slower(rows))
+    parts += [f"\n{text}" for text in behind if text]
+    return with_legend("".join(parts))
+
+
+def absent_of(runs: Iterable[Run], rows: Iterable[Placed]) -> dict[str, str]:
+    """Providers of which there is no time at all, as the newest run says why."""
+    found: dict[str, str] = {}
+    for run in runs:
+        found = {**found, **run.absent}
+    timed = {r.row.provider.split(":")[0] for r in rows if r.row.wall_us is not None}
+    return {name: reason for name, reason in found.items() if name not in timed}
+
+
+def _aims(rows: Sequence[Placed], peaks: Iterable[Placed]) -> str:
+    found = list(Measured(rows, peaks, held()).verdicts())
+    n = counts(found)
+    text = (
+        f"\n### Aims: {len(found) + len(REJECTED)}\n\n{n['met']} met, {n['missed']} missed, "
+        f"{n['not measured']} not measured, {len(REJECTED)} given up.\n"
+    )
+    if missed := [aimed_line(v) for v in found if v.part is not None and v.part < 1.0]:
+        text += f"\nMissed:\n\n{AIMED}" + "\n".join(missed) + "\n"
+    if unknown := [
+        f"| {v.aim.entry} | {v.aim.which} | {v.aim.text} | {v.reached} |" for v in found if v.part is None
+    ]:
+        text += (
+            "\n<details><summary>Not measured</summary>\n\n| op | pass | aim | why |\n|---|---|---|---|\n"
+            + "\n".join(unknown)
+            + "\n\n</details>\n"
+        )
+    return text
+
+
+def _slower(rows: Sequence[Placed]) -> str:
+    slower, comparisons = lost(rows), len(list(compared(rows)))
+    if not comparisons:
+        return ""
+    table = f"\n{SLOWER}" + "\n".join(slower) + "\n" if slower else ""
+    return f"\n### Where a peer is faster on the device: {len(slower)} of {comparisons}\n{table}"

@@ -1,0 +1,95 @@
+"""What the report makes of the rows of `python -m benchmarks host`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from benchmarks.providers import FUSED, LIGER
+from benchmarks.rows import BACKWARD, FORWARD, Row, load, number, placed, rows_of, with_legend
+
+EMPTY = "empty autograd.Function"
+LAUNCH = "launch"
+AIMS = {FORWARD: 12.0, BACKWARD: 15.0}
+"""Microseconds beyond the empty function."""
+TIMES_LESS = 3.0
+"""How many times less than liger-kernel's the host's time is to be."""
+
+TOKENS, HIDDEN = 8, 256
+"""Of the operands: so few that the device is never behind."""
+
+
+def beyond(rows: Iterable[Row]) -> dict[tuple[str, str, str], float]:
+    """Microseconds beyond the empty function, by op, pass and provider."""
+    timed = {(r.entry, r.which, r.provider): r.wall_us.median for r in rows if r.wall_us is not None}
+    return {
+        (entry, which, provider): us - timed[entry, which, EMPTY]
+        for (entry, which, provider), us in timed.items()
+        if (entry, which, EMPTY) in timed and provider != EMPTY
+    }
+
+
+def table(rows: Iterable[Row], marks: Callable[[Row], str] = lambda row: "") -> Iterator[str]:
+    """Lines in Markdown: what was measured, with the marks of its run, beside what is aimed at."""
+    rows = list(rows)
+    cost = beyond(rows)
+    timed = {(r.entry, r.which, r.provider): r for r in rows}
+    yield f"| op | pass | {EMPTY} | ours | beyond | aim | {LIGER} beyond | times ours | {FUSED} beyond | |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for (entry, which, provider), mine in cost.items():
+        if provider != "ours":
+            continue
+        nothing, row = timed[entry, which, EMPTY].wall_us, timed[entry, which, "ours"]
+        whole = row.wall_us
+        assert nothing is not None and whole is not None
+        theirs, torchs = (cost.get((entry, which, p)) for p in (LIGER, FUSED))
+        missed = [f"{AIMS[which]:.0f} us"] if mine > AIMS[which] else []
+        if theirs is not None and theirs < TIMES_LESS * mine:
+            missed.append(f"{TIMES_LESS:.0f} times")
+        yield (
+            f'| <a id="{row.anchor}"></a>{entry} | {which} | {nothing.median:.1f} '
+            f"| {whole.median:.1f}{marks(row)} ({whole.low:.1f} to {whole.high:.1f}) "
+            f"| {mine:.1f} | {AIMS[which]:.0f} | {number(theirs, '.1f')} "
+            f"| {number(theirs and theirs / mine, '.1f')} | {number(torchs, '.1f')} "
+            f"| {'missed: ' + ', '.join(missed) if missed else ''} |"
+        )
+    for row in rows:
+        if row.entry == LAUNCH and row.wall_us is not None:
+            yield f"\nA launch by torch (`zero_` of {HIDDEN} numbers): {row.wall_us.median:.1f} us."
+        elif row.note:
+            yield f"\n{row.entry}, {row.provider}: {row.note}"
+
+
+def page(path: Path) -> str:
+    """The report's page."""
+    runs = load(path)
+    marks = {id(row): run.marks(row) for run in runs for row in run.rows}
+    return with_legend(
+        "# Host cost of an eager call\n\nMicroseconds by the wall clock, medians (20th to 80th percentile), of calls "
+        f"on {TOKENS} tokens, and beyond an empty autograd.Function of as many inputs and outputs. How: "
+        f"[benchmarks/host.py](../../../benchmarks/host.py).\n\nDevice: {runs[-1].device}.\n\n"
+        + "".join(run.about for run in runs)
+        + "\n"
+        + "\n".join(table(rows_of(runs), lambda row: marks[id(row)]))
+        + "\n"
+    )
+
+
+def behind(path: Path) -> str:
+    """What the first page tells of a file of results: where a peer costs the host less."""
+    runs = load(path)
+    cost = beyond(rows_of(runs))
+    rows = {
+        (p.row.entry, p.row.which): p for p in placed(runs, f"{path.parent.name}/host.md") if p.row.is_ours
+    }
+    found = []
+    for (entry, which, peer), us in cost.items():
+        mine = cost.get((entry, which, "ours"))
+        if mine is not None and us < mine:
+            figure = rows[entry, which].link(f"{mine:.1f}")
+            found.append(f"| {entry} | {which} | {figure} | {peer} | {us:.1f} |")
+    head = (
+        "### Where a peer costs the host less, beyond an empty function\n\n"
+        "| op | pass | ours, us | peer | its us |\n|---|---|---|---|---|\n"
+    )
+    return head + "\n".join(found) + "\n" if found else ""
