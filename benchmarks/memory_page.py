@@ -37,6 +37,11 @@ class Peak:
         return self.entry, self.provider
 
     @property
+    def is_ours(self) -> bool:
+        """Whether it is this package's, or a variant of it."""
+        return provider_of(self.provider) == "ours"
+
+    @property
     def anchor(self) -> str:
         """Its place on a page."""
         return slug(f"{self.entry} {self.provider}")
@@ -64,7 +69,7 @@ def leaner(rows: Iterable[Placed]) -> list[str]:
     found = []
     for peer in measured:
         mine = ours.get(peer.row.entry)
-        if mine and provider_of(peer.row.provider) != "ours" and peer.row.peak_mb < mine.row.peak_mb:
+        if mine and not peer.row.is_ours and peer.row.peak_mb < mine.row.peak_mb:
             figures = [p.link(f"{p.row.peak_mb:.0f}") for p in (mine, peer)]
             found.append(f"| {peer.row.entry} | {figures[0]} | {peer.row.provider} | {figures[1]} |")
     return found

@@ -38,7 +38,7 @@ def traffic(figures: Figures) -> Iterator[str]:
             + ("" if name.startswith("linear_") else _over(line[side], line[f"least_{side}"]))
             for side in ("forward", "backward")
         )
-        yield f"| {name} | {line['launches']} | {' | '.join(sides)} |"
+        yield f"| `{name}` | {line['launches']} | {' | '.join(sides)} |"
 
 
 def peaks(figures: Figures) -> Iterator[str]:
@@ -46,7 +46,7 @@ def peaks(figures: Figures) -> Iterator[str]:
     yield "| call | forward, MB | step, MB |"
     yield "|---|---|---|"
     for name, line in figures.items():
-        yield f"| {name} | {_mb(line['forward']) if 'forward' in line else ''} | {_mb(line['step'])} |"
+        yield f"| `{name}` | {_mb(line['forward']) if 'forward' in line else ''} | {_mb(line['step'])} |"
 
 
 def counted(figures: Figures) -> Iterator[str]:
@@ -55,7 +55,7 @@ def counted(figures: Figures) -> Iterator[str]:
     yield "|---|---|---|"
     for name, line in figures.items():
         share = "" if name.startswith("linear_") else _over(line["counted"], line["least"])
-        yield f"| {name} | {line['counted']:,} | {share} |"
+        yield f"| `{name}` | {line['counted']:,} | {share} |"
 
 
 def compiled(figures: Figures) -> Iterator[str]:
@@ -67,7 +67,7 @@ def compiled(figures: Figures) -> Iterator[str]:
     yield f"| launch: registers of a thread / warps of a multiprocessor | {' | '.join(PRESETS)} |"
     yield f"|---|{'---|' * len(PRESETS)}"
     for name, line in figures.items():
-        yield f"| {name} | {' | '.join(_registers(target, line.get(target)) for target in PRESETS)} |"
+        yield f"| `{name}` | {' | '.join(_registers(target, line.get(target)) for target in PRESETS)} |"
 
 
 def _registers(target: str, line: list[int] | None) -> str:
@@ -84,7 +84,7 @@ def xla(figures: Figures) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for name, line in figures.items():
         yield (
-            f"| {name} | {_mb(line['temporary'])} | {_mb(line['plain_temporary'])} | {line['kernels']} "
+            f"| `{name}` | {_mb(line['temporary'])} | {_mb(line['plain_temporary'])} | {line['kernels']} "
             f"| {line['plain_kernels']} |"
         )
 

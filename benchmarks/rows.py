@@ -32,7 +32,7 @@ DRIFT = 0.02
 """By so much may the rate of the copy change during a run; more is told, and the run fails."""
 OLDER, DRIFTED = "†", "‡"
 LEGEND = (
-    f"{OLDER} measured before the code of its op was changed to what it is now, or of code that is not known. "
+    f"{OLDER} measured with code of ours that has changed since, or is not known. "
     f"{DRIFTED} the rate of the copy changed by more than {DRIFT:.0%} during the run: its figures are uncertain."
 )
 EARLIER = "an earlier harness"
@@ -280,7 +280,9 @@ class Run:
         return self.source == source_digest() and self.versions == versions()
 
     def is_older(self, row: Any) -> bool:
-        """Whether the code of what one of its rows measured has changed since, or is not known."""
+        """Whether one of its rows is of code of ours that has changed since, or that is not known."""
+        if not row.is_ours:
+            return False
         family = sources.family(row)
         return self.sources.get(family) != sources.digest(family)
 

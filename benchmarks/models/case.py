@@ -14,6 +14,7 @@ FLAX_ARMS = ("flax-plain", "flax-ours")
 """This package's Flax decoder on plain Flax layers, which XLA compiles, and on this package's."""
 
 ARMS = TORCH_ARMS + FLAX_ARMS
+OURS = ("ours", "ours-compile", "flax-ours")
 
 MULTIPLE = 1024
 """Lengths of contexts that are tried are multiples of this."""
@@ -168,6 +169,11 @@ class Result:
     def failed(self) -> bool:
         """Whether it broke off, and not for lack of memory."""
         return self.note.startswith("failed")
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is an arm with this package."""
+        return self.case.arm in OURS
 
     @property
     def anchor(self) -> str:

@@ -166,7 +166,7 @@ def lost(groups: Groups) -> list[str]:
     for other in (result for results in groups.values() for result in results):
         row = other.row
         ours = next((p for p in groups[row.case.group] if p.row.case.arm in ("ours", "flax-ours")), None)
-        if ours is None or row.case.arm in ("ours", "ours-compile", "flax-ours"):
+        if ours is None or row.is_ours:
             continue
         mine = ours.row
 

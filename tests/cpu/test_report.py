@@ -103,7 +103,8 @@ def test_rows_of_an_older_source_and_of_a_copy_that_drifted_are_marked(tmp_path:
         assert f"| ours | forward | 2.0{mark} (2.0 to 2.0) |" in page
         assert f"| 93% of copy | 90.0%{mark} | missed |" in plain(page)
         assert f"| 93% of copy | 90.0%{mark} | missed |" in plain((docs / "README.md").read_text())
-        assert f"| 0.90{mark} | 0.90{mark} |" in plain(readme.read_text())
+        others = mark if mark == DRIFTED else ""  # which code of ours does not make older
+        assert f"| 0.90{mark} | 0.90{others} |" in plain(readme.read_text())
         for text in (page, (docs / "README.md").read_text(), readme.read_text()):
             assert (LEGEND in text) == bool(mark)
 
