@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from benchmarks import checks
 from benchmarks.entry import Entry, Operands
+from benchmarks.passes import differentiated, outputs_of, tensors_of
 from benchmarks.providers import Function
-
-
-def tensors_of(result: Any) -> list[torch.Tensor]:
-    """The tensors of a function's result."""
-    found = result if isinstance(result, (tuple, list)) else (result,)
-    return [t for t in found if isinstance(t, torch.Tensor)]
-
-
-def outputs_of(result: Any) -> list[torch.Tensor]:
-    """What a gradient can start from."""
-    return [t for t in tensors_of(result) if t.requires_grad]
 
 
 def few_rows(entry: Entry, operands: Operands) -> Operands:
@@ -36,7 +24,7 @@ def few_rows(entry: Entry, operands: Operands) -> Operands:
 
 def results(function: Function, operands: Operands) -> list[torch.Tensor]:
     """Outputs and gradients, for cotangents that depend on the outputs' shapes alone and that every dtype holds."""
-    wanted = [t for t in operands if t is not None and t.requires_grad]
+    wanted = differentiated(operands)
     if not wanted:
         return tensors_of(function(*operands))
     outputs = outputs_of(function(*operands))

@@ -20,10 +20,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.entry import BACKWARD, FORWARD, Operands, draw
-from benchmarks.gate import outputs_of
 from benchmarks.host_page import EMPTY, HIDDEN, LAUNCH, TOKENS, table
 from benchmarks.nvml import Monitor
 from benchmarks.options import add_output, asked, check
+from benchmarks.passes import differentiated, outputs_of
 from benchmarks.providers import EAGER, FUSED, LIGER, Function, liger, note_of
 from benchmarks.rows import Row, Run, Spread, file_of, keep, load
 from benchmarks.timing import Copy
@@ -154,7 +154,7 @@ def measured(name: str, case: Case) -> Iterator[Row]:
     """The rows of one op."""
     with torch.device("cuda"):
         operands = case.operands()
-    inputs = [t for t in operands if t is not None and t.requires_grad]
+    inputs = differentiated(operands)
     forward: dict[str, Block] = {}
     backward: dict[str, Block] = {}
     for provider, function in {"ours": case.ours, **case.peers}.items():

@@ -24,12 +24,12 @@ from typing import Any
 import torch
 
 import benchmarks.offline  # whose meter of memory is that of the tests
-from benchmarks import gate
 from benchmarks.entries import entries
-from benchmarks.entry import Entry, Operands
+from benchmarks.entry import Entry
 from benchmarks.memory_page import Peak, read_peak
 from benchmarks.nvml import Monitor
 from benchmarks.options import add_output, add_resume, check
+from benchmarks.passes import step
 from benchmarks.providers import EAGER, OF_TORCH, Absent, Function, absent, note_of, provider_of
 from benchmarks.rows import Run, file_of, keep, load, measured_now
 from benchmarks.run import functions_of
@@ -38,16 +38,6 @@ SECONDS = 240.0
 """After which one process is ended."""
 
 assert benchmarks.offline  # imported for its effect on the path
-
-
-def step(function: Function, operands: Operands) -> object:
-    """Outputs, and gradients where one is wanted, all of them alive at the end."""
-    wanted = [t for t in operands if t is not None and t.requires_grad]
-    result = function(*operands)
-    outputs = gate.outputs_of(result)
-    if not (wanted and outputs):
-        return result
-    return result, torch.autograd.grad(outputs, wanted, [torch.ones_like(o) for o in outputs])
 
 
 def planned(entry: Entry, function: Function) -> float | None:

@@ -17,18 +17,16 @@ import torch._functorch.config as functorch
 
 from benchmarks import gate
 from benchmarks.entries import entries
-from benchmarks.entry import BACKWARD, BOTH, FORWARD, PASSES, Entry, Operands
+from benchmarks.entry import PASSES, Entry, Operands
 from benchmarks.groups import GROUPS
 from benchmarks.nvml import Monitor
 from benchmarks.options import add_output, add_resume, check
+from benchmarks.passes import constants_of, passes, tensors_of
 from benchmarks.phases import Phases
 from benchmarks.providers import COMPILED, EAGER, OF_TORCH, Function, absent, note_of, provider_of
 from benchmarks.rows import Row, Run, conclude, file_of, keep, load, measured_now
 from benchmarks.timing import Copy, measure
-from benchmarks.turns import Calls, gather
-
-CACHES = 3
-"""Operands of all calls together are at least so many times the size of the L2 cache."""
+from benchmarks.turns import Calls, draws, gather
 
 
 def functions_of(entry: Entry) -> dict[str, Function]:
@@ -36,36 +34,6 @@ def functions_of(entry: Entry) -> dict[str, Function]:
     found = {"ours": entry.function} | dict(entry.peers)
     if EAGER in found and entry.compiled:
         found[COMPILED] = torch.compile(found[EAGER], dynamic=False)
-    return found
-
-
-def passes(entry: Entry, function: Function, sets: list[Operands]) -> dict[str, Calls]:
-    """What is timed of one implementation: one call per set of operands."""
-
-    def wanted(operands: Operands) -> list[torch.Tensor]:
-        return [t for t in operands if t is not None and t.requires_grad]
-
-    def step(operands: Operands) -> Callable[[], object]:
-        def run() -> object:
-            outputs = gate.outputs_of(function(*operands))
-            return torch.autograd.grad(outputs, wanted(operands), [torch.ones_like(o) for o in outputs])
-
-        return run
-
-    def forward(operands: Operands) -> Callable[[], object]:
-        constants = tuple(None if t is None else t.detach() for t in operands)
-        return lambda: function(*constants)
-
-    def backward(operands: Operands) -> Callable[[], object]:
-        outputs = gate.outputs_of(function(*operands))
-        incoming = [torch.randn_like(o) for o in outputs]
-        return lambda: torch.autograd.grad(outputs, wanted(operands), incoming, retain_graph=True)
-
-    if entry.step:
-        return {BOTH: [step(o) for o in sets]}
-    found: dict[str, Calls] = {FORWARD: [forward(o) for o in sets]}
-    if any(wanted(o) for o in sets) and gate.outputs_of(function(*sets[0])):
-        found[BACKWARD] = [backward(o) for o in sets]
     return found
 
 
@@ -80,25 +48,20 @@ def peak_mb(call: Callable[[], object]) -> float:
 
 def repeats(call: Callable[[], object]) -> bool:
     """Whether two calls give the same bits."""
-    first, second = (gate.tensors_of(call()) for _ in range(2))
+    first, second = (tensors_of(call()) for _ in range(2))
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def operand_sets(entry: Entry) -> list[Operands]:
-    """Several draws of the operands, until a call finds nothing of its own in the cache."""
+    """Draws of the operands that are together larger than the cache."""
+
+    def size(operands: Operands) -> int:
+        found = sum(t.nbytes for t in operands if t is not None)
+        # Of a table, only the rows that are looked up come into the cache.
+        return found if entry.op is None else min(found, entry.bytes(operands)[0])
+
     cache = torch.cuda.get_device_properties(0).L2_cache_size
-    sets = [entry.draw("cuda")]
-    size = sum(t.nbytes for t in sets[0] if t is not None)
-    if entry.op is not None:  # of a table, only the rows that are looked up come into the cache
-        size = min(size, entry.bytes(sets[0])[0])
-    while len(sets) * size < CACHES * cache and len(sets) < 32:
-        sets.append(entry.draw("cuda"))
-    return sets
-
-
-def constants_of(operands: Operands) -> Operands:
-    """Without gradients."""
-    return tuple(None if t is None else t.detach() for t in operands)
+    return draws(lambda _: entry.draw("cuda"), size, cache)
 
 
 def errors_of(

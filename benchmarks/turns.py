@@ -30,6 +30,11 @@ OnDevice = Callable[[Mapping[str, Calls], Mapping[str, int]], dict[str, tuple[li
 """(candidates, how many samples of each) -> microseconds of each sample and the number of kernels of a call; without
 those that the profiler did not see."""
 
+CACHES = 3
+"""Operands of all calls together are at least so many times the size of the cache."""
+MOST_SETS = 32
+"""Of operands that are so small that more would not reach it soon."""
+
 SAMPLES = 30
 
 LONG_US = 1e5
@@ -69,6 +74,15 @@ class Times:
         """A row with them."""
         reading = self.reading._asdict() if self.reading else {}
         return Row(entry, provider, which, self.best, self.wall, of, ceiling_us, **reading, **more)
+
+
+def draws(draw: Callable[[int], T], size: Callable[[T], int], cache: int) -> list[T]:
+    """Sets of operands, the i-th one `draw(i)`, until a call finds nothing of its own in a cache of so many bytes."""
+    found = [draw(0)]
+    of_one = size(found[0])
+    while len(found) * of_one < CACHES * cache and len(found) < MOST_SETS:
+        found.append(draw(len(found)))
+    return found
 
 
 def samples_of(call_us: float) -> int:

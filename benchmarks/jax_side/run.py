@@ -26,13 +26,10 @@ from benchmarks.options import add_output, add_resume, check
 from benchmarks.phases import Phases
 from benchmarks.providers import Absent, absent, note_of
 from benchmarks.rows import Row, Run, conclude, file_of, keep, load, measured_now
-from benchmarks.turns import Calls, Times, gather
+from benchmarks.turns import Calls, Times, draws, gather
 
 CACHE = 64 << 20
 """At least the L2 cache of the GPUs that are measured; XLA does not tell it."""
-
-CACHES = 3
-"""Operands of all calls together are at least so many times the cache."""
 
 GATE = "gate"
 PRODUCTS = "products"
@@ -82,13 +79,13 @@ def prepare(entry: Entry, pool: concurrent.futures.Executor) -> Prepared:
 
 
 def operand_sets(entry: Entry) -> list[Operands]:
-    """Several draws of the operands, until a call finds nothing of its own in the cache."""
-    sets = [entry.operands(0)]
-    # Of a table, only the rows that are looked up come into the cache.
-    size = min(sum(a.nbytes for a in sets[0] if a is not None), entry.bytes()[0])
-    while len(sets) * size < CACHES * CACHE and len(sets) < 32:
-        sets.append(entry.operands(len(sets)))
-    return sets
+    """Draws of the operands that are together larger than the cache."""
+
+    def size(operands: Operands) -> int:
+        # Of a table, only the rows that are looked up come into the cache.
+        return min(sum(a.nbytes for a in operands if a is not None), entry.bytes()[0])
+
+    return draws(entry.operands, size, CACHE)
 
 
 def errors(prepared: Prepared, operands: Operands) -> dict[str, float]:

@@ -12,6 +12,7 @@ from peak_memory import PeakMemory
 
 from benchmarks.offline.section import Figures, Line, Section, Words, growth
 from benchmarks.options import asked
+from benchmarks.passes import differentiated
 from liger.plan import WHOLE
 from liger_torch import autograd
 from liger_torch.backend import DTYPES
@@ -35,16 +36,16 @@ def of_call(call: Call) -> Line:
     with PeakMemory() as memory:
         outputs = autograd.call(call.op, call.options, *operands)
         forward = memory.peak
-        differentiated = [
+        starts = [
             output
             for output, declared in zip(outputs, call.op.outputs, strict=True)
             if output is not None and output.requires_grad and declared.name not in call.constant
         ]
-        if differentiated:
+        if starts:
             torch.autograd.grad(
-                differentiated,
-                [operand for operand in operands if operand is not None and operand.requires_grad],
-                [torch.empty_like(output) for output in differentiated],
+                starts,
+                differentiated(operands),
+                [torch.empty_like(output) for output in starts],
                 allow_unused=True,  # one that is added to a buffer
             )
     return {"forward": forward, "step": memory.peak}

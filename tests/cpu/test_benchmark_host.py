@@ -12,7 +12,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks import host, host_page
 from benchmarks.entry import BACKWARD, FORWARD
-from benchmarks.gate import outputs_of
+from benchmarks.passes import outputs_of
 from benchmarks.providers import FUSED, LIGER
 from benchmarks.rows import Row, Spread
 

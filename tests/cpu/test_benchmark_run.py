@@ -23,6 +23,7 @@ sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks import nvml, providers, run, turns
 from benchmarks.entries import linear_cross_entropy
 from benchmarks.entry import Entry, draw
+from benchmarks.passes import constants_of, step
 from benchmarks.phases import Phases
 from benchmarks.rows import Row, Spread, load
 
@@ -185,3 +186,18 @@ def test_what_cannot_be_compared_is_not_timed() -> None:
     assert found[providers.EAGER, ""].note == "failed: ValueError: of another mind"
     assert found[providers.COMPILED, ""].note == "not compared: torch eager failed"
     assert found["ours", "forward"].device_us
+
+
+def test_operands_are_larger_than_the_cache_together() -> None:
+    assert turns.draws(lambda i: i, lambda _: 40, 50) == [0, 1, 2, 3]
+    assert turns.draws(lambda i: i, lambda _: 150, 50) == [0]
+    assert len(turns.draws(lambda i: i, lambda _: 0, 50)) == turns.MOST_SETS
+
+
+def test_a_step_has_outputs_and_gradients_of_what_is_wanted() -> None:
+    entry = linear_cross_entropy.entry(96, 32, 80, frozen=True)
+    operands = entry.draw("cpu")
+    loss, gradient = step(entry.function, operands)
+    assert loss.shape == () and gradient.shape == (96, 32)
+    (loss,) = step(entry.function, constants_of(operands))
+    assert not loss.requires_grad
