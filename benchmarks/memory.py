@@ -23,13 +23,13 @@ from typing import Any
 
 import torch
 
-import benchmarks.offline  # whose meter of memory is that of the tests
 from benchmarks.entries import entries
 from benchmarks.entry import Entry
 from benchmarks.memory_page import Peak, read_peak
 from benchmarks.nvml import Monitor
 from benchmarks.options import add_output, add_resume, check
 from benchmarks.passes import step
+from benchmarks.peak_memory import PeakMemory
 from benchmarks.providers import EAGER, OF_TORCH, Absent, Function, absent, note_of, provider_of
 from benchmarks.rows import Run, file_of, keep, load, measured_now
 from benchmarks.run import functions_of
@@ -37,13 +37,9 @@ from benchmarks.run import functions_of
 SECONDS = 240.0
 """After which one process is ended."""
 
-assert benchmarks.offline  # imported for its effect on the path
-
 
 def planned(entry: Entry, function: Function) -> float | None:
     """MB at most on shapes alone."""
-    from peak_memory import PeakMemory
-
     operands = entry.draw("meta")
     try:
         with PeakMemory() as memory:

@@ -26,7 +26,7 @@ SECTIONS = {
 SKIPPED = 3
 """The exit status of a command that could do nothing here."""
 
-# The cases that are counted and the meter of memory are those of the tests. At the end of the path they hide nothing.
+# The cases that are counted, and those that XLA compiles, are the tests'. At the end of the path they hide nothing.
 sys.path.append(str(ROOT / "tests" / "support"))
 
 

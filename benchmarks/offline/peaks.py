@@ -6,13 +6,13 @@ cotangents and gradients.
 
 from __future__ import annotations
 
-import chunked_peak
 import torch
-from peak_memory import PeakMemory
 
+from benchmarks.offline import chunked_losses
 from benchmarks.offline.section import Figures, Line, Section, Words, growth
 from benchmarks.options import asked
 from benchmarks.passes import differentiated
+from benchmarks.peak_memory import PeakMemory
 from liger.plan import WHOLE
 from liger_torch import autograd
 from liger_torch.backend import DTYPES
@@ -55,10 +55,10 @@ def measure(words: Words) -> Figures:
     """Peaks by the call's or the loss's name; not of one device's part of a mesh, which needs the others."""
     calls = (call for family in FAMILIES for call in family() if call.parts == WHOLE)
     found: Figures = {call.name: of_call(call) for call in calls if asked(call.name, words)}
-    for loss in chunked_peak.LOSSES:
+    for loss in chunked_losses.LOSSES:
         name = f"{loss} loss, {PAIRS} pairs of {TOKENS} tokens"
         if asked(name, words):
-            found[name] = {"step": chunked_peak.of_a_step(loss, PAIRS, TOKENS, 128_256)}
+            found[name] = {"step": chunked_losses.of_a_step(loss, PAIRS, TOKENS, 128_256)}
     return found
 
 

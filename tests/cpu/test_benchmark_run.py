@@ -6,28 +6,23 @@ import argparse
 import dataclasses
 import functools
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import checkout  # noqa: F401
 import pytest
 import torch
 import torch._functorch.config as functorch
 
-from liger_torch.functional import liger_rms_norm
-from liger_triton.rms_norm import RMS_NORM, Options
-
-# The benchmarks are no part of what is installed. At the end of the path the checkout hides nothing that is.
-sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks import nvml, providers, run, turns
 from benchmarks.entries import linear_cross_entropy
 from benchmarks.entry import Entry, draw
 from benchmarks.passes import constants_of, step
 from benchmarks.phases import Phases
 from benchmarks.rows import Row, Spread, load
-
-sys.path.pop()
+from liger_torch.functional import liger_rms_norm
+from liger_triton.rms_norm import RMS_NORM, Options
 
 
 class FakeCopy:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-import chunked_peak
+import checkout  # noqa: F401
 import grpo_on_ranks
 import pytest
 import torch
 import torch.nn.functional as F
 from ranks import on_two_ranks
 
+from benchmarks.offline import chunked_losses
 from liger import losses
 from liger_torch import chunked_loss
 from liger_torch.functional import fused_linear_logprobs, liger_jsd, map_logits
@@ -487,13 +488,13 @@ def test_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def peak_of_a_step(name: str, pairs: int, tokens: int, vocab: int, **options: Any) -> float:
     """GB beyond inputs and gradients, forward and backward in bf16."""
-    return chunked_peak.of_a_step(name, pairs, tokens, vocab, **options) / 1e9
+    return chunked_losses.of_a_step(name, pairs, tokens, vocab, **options) / 1e9
 
 
 BUDGET: dict[str, Any] = {"chunk_bytes": 256_000_000, "keep_logits": 256_000_000}
 
 
-@pytest.mark.parametrize("name", chunked_peak.LOSSES)
+@pytest.mark.parametrize("name", chunked_losses.LOSSES)
 def test_memory_is_that_of_the_budget(name: str) -> None:
     """2 or 64 pairs of 4096 tokens, 8 pairs of 32768: all but a few numbers per token is the budget's."""
     options = {} if name in ("JSD", "Cosine") else BUDGET

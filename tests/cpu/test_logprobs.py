@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import checkout  # noqa: F401
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from peak_memory import PeakMemory
 from torch.distributions import Categorical
 
 import liger_jax
+from benchmarks.peak_memory import PeakMemory
 from liger_torch import LogProbs, functional, fused_linear_logprobs, token_logprobs
 from liger_triton.logprobs import RESULTS
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import checkout  # noqa: F401
 import pytest
 import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
-from peak_memory import PeakMemory
 from transformers import FalconH1Config, GemmaConfig
 from transformers.models.falcon_h1.modeling_falcon_h1 import FalconH1MLP
 from transformers.models.gemma.modeling_gemma import GemmaMLP
 
 import liger_torch
+from benchmarks.peak_memory import PeakMemory
 from liger_torch import functional as f
 
 CONFIG = SimpleNamespace(hidden_size=8, intermediate_size=12, hidden_act="silu")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peak_memory import PeakMemory
 
+from benchmarks.peak_memory import PeakMemory
 from liger_torch import chunked_loss
 
 LOSSES = ("DPO", "CPO", "SimPO", "ORPO", "KTO", "GRPO", "JSD", "Cosine")
@@ -14,6 +14,7 @@ HIDDEN = 4096
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.bfloat16, trained: bool = False) -> torch.Tensor:
+    """Shape and dtype alone."""
     return torch.empty(*shape, dtype=dtype, device="meta", requires_grad=trained)
 
 
