@@ -30,7 +30,7 @@ MARK = "@result "
 """How a process's line with its result begins."""
 
 NOT_RUN = "not run: the time was up"
-LATE = "no result within"
+LATE = "failed: no result within"
 
 
 class Worker:
