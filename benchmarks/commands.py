@@ -35,6 +35,7 @@ COMMANDS = {
         "what ops move and hold, without a GPU, compared with what is kept",
         parts=tuple((section,) for section in SECTIONS),
         gpu=False,
+        seconds=3600.0,  # one compiles every launch for every target, by as many processes as there are cores
     ),
     "run": Command("time a group of ops beside their peers", parts=tuple((group,) for group in GROUPS)),
     "host": Command("what eager calls cost the host, beyond what autograd does"),
@@ -50,7 +51,17 @@ COMMANDS = {
     "jax": Command(
         "time the ops on JAX beside XLA's own formulas, optax and tokamax",
         module="benchmarks.jax_side.run",
-        parts=(("norms",), ("losses",), ("gates", "position"), ("divergences", "tables")),
+        parts=tuple(
+            (*words, "--seconds", "540")  # and the entry that has been begun, of ten minutes
+            for words in (
+                ("norms",),
+                ("losses",),
+                ("linear_cross_entropy",),
+                ("linear_logprobs",),
+                ("gates", "position"),
+                ("divergences", "tables"),
+            )
+        ),
     ),
     "tune": Command("the fastest geometry of launches, into the table that is shipped", parts=()),
     "aims": Command(

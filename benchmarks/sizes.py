@@ -1,4 +1,8 @@
-"""The sizes that are measured, those of real models. Both frontends take them from here where they measure the same."""
+"""The sizes that are measured on JAX, those of real models.
+
+The entries on PyTorch take the sizes of norms, activations, embeddings, quantised products and divergences from here.
+Those of the other groups have aims and variants of their own at each size, and name their sizes themselves.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ class Sizes:
         embedding: (tokens, vocabulary, width, whether all tokens are the same one) of the tables of Llama 3 and 2.
         int2_matmul: (m, k, n) of projections of Llama-3-8B.
         losses: (tokens, vocabulary) of Llama 3, Gemma 2 and Llama 2.
-        linear_losses: (tokens, hidden, vocabulary) of their heads.
+        linear_losses: (tokens, hidden, vocabulary) of the heads of Llama 3 and Gemma 2 2B.
         policy: likewise, of a policy.
         divergences: (tokens, vocabulary).
         linear_divergences: (tokens, hidden, the teacher's, vocabulary).

@@ -117,8 +117,8 @@ def entries() -> Iterator[Entry]:
     llama = functools.partial(entry, h=4096, v=128_256)
     yield llama(8192, target=0.93, ahead=1.4, within_mb=1700.0, memory=True, variants=True)
     yield entry(8192, 2304, 256_000, target=0.93, ahead=2.5, memory=True)
-    yield llama(8192, one_chunk=True, target=0.96, memory=True)
-    yield llama(4096, target=0.93)
-    yield llama(16_384, target=0.93)
-    yield llama(32_768, target=0.93)
+    for n in (4096, 16_384, 32_768):
+        yield llama(n, target=0.93)
     yield entry(8192, 2048, 128_256, target=0.93)
+    for n in (4096, 8192, 16_384, 32_768):
+        yield llama(n, one_chunk=True, target=0.96, memory=n == 8192)

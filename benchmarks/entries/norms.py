@@ -135,7 +135,7 @@ def entries() -> Iterator[Entry]:
             {EAGER: _plain_add_layer_norm},
             target=ADD,
         )
-    for n, c, side in ((16, 320, 64), (64, 1280, 8), (1, 128, 512)):
+    for n, c, side in SIZES.images:
         yield Entry(
             f"group_norm {n}x{c}x{side}x{side}, 32 groups",
             group_norm.GROUP_NORM,

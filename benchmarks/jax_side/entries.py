@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from benchmarks.jax_side import divergences, gates, losses, norms, position, tables
+from benchmarks.jax_side import divergences, gates, linear_losses, losses, norms, position, tables
 from benchmarks.jax_side.entry import Entry
 from benchmarks.sizes import SIZES, Sizes
 
 FAMILIES = {
     "norms": norms.entries,
     "losses": losses.entries,
+    "linear_losses": linear_losses.entries,
     "gates": gates.entries,
     "position": position.entries,
     "divergences": divergences.entries,

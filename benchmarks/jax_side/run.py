@@ -213,7 +213,7 @@ def chosen(words: list[str]) -> list[Entry]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, print and save; the exit status is 1 if the copy drifted or one of ours was not timed."""
+    """Measure, print and save; the exit status is 1 if the copy drifted, one of ours was not timed, or time was up."""
     started = time.monotonic()
     todo = chosen(options.words)
     if jax.default_backend() != "gpu":
@@ -240,7 +240,6 @@ def run(options: argparse.Namespace) -> int:
     with concurrent.futures.ThreadPoolExecutor(options.threads) as pool:
         while todo:
             if options.seconds and time.monotonic() - started > options.seconds:
-                print(f"left out, there was no time: {', '.join(entry.name for entry in todo)}")
                 break
             n = max(1, options.threads // 2)
             together, todo = todo[:n], todo[n:]
@@ -259,4 +258,8 @@ def run(options: argparse.Namespace) -> int:
     run = save(copy_rate(monitor))
     for provider, reason in run.absent.items():
         print(f"absent: {provider}: {reason}")
-    return conclude(run, path)
+    status = conclude(run, path)
+    if todo:
+        names_left = ", ".join(entry.name for entry in todo)
+        print(f"{len(todo)} entries were not measured, for time; --resume goes on with them: {names_left}")
+    return 1 if todo else status

@@ -195,7 +195,10 @@ AIMED = {
             (8192, "", "forward and backward", 0.93),
             (16_384, "", "forward and backward", 0.93),
             (32_768, "", "forward and backward", 0.93),
+            (4096, ", one chunk", "forward and backward", 0.96),
             (8192, ", one chunk", "forward and backward", 0.96),
+            (16_384, ", one chunk", "forward and backward", 0.96),
+            (32_768, ", one chunk", "forward and backward", 0.96),
             (8192, ", half the labels ignored", "forward and backward", 0.92),
             (8192, ", frozen head", "forward and backward", 0.94),
             (8192, ", forward only", "forward", 0.94),
@@ -452,7 +455,7 @@ def test_all_has_every_group_and_ends_with_the_report() -> None:
     assert [words for words in parts if words[0] == "run"] == [("run", group) for group in GROUPS]
     assert parts[0][0] == "offline" and parts[-1] == ("report",)
     norms = [part.words for part in everything.parts(["norms"], resume=True)]
-    assert norms == [("run", "norms", "--resume"), ("jax", "norms", "--resume")]
+    assert norms == [("run", "norms", "--resume"), ("jax", "norms", "--seconds", "540", "--resume")]
     for name in COMMANDS:
         assert importlib.util.find_spec(module_of(name)), name
 

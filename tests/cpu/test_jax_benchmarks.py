@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import itertools
 from pathlib import Path
 
 import checkout  # noqa: F401
@@ -11,6 +12,7 @@ import jax
 import pytest
 
 from benchmarks import nvml, turns
+from benchmarks.commands import COMMANDS
 from benchmarks.jax_side import gate, run, timing
 from benchmarks.jax_side.entries import entries
 from benchmarks.jax_side.entry import OURS, PLAIN, Entry, cotangents_for, outputs_of, step_of
@@ -127,6 +129,28 @@ def test_a_run_keeps_its_rows_and_goes_on(
     assert f"{entry.name}: seconds: operands" in capsys.readouterr().out
     assert run.run(options) == 0  # nothing is left to measure
     assert "nothing to measure" in capsys.readouterr().out and load(path) == (kept,)
+
+
+def test_a_run_without_time_says_what_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = itertools.islice((entry for _, entry in entries(SMALL)), 2)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(run, "copy_rate", lambda monitor: 1e6)
+    monkeypatch.setattr(run, "chosen", lambda words: [first, second])
+    options = argparse.Namespace(words=[], seconds=1e-9, threads=1, output=tmp_path, resume=True)
+    assert run.run(options) == 1
+    said = capsys.readouterr().out
+    assert (
+        f"2 entries were not measured, for time; --resume goes on with them: {first.name}, {second.name}"
+        in said
+    )
+
+
+def test_parts_of_all_have_every_entry_once() -> None:
+    parts = [part[: part.index("--seconds")] for part in COMMANDS["jax"].parts]
+    names = sorted(entry.name for part in parts for entry in chosen(list(part)))
+    assert names == sorted(entry.name for _, entry in entries())
 
 
 def test_calls_are_told_apart_by_their_gaps() -> None:
