@@ -9,6 +9,7 @@ entry is removed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.turns import rounds
 from liger import geometry
 from liger.aot import compile_launch
 from liger.device import Device
@@ -118,21 +120,20 @@ def agree(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> bo
 
 
 def microseconds(candidates: Mapping[Any, Candidate], samples: int) -> dict[Any, float]:
-    """The median time on the device of each, all of them in turn."""
+    """The median time on the device of each, all of them in turn, each round in another order."""
+    order = rounds(dict.fromkeys(candidates, samples))
     with profile(activities=[ProfilerActivity.CUDA]) as found:
-        for _ in range(samples):
-            for candidate in candidates.values():
-                candidate()
+        for layout in order:
+            candidates[layout]()
         torch.cuda.synchronize()
     events = [e for e in found.profiler.kineto_results.events() if e.device_type() == DeviceType.CUDA]
     durations = [d for _, d in sorted((e.start_ns(), e.duration_ns()) for e in events if e.duration_ns())]
-    kernels = [len(candidate.launches) for candidate in candidates.values()]
-    assert len(durations) == samples * sum(kernels), "the profiler lost launches"
+    kernels = [len(candidates[layout].launches) for layout in order]
+    assert len(durations) == sum(kernels), "the profiler lost launches"
     times: dict[Any, list[float]] = {layout: [] for layout in candidates}
     left = iter(durations)
-    for _ in range(samples):
-        for layout, n in zip(candidates, kernels, strict=True):
-            times[layout].append(sum(next(left) for _ in range(n)) / 1e3)
+    for layout, n in zip(order, kernels, strict=True):
+        times[layout].append(sum(itertools.islice(left, n)) / 1e3)
     return {layout: sorted(values)[samples // 2] for layout, values in times.items()}
 
 

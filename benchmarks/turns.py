@@ -95,7 +95,7 @@ def blocks_of(call_us: float) -> tuple[int, int]:
     return (LONG_BLOCKS if call_us > LONG_BLOCK_US else SAMPLES), max(1, int(BLOCK_US / max(call_us, 1.0)))
 
 
-def rounds(times: Mapping[str, int]) -> list[str]:
+def rounds(times: Mapping[T, int]) -> list[T]:
     """The names round by round, each as often as it says; every round in an order of its own, the same in every run."""
     draw = random.Random(0)
     found = []
