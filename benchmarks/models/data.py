@@ -8,6 +8,9 @@ IGNORE_INDEX = -100
 PROMPT = 512
 """Tokens of a prompt and its answer together, where only answers count."""
 
+VISITED = 512
+"""How many tokens of a vocabulary occur in `walks`: few enough for a short training to see each hundreds of times."""
+
 SUCCESSORS = 4
 """How many tokens may follow one in `walks`, each as likely: the loss to be reached is ln 4."""
 
@@ -20,11 +23,13 @@ def uniform(seed: int, batch: int, sequence: int, vocab: int) -> np.ndarray:
 def walks(seed: int, batches: int, batch: int, sequence: int, vocab: int) -> np.ndarray:
     """Tokens (batches, batch, sequence) of a random walk on a fixed graph, which a model learns soon."""
     generator = np.random.default_rng(seed)
-    successors = generator.integers(0, vocab, (vocab, SUCCESSORS))
-    tokens = np.empty((sequence, batches * batch), np.int64)
-    tokens[0] = generator.integers(0, vocab, batches * batch)
+    visited = min(vocab, VISITED)
+    successors = generator.integers(0, visited, (visited, SUCCESSORS))
+    places = np.empty((sequence, batches * batch), np.int64)
+    places[0] = generator.integers(0, visited, batches * batch)
     for i in range(1, sequence):
-        tokens[i] = successors[tokens[i - 1], generator.integers(0, SUCCESSORS, batches * batch)]
+        places[i] = successors[places[i - 1], generator.integers(0, SUCCESSORS, batches * batch)]
+    tokens = places * (vocab // visited)  # from all over the vocabulary
     return tokens.T.reshape(batches, batch, sequence)
 
 

@@ -85,9 +85,18 @@ def test_labels_of_prompts_do_not_count() -> None:
     labels = data.labels_of(tokens, 0.25)
     assert (labels[:, :384] == data.IGNORE_INDEX).all() and (labels[:, 384:512] == tokens[:, 384:512]).all()
     assert (data.labels_of(tokens, 1.0) == tokens).all()
+
+
+def test_walks_are_soon_learnt() -> None:
+    walks = data.walks(0, 3, 2, 500, 32_000)
+    assert walks.shape == (3, 2, 500) and (walks == data.walks(0, 3, 2, 500, 32_000)).all()
+    assert len(set(walks.flat)) <= data.VISITED and walks.max() > data.VISITED
     walks = data.walks(0, 3, 2, 50, 20)
     following = {(a, b) for row in walks.reshape(6, 50) for a, b in itertools.pairwise(row)}
     assert len(following) <= 20 * data.SUCCESSORS
+    result = worker.result_of(dataclasses.replace(TINY, what="curve", steps=100, tokens=256))
+    assert result.losses[0] == pytest.approx(math.log(211), abs=0.1)
+    assert result.losses[-1] < result.losses[0] - 1
 
 
 def test_running_out_of_memory_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
