@@ -1,4 +1,4 @@
-"""What is aimed at, and whether rows reach it.
+"""What is aimed at.
 
 The aims are those of the entries, held in aims.json by `python -m benchmarks aims`: the report needs neither torch nor
 JAX for them, and tells of those that nothing was measured of.
@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks.host_page import EMPTY
-from benchmarks.providers import XLA, provider_of
-from benchmarks.rows import BOTH, Placed, Spread
+from benchmarks.providers import XLA
+from benchmarks.rows import BOTH
 
 HELD = Path(__file__).parent / "aims.json"
 
@@ -90,30 +89,6 @@ REJECTED = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What came of an aim.
-
-    Attributes:
-        aim: the aim.
-        reached: what was reached, each figure with a link to its row; why there is nothing where it is not measured.
-        part: what was reached over what is aimed at, 1 and more being enough; None where it is not measured.
-        remark: what else there is to say.
-    """
-
-    aim: Aim
-    reached: str = ""
-    part: float | None = None
-    remark: str = ""
-
-    @property
-    def verdict(self) -> str:
-        """In words."""
-        if self.part is None:
-            return "not measured"
-        return "met" if self.part >= 1.0 else f"missed{self.remark}"
-
-
 @functools.cache
 def held() -> tuple[Aim, ...]:
     """The aims of all entries."""
@@ -128,150 +103,3 @@ def hold(aims: Iterable[Aim]) -> None:
     )
     HELD.write_text("[\n" + ",\n".join(lines) + "\n]\n")
     held.cache_clear()
-
-
-def compared(rows: Iterable[Placed]) -> Iterator[tuple[Placed, Placed]]:
-    """Each timed row of ours beside each timed row of a peer, of the same op and pass."""
-    timed = [r for r in rows if r.row.device_us is not None]
-    ours = {(r.row.entry, r.row.which): r for r in timed if r.row.provider == "ours"}
-    for row in timed:
-        mine = ours.get((row.row.entry, row.row.which))
-        if mine is not None and not row.row.is_ours:
-            yield mine, row
-
-
-def within_spread(mine: Spread, other: Spread) -> bool:
-    """Whether their samples' middle parts (20th to 80th percentile) overlap."""
-    return other.high >= mine.low and mine.high >= other.low
-
-
-class Measured:
-    """The rows of a device, to be judged.
-
-    Args:
-        rows: of ops, and of eager calls on the host.
-        peaks: of steps in processes of their own.
-        aims: those to judge by.
-    """
-
-    def __init__(self, rows: Iterable[Placed], peaks: Iterable[Placed], aims: Iterable[Aim]) -> None:
-        rows = list(rows)
-        self.aims = tuple(aims)
-        self._timed = {(r.row.entry, r.row.provider, r.row.which): r for r in rows if r.row.device_us}
-        self._host = {
-            (r.row.entry, r.row.provider, r.row.which): r
-            for r in rows
-            if r.row.wall_us and not r.row.device_us
-        }
-        self._notes = {(r.row.entry, r.row.provider): r.row.note for r in rows if not r.row.which}
-        in_run = {(r.row.entry, r.row.provider): r for r in rows if r.row.peak_mb is not None}
-        of_steps = {(p.row.entry, p.row.provider): p for p in peaks if p.row.peak_mb is not None}
-        self._peaks = ((of_steps, "in processes of their own"), (in_run, "in the process of the timed run"))
-        self._rows = rows
-
-    def verdicts(self) -> Iterator[Verdict]:
-        """Of every aim, and where a second call gave other bits."""
-        for aim in self.aims:
-            yield self._of(aim)
-        for placed in self._rows:
-            if placed.row.repeats is False:
-                aim = Aim(placed.row.entry, placed.row.which, BITS, 1.0)
-                yield Verdict(aim, placed.link("other bits"), 0.0)
-
-    def _of(self, aim: Aim) -> Verdict:
-        judge = {
-            SHARE: self._share,
-            AHEAD: self._ahead,
-            LEVEL: self._level,
-            WITHIN: self._memory,
-            LEAN: self._memory,
-            PLANNED: self._planned,
-            HOST: self._on_the_host,
-            HOST_AHEAD: self._on_the_host,
-        }[aim.kind]
-        return judge(aim) or Verdict(aim, self._why(aim))
-
-    def _why(self, aim: Aim) -> str:
-        notes = (self._notes.get((aim.entry, name), "") for name in ("ours", aim.peer))
-        return next(filter(None, notes), "")
-
-    def _share(self, aim: Aim) -> Verdict | None:
-        mine = self._timed.get((aim.entry, "ours", aim.which))
-        if mine is None or mine.row.device_share is None:
-            return None
-        share = mine.row.device_share
-        return Verdict(aim, mine.link(f"{share:.1%}"), share / aim.value)
-
-    def _ahead(self, aim: Aim) -> Verdict | None:
-        mine, other = (self._timed.get((aim.entry, name, aim.which)) for name in ("ours", aim.peer))
-        if mine is None or other is None:
-            return None
-        faster = other.row.device_us.median / mine.row.device_us.median
-        return Verdict(
-            aim, f"{mine.link(f'{faster:.2f}')} ({_us(mine)}, its {_us(other)})", faster / aim.value
-        )
-
-    def _level(self, aim: Aim) -> Verdict | None:
-        """Beside the fastest variant of the peer's."""
-        others = [
-            placed
-            for (entry, provider, which), placed in self._timed.items()
-            if (entry, which) == (aim.entry, aim.which) and provider_of(provider) == aim.peer
-        ]
-        mine = self._timed.get((aim.entry, "ours", aim.which))
-        if mine is None or not others:
-            return None
-        other = min(others, key=lambda placed: placed.row.device_us.median)
-        slower = mine.row.device_us.median / other.row.device_us.median
-        reached = f"{mine.link(f'{slower:.3f}')} of {other.row.provider} ({_us(mine)}, its {_us(other)})"
-        overlap = within_spread(mine.row.device_us, other.row.device_us)
-        return Verdict(aim, reached, aim.value / slower, ", within the spread" if overlap else "")
-
-    def _memory(self, aim: Aim) -> Verdict | None:
-        """By processes of their own where all that it takes was measured so."""
-        wanted = [(aim.entry, provider) for provider in ("ours", aim.peer) if provider]
-        for peaks, where in self._peaks:
-            if all(key in peaks for key in wanted):
-                mine, *others = (peaks[key] for key in wanted)
-                mb = mine.row.peak_mb
-                if not others:
-                    return Verdict(aim, f"{mine.link(f'{mb:.0f} MB')}, {where}", aim.value / mb)
-                share = mb / others[0].row.peak_mb
-                reached = (
-                    f"{mine.link(f'{share:.0%}')} of {others[0].link(f'{others[0].row.peak_mb:.0f} MB')}"
-                )
-                return Verdict(aim, f"{reached}, {where}", aim.value / share)
-        return None
-
-    def _planned(self, aim: Aim) -> Verdict | None:
-        mine, other = (self._timed.get((aim.entry, name, aim.which)) for name in ("ours", aim.peer))
-        if mine is None or other is None or not mine.row.peak_mb or not other.row.peak_mb:
-            return None
-        share = mine.row.peak_mb / other.row.peak_mb
-        return Verdict(aim, mine.link(f"{share:.0%}"), aim.value / share)
-
-    def _on_the_host(self, aim: Aim) -> Verdict | None:
-        """Beyond an empty function."""
-        names = ("ours", EMPTY, *filter(None, [aim.peer]))
-        found = [self._host.get((aim.entry, name, aim.which)) for name in names]
-        if None in found:
-            return None
-        mine, nothing, *others = (placed for placed in found if placed is not None)
-        beyond = mine.row.wall_us.median - nothing.row.wall_us.median
-        if not others:
-            return Verdict(aim, mine.link(f"{beyond:.1f} us"), aim.value / beyond if beyond > 0 else 1.0)
-        times = (others[0].row.wall_us.median - nothing.row.wall_us.median) / beyond
-        return Verdict(aim, f"{mine.link(f'{times:.1f}')} times less", times / aim.value)
-
-
-def _us(placed: Placed) -> str:
-    spread = placed.row.device_us
-    return f"{placed.link(f'{spread.median:.1f}')}, {spread.low:.1f} to {spread.high:.1f} us"
-
-
-def counts(verdicts: Iterable[Verdict]) -> Mapping[str, int]:
-    """How many were met, missed and not measured."""
-    found = {"met": 0, "missed": 0, "not measured": 0}
-    for verdict in verdicts:
-        found[verdict.verdict.split(",")[0]] += 1
-    return found

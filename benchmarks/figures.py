@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.rows import EARLIER, RESULTS, Placed, Run, load, placed, with_legend
+from benchmarks.placed import Placed, placed, with_legend
+from benchmarks.rows import EARLIER, RESULTS, Run, days, load
 
 PEERS = ("ours", "liger-kernel", "torch.compile", "torch eager")
 
@@ -78,20 +79,17 @@ def lines(results: Path = RESULTS) -> Iterator[str]:
 def table(folder: Path) -> Iterator[str]:
     """The figures of one device."""
     found: dict[tuple[str, str, str], Placed] = {}
-    newest: Run | None = None
+    runs: list[Run] = []
     for group in dict.fromkeys(group for group, _, _ in SHOWN):
-        for run in load(folder / f"{group}.json"):
-            newest = run if newest is None or run.date >= newest.date else newest
-            rows = placed([run], f"docs/benchmarks/{folder.name}/{group}.md")
-            found |= {
-                (p.row.entry, p.row.provider, p.row.which): p for p in rows if p.row.device_us is not None
-            }
-    if newest is None:
-        return
+        of_group = load(folder / f"{group}.json")
+        runs += of_group
+        rows = placed(of_group, f"docs/benchmarks/{folder.name}/{group}.md")
+        found |= {(p.row.entry, p.row.provider, p.row.which): p for p in rows if p.row.device_us is not None}
+    newest = max(runs, key=lambda run: run.date)
     named = ("torch", "triton", "liger-kernel")
     versions = ", ".join(f"{name} {newest.versions[name]}" for name in named if name in newest.versions)
     earlier = "" if newest.source else f", by {EARLIER}"
-    yield f"{newest.device}, {newest.date}, {versions}{earlier}; each figure is a link to its row:"
+    yield f"{newest.device}, {days(runs)}, {versions}{earlier}; each figure is a link to its row:"
     yield ""
     yield f"| op, bf16 | of | {' | '.join(PEERS)} |"
     yield f"|---|---|{'---|' * len(PEERS)}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.aims import REJECTED, Measured, compared, counts, held
+from benchmarks.aims import REJECTED, held
 from benchmarks.pages import AIMED, SLOWER, aimed_line, lost
-from benchmarks.rows import EARLIER, Placed, Run, with_legend
+from benchmarks.placed import Placed, with_legend
+from benchmarks.rows import EARLIER, Run
+from benchmarks.verdicts import Measured, compared, counts
 
 HEAD = """# Measurements
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from benchmarks.placed import placed, with_legend
 from benchmarks.providers import FUSED, LIGER
-from benchmarks.rows import BACKWARD, FORWARD, Row, load, number, placed, rows_of, with_legend
+from benchmarks.rows import BACKWARD, FORWARD, Row, load, number, rows_of
 
 EMPTY = "empty autograd.Function"
 LAUNCH = "launch"
@@ -63,7 +64,7 @@ def table(rows: Iterable[Row], marks: Callable[[Row], str] = lambda row: "") -> 
 def page(path: Path) -> str:
     """The report's page."""
     runs = load(path)
-    marks = {id(row): run.marks(row) for run in runs for row in run.rows}
+    marks = {id(found.row): found.marks for found in placed(runs, "")}
     return with_legend(
         "# Host cost of an eager call\n\nMicroseconds by the wall clock, medians (20th to 80th percentile), of calls "
         f"on {TOKENS} tokens, and beyond an empty autograd.Function of as many inputs and outputs. How: "

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.placed import Placed, placed, with_legend
 from benchmarks.providers import provider_of
-from benchmarks.rows import Placed, load, number, placed, slug, with_legend
+from benchmarks.rows import load, number, slug
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +106,7 @@ def page(path: Path) -> str:
     for found in rows:
         row = found.row
         ratio = f"{row.peak_mb / row.planned_mb:.2f}" if row.peak_mb and row.planned_mb else ""
-        peak = "" if row.peak_mb is None else f"{row.peak_mb:.0f}{found.run.marks(row)}"
+        peak = "" if row.peak_mb is None else f"{row.peak_mb:.0f}{found.marks}"
         cells = " | ".join((peak, number(row.reserved_mb, ".0f"), number(row.planned_mb, ".0f")))
         place = f'<a id="{row.anchor}"></a>{row.entry}'
         lines.append(f"| {place} | {row.provider} | {cells} | {ratio} | {row.note} |")

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import sources
-from benchmarks.aims import Measured, Verdict, compared, held, within_spread
+from benchmarks.aims import held
 from benchmarks.groups import GROUPS
-from benchmarks.rows import Placed, Run, number, placed, with_legend
+from benchmarks.placed import Placed, placed, with_legend
+from benchmarks.rows import Run, number
+from benchmarks.verdicts import Measured, Verdict, compared, within_spread
 
 TITLES = {**GROUPS, "jax": "ops on JAX beside XLA's own formulas, optax and tokamax"}
 
@@ -62,7 +64,7 @@ def line_of(found: Placed) -> str:
     )
     return (
         f"| {place} | {row.provider} | {row.which} "
-        f"| {row.device_us.median:.1f}{found.run.marks(row)} ({spread}) "
+        f"| {row.device_us.median:.1f}{found.marks} ({spread}) "
         f"| {number(row.device_share, '.2f')} | {row.wall_us.median:.1f} | {number(row.wall_share, '.2f')} "
         f"| {number(row.error, '.1e')} | {number(row.peak_mb, '.0f')} | {clock} |"
     )

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from benchmarks import figures, first_page, host_page, memory_page, offline_page
+from benchmarks import figures, first_page, host_page, memory_page, offline_page, slower
 from benchmarks.commands import COMMANDS
 from benchmarks.groups import GROUPS
 from benchmarks.marked import renewed
@@ -22,8 +22,9 @@ from benchmarks.models import report as models_page
 from benchmarks.models.case import Result
 from benchmarks.models.plots import plots
 from benchmarks.pages import page_of, parts_of
+from benchmarks.placed import Placed, placed
 from benchmarks.plots import shares
-from benchmarks.rows import RESULTS, ROOT, Placed, Run, load, placed
+from benchmarks.rows import RESULTS, ROOT, Run, load
 
 OUTPUT = ROOT / "docs" / "benchmarks"
 
@@ -157,5 +158,11 @@ def render(options: Options) -> None:
     (options.output / "README.md").write_text(text)
     _drop_others(options.output, text)
     if options.readme.exists():
-        front = renewed(options.readme.read_text(), "figures", figures.lines(options.results))
-        options.readme.write_text(renewed(front, "models", models_readme.lines(options.results)))
+        front = options.readme.read_text()
+        for name, lines in (
+            ("figures", figures.lines),
+            ("models", models_readme.lines),
+            ("slower", slower.lines),
+        ):
+            front = renewed(front, name, lines(options.results))
+        options.readme.write_text(front)

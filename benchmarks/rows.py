@@ -30,11 +30,6 @@ RESULTS = Path(__file__).parent / "results"
 FORWARD, BACKWARD, BOTH = PASSES = ("forward", "backward", "forward and backward")
 DRIFT = 0.02
 """By so much may the rate of the copy change during a run; more is told, and the run fails."""
-OLDER, DRIFTED = "†", "‡"
-LEGEND = (
-    f"{OLDER} measured with code of ours that has changed since, or is not known. "
-    f"{DRIFTED} the rate of the copy changed by more than {DRIFT:.0%} during the run: its figures are uncertain."
-)
 EARLIER = "an earlier harness"
 """Of runs that have no digest of their source."""
 PACKAGES = (
@@ -260,9 +255,7 @@ class Run:
         if self.copy_tb_s:
             before, after = self.copy_tb_s
             end = "; the run was cut short" if after is None else f" and {after} after"
-            end += (
-                f" (it drifted by {self.drift:.1%}: the figures do not compare)" if self.drift > DRIFT else ""
-            )
+            end += f" (it drifted by {self.drift:.1%}: the figures do not compare)" if self.drifted else ""
             copy = f"a copy moved {before} TB/s before{end}; "
         source = f"source {self.source}" if self.source else f"{EARLIER} (benchmarks/README.md)"
         absent = "".join(f"; absent: {name} ({reason})" for name, reason in self.absent.items())
@@ -273,6 +266,11 @@ class Run:
         """By which share the copy's rate changed."""
         before, after = self.copy_tb_s or (1.0, 1.0)
         return abs((after or before) / before - 1)
+
+    @property
+    def drifted(self) -> bool:
+        """Whether by so much that its figures do not compare."""
+        return self.drift > DRIFT
 
     @property
     def is_current(self) -> bool:
@@ -286,42 +284,9 @@ class Run:
         family = sources.family(row)
         return self.sources.get(family) != sources.digest(family)
 
-    def marks(self, row: Any) -> str:
-        """What a figure of one of its rows is marked with; see LEGEND."""
-        return OLDER * self.is_older(row) + DRIFTED * (self.drift > DRIFT)
-
     def without(self, keys: Collection[object]) -> Run:
         """Without the rows of these keys."""
         return dataclasses.replace(self, rows=tuple(r for r in self.rows if r.key not in keys))
-
-
-@dataclasses.dataclass(frozen=True)
-class Placed:
-    """A row with the run that it is of, and the page that shows it.
-
-    Attributes:
-        row: a `Row`, or another dataclass with `entry`, `provider` and `anchor`.
-        run: its run.
-        page: the page, from where it is linked to.
-    """
-
-    row: Any
-    run: Run
-    page: str
-
-    def link(self, text: str) -> str:
-        """A figure of the row, with a link to it and the run's marks."""
-        return f"[{text}]({self.page}#{self.row.anchor}){self.run.marks(self.row)}"
-
-
-def placed(runs: Iterable[Run], page: str) -> list[Placed]:
-    """The rows of these runs."""
-    return [Placed(row, run, page) for run in runs for row in run.rows]
-
-
-def with_legend(text: str) -> str:
-    """A page, and what its marks mean if it has any."""
-    return f"{text}\n{LEGEND}\n" if OLDER in text or DRIFTED in text else text
 
 
 def show(row: Row) -> str:
@@ -386,7 +351,7 @@ def measured_now(runs: Iterable[Run]) -> set[Any]:
         if not run.is_current:
             continue
         rows += run.rows
-        drifted = f"the copy drifted by {run.drift:.1%}" if run.drift > DRIFT else ""
+        drifted = f"the copy drifted by {run.drift:.1%}" if run.drifted else ""
         failed |= {row.key: drifted or row.note for row in run.rows if drifted or row.failed}
     for key, why in failed.items():
         print(f"again: {key}: {why}")
@@ -398,10 +363,16 @@ def conclude(run: Run, path: Path) -> int:
     if run.copy_tb_s and run.copy_tb_s[1]:
         print(f"copy again {run.copy_tb_s[1]:.2f} TB/s")
     print(f"{len(run.rows)} rows in {path}")
-    if run.drift > DRIFT:
+    if run.drifted:
         print(f"The copy drifted by more than {DRIFT:.0%}: the figures do not compare.")
     missing = [row for row in run.rows if row.provider == "ours" and row.device_us is None]
-    return 1 if run.drift > DRIFT or missing else 0
+    return 1 if run.drifted or missing else 0
+
+
+def days(runs: Iterable[Run]) -> str:
+    """When they were measured."""
+    dates = sorted({run.date for run in runs})
+    return dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
 
 
 def rows_of(runs: Iterable[Run]) -> list[Any]:

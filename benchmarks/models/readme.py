@@ -8,7 +8,8 @@ from pathlib import Path
 from benchmarks.models.case import Case, Result
 from benchmarks.models.report import grouped
 from benchmarks.models.shapes import MODELS
-from benchmarks.rows import RESULTS, Placed, load, placed, with_legend
+from benchmarks.placed import Placed, placed, with_legend
+from benchmarks.rows import RESULTS, days, load
 
 SHOWN_ARMS = ("ours", "liger", "compile", "eager")
 
@@ -48,7 +49,7 @@ def _tables(results: Path) -> Iterator[str]:
             continue
         named = ("torch", "transformers", "liger-kernel")
         versions = ", ".join(f"{name} {runs[-1].versions.get(name, '')}" for name in named)
-        yield f"{runs[-1].device}, {runs[-1].date}, {versions}; tokens per second and peak memory:"
+        yield f"{runs[-1].device}, {days(runs)}, {versions}; tokens per second and peak memory:"
         yield ""
         yield f"| training step | {' | '.join(SHOWN_ARMS)} |"
         yield f"|---|{'---|' * len(SHOWN_ARMS)}"

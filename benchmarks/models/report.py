@@ -9,7 +9,8 @@ from typing import Any
 from benchmarks.models.case import ARMS, Case, Result
 from benchmarks.models.plots import PLOTS
 from benchmarks.models.shapes import SHAPES
-from benchmarks.rows import Placed, load, number, placed, with_legend
+from benchmarks.placed import Placed, placed, with_legend
+from benchmarks.rows import load, number
 
 Groups = dict[tuple[Any, ...], list[Placed]]
 """Results that differ in the arm alone, in the order of the arms."""
@@ -83,7 +84,7 @@ def _order(case: Case) -> tuple[Any, ...]:
 
 def _arm(result: Placed) -> str:
     """Where its line can be linked to, with the marks of its run."""
-    return f'<a id="{result.row.anchor}"></a>{result.row.case.arm}{result.run.marks(result.row)}'
+    return f'<a id="{result.row.anchor}"></a>{result.row.case.arm}{result.marks}'
 
 
 def base_of(rows: Sequence[Result]) -> Result:

@@ -51,7 +51,13 @@ def test_an_entry_is_used_by_the_launch() -> None:
 @pytest.mark.usefixtures("given")
 @pytest.mark.parametrize(
     ("n_cols", "dtype", "device"),
-    [(2048, "bfloat16", H200), (2560, "bfloat16", H200), (4096, "float32", H200), (4096, "bfloat16", A100), (4096, "bfloat16", MI300X)],
+    [
+        (2048, "bfloat16", H200),
+        (2560, "bfloat16", H200),
+        (4096, "float32", H200),
+        (4096, "bfloat16", A100),
+        (4096, "bfloat16", MI300X),
+    ],
 )
 def test_without_an_entry_the_rule_holds(n_cols, dtype, device) -> None:
     itemsize = 2 if dtype == "bfloat16" else 4

@@ -11,26 +11,13 @@ import checkout  # noqa: F401
 import pytest
 from without import run_without
 
-from benchmarks import aimed, aims, figures, first_page, host_page, memory_page, plots, providers
-from benchmarks.aims import AHEAD, HOST, HOST_AHEAD, LEAN, LEVEL, PLANNED, SHARE, WITHIN, Aim, Measured
+from benchmarks import aimed, aims, figures, first_page, host_page, memory_page, plots, providers, slower
+from benchmarks.aims import AHEAD, HOST, HOST_AHEAD, LEAN, LEVEL, PLANNED, SHARE, WITHIN, Aim
 from benchmarks.marked import marks
+from benchmarks.placed import DRIFTED, LEGEND, OLDER, Placed, placed
 from benchmarks.report import Options, render
-from benchmarks.rows import (
-    BACKWARD,
-    BOTH,
-    DRIFTED,
-    FORWARD,
-    LEGEND,
-    OLDER,
-    Placed,
-    Row,
-    Run,
-    Spread,
-    load,
-    placed,
-    rows_of,
-    save,
-)
+from benchmarks.rows import BACKWARD, BOTH, FORWARD, Row, Run, Spread, load, rows_of, save
+from benchmarks.verdicts import Measured
 from liger.device import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -169,6 +156,17 @@ def test_the_page_of_memory(tmp_path: Path) -> None:
     page = memory_page.page(path)
     assert "| op | ours | 12 | 14 | 10 | 1.20 |" in plain(page) and f'<a id="{found[0].anchor}"></a>' in page
     assert "failed: no" in page and "absent: quack (no)" in page
+
+
+def test_the_readme_tells_what_was_lost_by_more_than_the_spread(tmp_path: Path) -> None:
+    ours, near, far = Spread(4.0, 3.9, 4.1, 9), Spread(3.8, 3.7, 3.95, 9), Spread(2.0, 1.9, 2.1, 9)
+    found = [
+        *timed("rms_norm 1x2", FORWARD, {"ours": ours, "trl": near, "quack": far}),
+        *timed("rms_norm 3x4", FORWARD, {"ours": ours, "trl": near, "quack": Spread.of([1.0])}),
+    ]
+    save(tmp_path / "gpu" / "norms.json", [run_of(tuple(found))])
+    (line,) = [plain(line) for line in slower.lines(tmp_path) if "rms_norm" in line]
+    assert line == "| rms_norm | quack | 2 of 2 | 0.25 (3x4, forward) | 4.0 | 1.0 |"
 
 
 # ------------------------------------------------------------------------------------------------- aims

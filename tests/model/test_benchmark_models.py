@@ -21,7 +21,8 @@ from benchmarks.marked import marks
 from benchmarks.models import arms, command, data, longest, pool, readme, step, worker
 from benchmarks.models.case import Case, Result
 from benchmarks.models.report import behind, grouped, lost
-from benchmarks.rows import Run, Spread, keep, load, placed, save
+from benchmarks.placed import placed
+from benchmarks.rows import Run, Spread, keep, load, save
 
 sys.path.pop()
 
