@@ -63,11 +63,11 @@ def family(row: Any) -> str:
 def digest(name: str, root: Path = ROOT) -> str:
     """Of the code of a family."""
     op = name.removesuffix(ON_THE_HOST)
-    modules = OPS.get(op)
-    if modules is None:
-        found = {path for folder in FOLDERS for path in (root / folder).rglob("*.py")}
+    modules = (*OPS.get(op, ()), *(("liger_torch.autograd",) if op != name else ()))
+    if op in OPS and all(_file(module, root) for module in modules):
+        found = _imported(modules, root)
     else:
-        found = _imported((*modules, *(("liger_torch.autograd",) if op != name else ())), root)
+        found = {path for folder in FOLDERS for path in (root / folder).rglob("*.py")}
     # Geometry that was measured is read by one module of all.
     found |= {table for path in found for table in path.parent.glob("*.json")}
     digest = hashlib.sha256()

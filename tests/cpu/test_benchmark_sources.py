@@ -73,6 +73,15 @@ def test_what_makes_a_row_older(tmp_path: Path, path: str, text: str, changes: s
     assert " ".join(changed) == changes
 
 
+def test_what_has_lost_its_module_is_everything(tmp_path: Path) -> None:
+    for name, content in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    (tmp_path / "kernels/liger_triton/rms_norm.py").rename(tmp_path / "kernels/liger_triton/renamed.py")
+    op, host, everything = digests(tmp_path)
+    assert op == host == everything
+
+
 def test_a_run_tells_which_of_its_rows_are_older() -> None:
     norm, rope = (Row(f"{op} 1x2", "ours", "forward") for op in ("rms_norm", "rope"))
     run = Run.now("GPU", None, (norm, rope), {}, {})
