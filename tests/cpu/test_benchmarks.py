@@ -25,8 +25,9 @@ from liger_triton.rms_norm import RMS_NORM, Options
 
 # The benchmarks are no part of what is installed. At the end of the path the checkout hides nothing that is.
 sys.path.append(str(Path(__file__).parents[2]))
-from benchmarks import all as everything
 from benchmarks import (
+    aimed,
+    aims,
     checks,
     gate,
     memory,
@@ -35,12 +36,15 @@ from benchmarks import (
     nvml,
     providers,
     run,
+    sources,
     turns,
 )
+from benchmarks import all as everything
 from benchmarks.commands import COMMANDS, Command, module_of
 from benchmarks.entries import entries, linear_cross_entropy, linear_jsd, logprobs, policy, preference
 from benchmarks.entry import Entry
 from benchmarks.groups import GROUPS
+from benchmarks.jax_side import entries as jax_entries
 from benchmarks.models.case import Case, Result
 from benchmarks.phases import Phases
 from benchmarks.rows import Row, Run, Spread, keep, load, measured_now, rows_of, save, source_digest
@@ -240,6 +244,19 @@ def test_entries_know_what_is_aimed_at() -> None:
     fused = "linear_cross_entropy 8192 tokens, hidden 4096, vocabulary 128256"
     assert known[fused].within_mb == 1700.0
     assert known[next(n for n in known if n.startswith("dpo"))].lean == {providers.LIGER: 0.5}
+
+
+def test_the_aims_that_are_held_are_those_of_the_entries() -> None:
+    assert list(aims.held()) == list(aimed.current()), "python -m benchmarks aims"
+
+
+def test_every_op_that_is_measured_is_known_with_its_module() -> None:
+    named = [(entry.name, entry.op) for entry in entries()]
+    named += [(entry.name, entry.op) for _, entry in jax_entries.entries()]
+    for name, op in named:
+        found = sources.family(Row(name, "ours", ""))
+        assert found in sources.OPS, name
+        assert op is None or op.forward.__module__ in sources.OPS[found], name
 
 
 def test_a_provider_that_is_not_there_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import checkout  # noqa: F401
 import pytest
 from without import run_without
 
-from benchmarks import aimed, aims, figures, first_page, host_page, memory_page, plots, providers, slower
+from benchmarks import aims, figures, first_page, host_page, memory_page, plots, providers, slower
 from benchmarks.aims import AHEAD, HOST, HOST_AHEAD, LEAN, LEVEL, PLANNED, SHARE, WITHIN, Aim
 from benchmarks.marked import marks
 from benchmarks.placed import DRIFTED, LEGEND, OLDER, Placed, placed
@@ -287,10 +287,6 @@ def test_every_aim_is_counted_and_what_was_given_up_is_told(tmp_path: Path) -> N
 
 
 # ------------------------------------------------------------------------------------------------- what is committed
-
-
-def test_the_aims_that_are_held_are_those_of_the_entries() -> None:
-    assert list(aims.held()) == list(aimed.current()), "python -m benchmarks aims"
 
 
 def test_every_provider_has_a_style_of_its_own() -> None:
