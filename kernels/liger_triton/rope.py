@@ -30,7 +30,7 @@ import triton.language as tl
 from liger import check
 from liger.backend import Array, Backend
 from liger.device import Device
-from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv, next_power_of_2, previous_power_of_2
+from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv, next_power_of_2
 from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import rope as reference
 from liger_triton import pairs
@@ -275,23 +275,6 @@ class Tables(NamedTuple):
         return self.shape[-1] * (2 if self.options.half_tables else 1)
 
 
-def _heads_at_once(n_heads: int, width: int, has_rest: bool) -> int:
-    """Heads of a tile, a power of two.
-
-    All of them if they fit, and few threads have nothing to do. Else tiles of half the size, so that one is read while
-    another is written, that leave little over at the end: 40 heads of 128 by 32 and 8 are at .81 of a copy, by 8 at .93
-    to .95; 64 heads by 32 at .88, by 16 or 8 at .92.
-    """
-    whole = next_power_of_2(max(n_heads, 1))
-    most = TILE // (2 if has_rest else 1)
-    if whole * width <= most and (whole <= 16 or 6 * (whole - n_heads) <= n_heads):
-        return whole
-    tile = min(previous_power_of_2(max(TILE // 2 // width, 1)), whole)
-    while tile > 1 and 6 * (-n_heads % tile) > n_heads:
-        tile //= 2
-    return tile
-
-
 @functools.lru_cache(4096)
 def rotate_launch(
     batch: int, seq_len: int, dtype: str, q: Heads, k: Heads, tables: Tables, backward: bool, device: Device
@@ -302,14 +285,15 @@ def rotate_launch(
     rest = next_power_of_2(head_dim - rotary_dim) if rotary_dim < head_dim else 0
     # What counts of a head: its pairs, of 8 bytes in registers, or the bytes beside them where those are more.
     width = max(half, rest * DTYPE_BYTES[dtype] // 8)
-    n_heads = max(q.n_heads, k.n_heads, 1)
-    tile = _heads_at_once(n_heads, width, rest > 0)
-    whole = tile >= n_heads
-    tokens = min(max((TILE // 2 if whole else TILE // 4) // (tile * width), 1), 32)
-    # 16 pairs to a thread; where several tiles follow one another, fewer. Where a position has to be waited for before
-    # its angles, more programs of fewer threads wait at once.
-    threads = tokens * tile * width // 16 if whole else pairs.THREADS
-    threads = max(min(threads, pairs.THREADS) // (1 if positions is None else 2), 64)
+    most = TILE // 2 if rest else TILE
+    q_tile, k_tile = (pairs.heads_at_once(x.n_heads, width, most) for x in (q, k))
+    tile = max(q_tile, k_tile)
+    tokens = min(max(TILE // 2 // (tile * width), 1), 32)
+    # 16 pairs to a thread, and 8 where several tiles follow one another; half of that where heads have more to copy.
+    per_thread = 16 if tile >= max(q.n_heads, k.n_heads) else 4 if rest else 8
+    threads = min(tokens * tile * width // per_thread, 2 * pairs.THREADS)
+    # Where a position has to be waited for before its angles, more programs of fewer threads wait at once.
+    threads = max(threads // (1 if positions is None else 2), pairs.THREADS // 2)
     inputs = tuple(x.spec(batch, seq_len, dtype) for x in (q, k))
     outputs = tuple(Spec(x.shape, x.dtype) for x in inputs)
     table = Spec(tables.shape, tables.dtype, resident=True)
@@ -358,8 +342,8 @@ def rotate_launch(
             ("TABLE_INTERLEAVED", after),
             ("BACKWARD", backward),
             ("TOKENS", tokens),
-            ("Q_TILE", _heads_at_once(q.n_heads, width, rest > 0)),
-            ("K_TILE", _heads_at_once(k.n_heads, width, rest > 0)),
+            ("Q_TILE", q_tile),
+            ("K_TILE", k_tile),
             ("HALF", half),
             ("REST", rest),
         ),
