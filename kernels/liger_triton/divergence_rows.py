@@ -20,7 +20,7 @@ class Options:
         student_space: what the student's array holds: "logits", "log_probs" or "probs".
         teacher_space: likewise; logits on both sides or on neither.
         temperature: divides logits.
-        eps: probabilities below it have its logarithm.
+        eps: probabilities below it have its logarithm; with 0 that of a negative one is NaN.
         reduction: "elements" (one number per token and word; not from logits), "tokens" (one per token), or one number:
             "sum", "mean_elements", "mean_tokens", or "mean_batch", the sum over the length of the first axis; this last
             one is torch's, and not for meshes.

@@ -95,6 +95,17 @@ def _log2_mean(size, ratio, d, beta: tl.constexpr):
 
 
 @triton.jit
+def _log2_of_probability(p, eps: tl.constexpr, ANY_OF_0: tl.constexpr):
+    """log2 max(p, eps); without eps that of p, NaN for a negative number, and with ANY_OF_0 a finite one for 0."""
+    if eps > 0.0:
+        return tl.log2(tl.maximum(p, eps))
+    elif ANY_OF_0:
+        return tl.where(p < 0.0, float("nan"), tl.log2(tl.maximum(p, NORMAL)))
+    else:
+        return tl.log2(p)
+
+
+@triton.jit
 def _mixture(d, beta: tl.constexpr):
     """(log2 q - log2 m, log2 p - log2 m) from d = log2 p - log2 q."""
     # Where both logarithms are -inf, d is NaN; their probabilities are 0, and whatever is finite will do.
@@ -129,22 +140,24 @@ def column_terms(
     rounding of a large logarithm is in the probabilities; `shift` is log2 of the second model's sum over the first's.
     The first two results and the last one are in units of `unit`.
     """
+    # The logarithm of 0 is multiplied by 0 in KL(P || Q), and may be another's: that of a normal number, which is
+    # computed without a case for the others (a seventh of the time).
+    ANY_LOG_OF_0: tl.constexpr = KIND == "jsd" and beta == 0.0 and eps == 0.0
     if STUDENT == "probs":
         q = raw_s
-        log_q = tl.log2(tl.maximum(raw_s, eps))
+        log_q = _log2_of_probability(raw_s, eps, False)
     else:
         log_q = raw_s * (scale * LOG2E) - highest_s
         q = tl.exp2(log_q) * weight_s
     if TEACHER == "probs":
         p = raw_t
-        # In KL(P || Q) the logarithm of 0 is multiplied by 0, and may be another's: that of a normal number, which is
-        # computed without a case for the others (a seventh of the time).
-        floor: tl.constexpr = NORMAL if KIND == "jsd" and beta == 0.0 and eps == 0.0 else eps
-        log_p = tl.log2(tl.maximum(raw_t, floor))
+        log_p = _log2_of_probability(raw_t, eps, ANY_LOG_OF_0)
     else:
         log_p = raw_t * (scale * LOG2E) - highest_t
         p = tl.exp2(log_p) * weight_t
-    if STUDENT == "probs" or TEACHER == "probs":
+    if TEACHER == "probs" and ANY_LOG_OF_0:  # which is finite
+        d = log_p - log_q
+    elif STUDENT == "probs" or TEACHER == "probs":
         d = tl.where(log_p == log_q, 0.0, log_p - log_q)
     else:  # the difference of what is held is exact where the two are alike
         d = (raw_t - raw_s) * (scale * LOG2E) - shift

@@ -34,8 +34,9 @@ def divergence(
         "tvd"            1/2 * sum_j |q_j - p_j|
 
     0 * log 0 is 0. A space is "logits" (softmax at `temperature`), "log_probs", or "probs" (whose logarithm is
-    log max(p, eps)); what is no logit is taken as it is, normalised or not. Tokens whose label is `ignore_index` have
-    no loss; means are over the others, and 0 over none. On a mesh sums and means are over the tokens of all devices.
+    log max(p, eps), or log p with eps 0, NaN for a negative one); what is no logit is taken as it is, normalised or
+    not. Tokens whose label is `ignore_index` have no loss; means are over the others, and 0 over none. On a mesh sums
+    and means are over the tokens of all devices.
 
     Generalised JSD with these ends: Agarwal et al., arXiv:2306.13649. KL: torch.nn.functional.kl_div.
     """
@@ -73,9 +74,12 @@ def _distribution(array: Any, space: str, temperature: float, eps: float) -> tup
     if space == "probs":
         tiny = xp.full_like(array, eps)
         above = array > tiny
-        return xp.log(xp.where(above, array, tiny)) if eps > 0 else xp.where(
-            above, xp.log(xp.where(above, array, xp.ones_like(array))), xp.full_like(array, -xp.inf)
-        ), array  # fmt: skip
+        if eps > 0:
+            return xp.log(xp.where(above, array, tiny)), array
+        positive = xp.log(xp.where(above, array, xp.ones_like(array)))
+        return xp.where(
+            above, positive, xp.log(stop_gradient(array))
+        ), array  # -inf of 0, NaN of what is below
     if space == "logits":
         z = array / temperature
         shifted = z - stop_gradient(xp.max(z, axis=-1, keepdims=True))
@@ -87,9 +91,9 @@ def _jsd(log_q: Any, q: Any, log_p: Any, p: Any, beta: float) -> Any:
     xp = namespace(q)
     nothing = xp.zeros_like(q)
     if beta == 0.0:
-        return p * xp.where(p > 0, log_p - log_q, nothing)
+        return p * xp.where(p == 0, nothing, log_p - log_q)
     if beta == 1.0:
-        return q * xp.where(q > 0, log_q - log_p, nothing)
+        return q * xp.where(q == 0, nothing, log_q - log_p)
     # log m from the larger of the two; where both are 0 there is nothing.
     highest = stop_gradient(xp.where(log_q > log_p, log_q, log_p))
     alive = highest > -xp.inf

@@ -44,7 +44,7 @@ def kl_divergence(
     .. math::
         \mathrm{KL}(t \| y) = \sum_j t_j (\log t_j - \log y_j)
 
-    where :math:`t_j = 0` adds nothing. Both distributions have gradients.
+    where :math:`t_j = 0` adds nothing and a negative :math:`t_j` gives NaN. Both distributions have gradients.
 
     Args:
         log_predictions: :math:`\log y`, (..., vocab), floating; (vocab,) for one token.

@@ -75,7 +75,7 @@ def liger_kl_div(
         reduction: "none" (one number per element), "token" (summed over the vocabulary), "sum", "mean" (the sum over
             the number of elements) or "batchmean" (over the length of the first axis).
         log_target: whether `target` holds logarithms.
-        eps: probabilities in `target` below it have its logarithm.
+        eps: probabilities in `target` below it have its logarithm; with 0 a negative one gives NaN, as in torch.
         from_logits: whether `input` and `target` are logits; reduction "none" is then refused.
         temperature: divides the logits.
 

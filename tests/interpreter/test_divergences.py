@@ -94,6 +94,24 @@ def test_words_that_one_model_rules_out() -> None:
     torch.testing.assert_close(gradient, student.softmax(-1) - teacher.softmax(-1))
 
 
+@pytest.mark.parametrize("eps", [0.0, 1e-10])
+def test_a_negative_probability(eps: float) -> None:
+    """Without eps it has no logarithm: its loss and its own gradient are NaN, as torch's. Otherwise it has that of eps."""
+    student, target = draw(2, 50).log_softmax(-1), draw(2, 50, seed=1).softmax(-1)
+    target[0, 3] = -0.25
+
+    def plain(y: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        terms = t * (t.clamp(min=eps).log() - y) if eps else F.kl_div(y, t, reduction="none")
+        return terms.sum(-1)
+
+    ours, reference = both(divergence.Options(beta=0.0, teacher_space="probs", eps=eps, reduction="tokens"))
+    expected = found(plain, student, target, torch.float64)
+    assert [bool(x[0].isnan().any()) for x in expected] == [eps == 0, False, eps == 0]
+    for function in (ours, reference):
+        for a, b in zip(found(function, student, target, torch.float32), expected, strict=True):
+            torch.testing.assert_close(a, b.float(), equal_nan=True, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("form", [FORMS["jsd"], FORMS["jsd of logits"]], ids=["log-probs", "logits"])
 def test_what_an_ignored_row_holds_does_not_matter(form: dict[str, Any]) -> None:
     student, teacher = draw(3, 50), draw(3, 50, seed=1)
