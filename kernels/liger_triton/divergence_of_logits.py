@@ -36,7 +36,7 @@ def _load_logits(
 
 @triton.jit
 def _over_tiles(
-    EACH: tl.constexpr,
+    FOLD: tl.constexpr,
     rows,
     state,
     arguments,
@@ -51,7 +51,7 @@ def _over_tiles(
     WIDTH: tl.constexpr,
     REVERSE: tl.constexpr,
 ):
-    """A sweep: state = EACH(state, columns and logits of a tile, arguments, constants) of every tile.
+    """A sweep: state = FOLD(columns and logits of a tile, state, arguments, constants) with every tile.
 
     From the last one on if REVERSE. Rows are the student's, the teacher's and their biases; state and arguments are
     tuples, too.
@@ -62,18 +62,18 @@ def _over_tiles(
         tile = _load_logits(
             rows, FULL * STEP, n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, MASK=True
         )
-        state = EACH(state, tile, arguments, n_cols, beta, scale, KIND, HARD, MASK=True)
+        state = FOLD(tile, state, arguments, n_cols, beta, scale, KIND, HARD, MASK=True)
     for i in range(0, FULL):
         start = (FULL - 1 - i if REVERSE else i) * STEP
         tile = _load_logits(
             rows, start, n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, MASK=False
         )
-        state = EACH(state, tile, arguments, n_cols, beta, scale, KIND, HARD, MASK=False)
+        state = FOLD(tile, state, arguments, n_cols, beta, scale, KIND, HARD, MASK=False)
     if not REVERSE and n_cols > FULL * STEP:
         tile = _load_logits(
             rows, FULL * STEP, n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, MASK=True
         )
-        state = EACH(state, tile, arguments, n_cols, beta, scale, KIND, HARD, MASK=True)
+        state = FOLD(tile, state, arguments, n_cols, beta, scale, KIND, HARD, MASK=True)
     return state
 
 
@@ -89,8 +89,8 @@ def _exponentials(raw, highest, scale: tl.constexpr):
 
 @triton.jit
 def _add_statistics(
-    state,
     tile,
+    state,
     arguments,
     n_cols: tl.constexpr,
     beta: tl.constexpr,
@@ -118,8 +118,8 @@ def _add_statistics(
 
 @triton.jit
 def _add_terms(
-    state,
     tile,
+    state,
     arguments,
     n_cols: tl.constexpr,
     beta: tl.constexpr,
@@ -147,9 +147,9 @@ def _over_threads(highest, total):
 
 
 @triton.jit
-def _logits_gradient(
-    state,
+def _store_gradient_tile(
     tile,
+    state,
     arguments,
     n_cols: tl.constexpr,
     beta: tl.constexpr,
@@ -159,7 +159,7 @@ def _logits_gradient(
     MASK: tl.constexpr,
 ):
     """Store the gradient of one tile; `soft`, `slope` and `hard` have all that is common to its columns."""
-    gradient_row_ptr, label, statistics, slope, hard_statistics, soft, hard = arguments
+    gradient_row_ptr, label, statistics, slope, soft, hard_statistics, hard = arguments
     highest_s, highest_t, weight_s, weight_t, shift = statistics
     hard_highest, hard_weight = hard_statistics
     col, raw_s, raw_t = tile
@@ -190,14 +190,14 @@ def _logits_gradient(
 
 
 @triton.jit
-def _store_logits_gradient(
+def _store_gradient_row(
     rows,
     gradient_row_ptr,
     label,
     statistics,
     slope,
-    hard_statistics,
     soft,
+    hard_statistics,
     hard,
     n_cols: tl.constexpr,
     beta: tl.constexpr,
@@ -210,7 +210,7 @@ def _store_logits_gradient(
     WIDTH: tl.constexpr,
     REVERSE: tl.constexpr,
 ):
-    """soft * dz + hard * (the gradient of the cross entropy); `slope` is the sum of g over the row's columns.
+    """A row's gradient: soft * dz + hard * (that of the cross entropy); `slope` is the sum of g over its columns.
 
     The statistics are (highest_s, highest_t, weight_s, weight_t, shift), and of the cross entropy (highest, weight).
     """
@@ -218,8 +218,8 @@ def _store_logits_gradient(
     slope *= soft * scale
     soft *= unit(beta, KIND) * scale
     _over_tiles(
-        _logits_gradient, rows, (),
-        (gradient_row_ptr, label, statistics, slope, hard_statistics, soft, hard),
+        _store_gradient_tile, rows, (),
+        (gradient_row_ptr, label, statistics, slope, soft, hard_statistics, hard),
         n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, REVERSE,
     )  # fmt: skip
 
@@ -356,9 +356,9 @@ def divergence_of_logits_forward(
         hard_factor = hard_weight * factor
         if HARD:
             hard_factor = tl.where(in_range, hard_factor, float("nan"))
-        _store_logits_gradient(
-            rows, gradient_row_ptr, label, (top_s, top_t, weight_s, weight_t, shift), slope, (hard_top, 1.0 / hard_sum),
-            soft_weight * factor, hard_factor,
+        _store_gradient_row(
+            rows, gradient_row_ptr, label, (top_s, top_t, weight_s, weight_t, shift), slope, soft_weight * factor,
+            (hard_top, 1.0 / hard_sum), hard_factor,
             n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, REVERSE=KL,
         )  # fmt: skip
 
@@ -423,10 +423,10 @@ def divergence_of_logits_backward(
         hard_sum = tl.load(first_ptr + 7)
         in_range = (label >= 0) & (label < n_cols)
         hard_factor = tl.where(in_range, hard_factor, float("nan"))
-    _store_logits_gradient(
+    _store_gradient_row(
         (student_ptr + row * student_stride, teacher_ptr + row * teacher_stride, student_bias_ptr, teacher_bias_ptr),
-        gradient_row_ptr, label, (top_s, top_t, 1.0 / sum_s, 1.0 / sum_t, shift), slope, (hard_top, 1.0 / hard_sum),
-        soft_weight * factor, hard_factor,
+        gradient_row_ptr, label, (top_s, top_t, 1.0 / sum_s, 1.0 / sum_t, shift), slope, soft_weight * factor,
+        (hard_top, 1.0 / hard_sum), hard_factor,
         n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, REVERSE=False,
     )  # fmt: skip
 
