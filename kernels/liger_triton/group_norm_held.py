@@ -10,7 +10,7 @@ import triton.language as tl
 
 from liger.device import Device
 from liger.launch import Launch, Spec, cdiv, next_power_of_2, previous_power_of_2
-from liger_triton.group_norm_layout import Constants, Options, Shape, layout, offset_of, statistic, vector
+from liger_triton.group_norm_layout import Constants, Options, Shape, layout, offset_of, per_group, vector
 from liger_triton.norm import Gradients
 
 MAX_TILE = 8192
@@ -18,6 +18,25 @@ MAX_TILE = 8192
 
 
 # ---------------------------------------------------------------------------------------------------- kernels
+
+
+@triton.jit
+def _groups(
+    n_positions,
+    n_channels: tl.constexpr,
+    n_groups: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """A program's block of groups, their channels and positions, and which of channels and of elements there are."""
+    width: tl.constexpr = n_channels // n_groups
+    n_blocks: tl.constexpr = (n_groups + GROUPS - 1) // GROUPS
+    group = tl.program_id(0) % n_blocks * GROUPS + tl.arange(0, GROUPS)[:, None, None]
+    member = tl.arange(0, BLOCK_C)[None, :, None]
+    position = tl.arange(0, BLOCK_S)[None, None, :]
+    present = (group < n_groups) & (member < width)
+    return group, group * width + member, position, present, present & (position < n_positions)
 
 
 @triton.jit
@@ -48,17 +67,13 @@ def group_norm_forward(
 ):
     # One program per image and block of groups.
     n_blocks: tl.constexpr = (n_groups + GROUPS - 1) // GROUPS
-    width: tl.constexpr = n_channels // n_groups
     image = (tl.program_id(0) // n_blocks).to(tl.int64)
-    group = tl.program_id(0) % n_blocks * GROUPS + tl.arange(0, GROUPS)[:, None, None]
-    member = tl.arange(0, BLOCK_C)[None, :, None]
-    position = tl.arange(0, BLOCK_S)[None, None, :]
     n_positions = tl.full((), UNIT, tl.int64) * n_units
-    channel = group * width + member
-    present = (group < n_groups) & (member < width)
-    mask = present & (position < n_positions)
+    group, channel, position, present, mask = _groups(
+        n_positions, n_channels, n_groups, GROUPS, BLOCK_C, BLOCK_S
+    )
     offset = offset_of(image, channel, position, n_channels, n_positions, CHANNELS_LAST)
-    count = (n_positions * width).to(tl.float32)
+    count = (n_positions * (n_channels // n_groups)).to(tl.float32)
     x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
     mean = _group_sum(x) / count
     x = tl.where(mask, x - mean, 0.0)
@@ -98,16 +113,12 @@ def group_norm_backward(
     BLOCK_S: tl.constexpr,
 ):
     n_blocks: tl.constexpr = (n_groups + GROUPS - 1) // GROUPS
-    width: tl.constexpr = n_channels // n_groups
     program = tl.program_id(0) // n_blocks
-    group = tl.program_id(0) % n_blocks * GROUPS + tl.arange(0, GROUPS)[:, None, None]
-    member = tl.arange(0, BLOCK_C)[None, :, None]
-    position = tl.arange(0, BLOCK_S)[None, None, :]
     n_positions = tl.full((), UNIT, tl.int64) * n_units
-    channel = group * width + member
-    present = (group < n_groups) & (member < width)
-    mask = present & (position < n_positions)
-    count = (n_positions * width).to(tl.float32)
+    group, channel, position, present, mask = _groups(
+        n_positions, n_channels, n_groups, GROUPS, BLOCK_C, BLOCK_S
+    )
+    count = (n_positions * (n_channels // n_groups)).to(tl.float32)
     dw = tl.zeros((GROUPS, BLOCK_C, 1), tl.float32)
     db = tl.zeros((GROUPS, BLOCK_C, 1), tl.float32)
     if HAS_WEIGHT:
@@ -185,7 +196,7 @@ def forward_launch(
         grid=(shape.images * blocks,),
         inputs=(shape.spec(dtype, options), vector(shape, weight_dtype), vector(shape, bias_dtype)),
         integers=(shape.units()[0],),
-        outputs=(shape.spec(dtype, options), *(statistic(shape, options),) * 2),
+        outputs=(shape.spec(dtype, options), *(per_group(shape, options),) * 2),
         constants=(
             *layout(shape, options),
             ("n_groups", options.num_groups),
@@ -226,7 +237,7 @@ def backward_launch(
             shape.spec(dy_dtype, options),
             shape.spec(dtype, options, unread=not reads_x),
             vector(shape, weight_dtype if has_weight else None),
-            *(statistic(shape, options, unread=not reads_x),) * 2,
+            *(per_group(shape, options, unread=not reads_x),) * 2,
         ),
         integers=(shape.images, shape.units()[0]),
         outputs=(

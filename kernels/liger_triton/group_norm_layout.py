@@ -80,6 +80,6 @@ def vector(shape: Shape, dtype: str | None) -> Spec:
     return Spec((shape.channels,), dtype or "float32", resident=True, unread=dtype is None)
 
 
-def statistic(shape: Shape, options: Options, *, unread: bool = False) -> Spec:
+def per_group(shape: Shape, options: Options, *, unread: bool = False) -> Spec:
     """The mean or 1 / sqrt(variance + eps), one number per image and group."""
     return Spec((shape.images, options.num_groups), "float32", resident=True, unread=unread)

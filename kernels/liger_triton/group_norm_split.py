@@ -11,9 +11,46 @@ import triton.language as tl
 
 from liger.device import Device
 from liger.launch import Launch, Spec, cdiv, next_power_of_2
-from liger_triton.group_norm_layout import Constants, Options, Shape, layout, offset_of, statistic, vector
+from liger_triton.group_norm_layout import Constants, Options, Shape, layout, offset_of, per_group, vector
 
 # ---------------------------------------------------------------------------------------------------- kernels
+
+
+@triton.jit
+def _part(
+    program, n_positions, n_steps, n_channels: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr
+):
+    """A program's part of the images' positions, its image, block of channels and first position.
+
+    One program per image, part of the positions and block of channels.
+    """
+    n_blocks: tl.constexpr = (n_channels + BLOCK_C - 1) // BLOCK_C
+    row = (program // n_blocks).to(tl.int64)
+    channel = program % n_blocks * BLOCK_C + tl.arange(0, BLOCK_C)[:, None]
+    n_parts = tl.cdiv(n_positions, n_steps * BLOCK_S)
+    return row, row // n_parts, channel, row % n_parts * n_steps * BLOCK_S
+
+
+@triton.jit
+def _last_tiles_first(
+    n_positions,
+    n_channels: tl.constexpr,
+    n_groups: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """A program's channels, which of them there are, offsets and mask of its tile, and where its statistics lie.
+
+    From the end on: what the kernel before has read last is still in the cache.
+    """
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    _, image, channel, first = _part(program, n_positions, 1, n_channels, BLOCK_C, BLOCK_S)
+    position = first + tl.arange(0, BLOCK_S)[None, :]
+    present = channel < n_channels
+    mask = present & (position < n_positions)
+    offset = offset_of(image, channel, position, n_channels, n_positions, CHANNELS_LAST)
+    return channel, present, offset, mask, image * n_groups + channel // (n_channels // n_groups)
 
 
 @triton.jit
@@ -29,13 +66,8 @@ def group_norm_statistics(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    # One program per image, part of the positions and block of channels.
-    n_blocks: tl.constexpr = (n_channels + BLOCK_C - 1) // BLOCK_C
-    row = (tl.program_id(0) // n_blocks).to(tl.int64)
-    channel = tl.program_id(0) % n_blocks * BLOCK_C + tl.arange(0, BLOCK_C)[:, None]
     n_positions = tl.full((), UNIT, tl.int64) * n_units
-    n_parts = tl.cdiv(n_positions, n_steps * BLOCK_S)
-    image, first = row // n_parts, row % n_parts * n_steps * BLOCK_S
+    row, image, channel, first = _part(tl.program_id(0), n_positions, n_steps, n_channels, BLOCK_C, BLOCK_S)
     mean = tl.zeros((BLOCK_C, 1), tl.float32)
     squares = tl.zeros((BLOCK_C, 1), tl.float32)
     for step in range(n_steps):
@@ -118,21 +150,10 @@ def group_norm_apply(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    # One program per image, block of positions and block of channels.
-    n_blocks: tl.constexpr = (n_channels + BLOCK_C - 1) // BLOCK_C
-    width: tl.constexpr = n_channels // n_groups
-    # From the end on: what the kernel before has read last is still in the cache.
-    program = tl.num_programs(0) - 1 - tl.program_id(0)
-    row = (program // n_blocks).to(tl.int64)
-    channel = program % n_blocks * BLOCK_C + tl.arange(0, BLOCK_C)[:, None]
     n_positions = tl.full((), UNIT, tl.int64) * n_units
-    n_parts = tl.cdiv(n_positions, BLOCK_S)
-    image = row // n_parts
-    position = row % n_parts * BLOCK_S + tl.arange(0, BLOCK_S)[None, :]
-    present = channel < n_channels
-    mask = present & (position < n_positions)
-    offset = offset_of(image, channel, position, n_channels, n_positions, CHANNELS_LAST)
-    statistic = image * n_groups + channel // width
+    channel, present, offset, mask, statistic = _last_tiles_first(
+        n_positions, n_channels, n_groups, CHANNELS_LAST, BLOCK_C, BLOCK_S
+    )
     x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
     mean = tl.load(mean_ptr + statistic, mask=present, other=0.0)
     rstd = tl.load(rstd_ptr + statistic, mask=present, other=0.0)
@@ -163,13 +184,9 @@ def group_norm_channel_sums(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    n_blocks: tl.constexpr = (n_channels + BLOCK_C - 1) // BLOCK_C
     width: tl.constexpr = n_channels // n_groups
-    row = (tl.program_id(0) // n_blocks).to(tl.int64)
-    channel = tl.program_id(0) % n_blocks * BLOCK_C + tl.arange(0, BLOCK_C)[:, None]
     n_positions = tl.full((), UNIT, tl.int64) * n_units
-    n_parts = tl.cdiv(n_positions, n_steps * BLOCK_S)
-    image, first = row // n_parts, row % n_parts * n_steps * BLOCK_S
+    row, image, channel, first = _part(tl.program_id(0), n_positions, n_steps, n_channels, BLOCK_C, BLOCK_S)
     present = channel < n_channels
     if WANT_SLOPES:
         statistic = image * n_groups + channel // width
@@ -249,21 +266,11 @@ def group_norm_input_gradient(
     BLOCK_C: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    n_blocks: tl.constexpr = (n_channels + BLOCK_C - 1) // BLOCK_C
-    width: tl.constexpr = n_channels // n_groups
-    # From the end on: what the kernel before has read last is still in the cache.
-    program = tl.num_programs(0) - 1 - tl.program_id(0)
-    row = (program // n_blocks).to(tl.int64)
-    channel = program % n_blocks * BLOCK_C + tl.arange(0, BLOCK_C)[:, None]
     n_positions = tl.full((), UNIT, tl.int64) * n_units
-    n_parts = tl.cdiv(n_positions, BLOCK_S)
-    image = row // n_parts
-    position = row % n_parts * BLOCK_S + tl.arange(0, BLOCK_S)[None, :]
-    present = channel < n_channels
-    mask = present & (position < n_positions)
-    offset = offset_of(image, channel, position, n_channels, n_positions, CHANNELS_LAST)
-    statistic = image * n_groups + channel // width
-    count = (n_positions * width).to(tl.float32)
+    channel, present, offset, mask, statistic = _last_tiles_first(
+        n_positions, n_channels, n_groups, CHANNELS_LAST, BLOCK_C, BLOCK_S
+    )
+    count = (n_positions * (n_channels // n_groups)).to(tl.float32)
     g = tl.load(dy_ptr + offset, mask=mask, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
     mean = tl.load(mean_ptr + statistic, mask=present, other=0.0)
@@ -328,9 +335,9 @@ def _tiles(split: Split) -> Constants:
     return (("BLOCK_C", split.channels), ("BLOCK_S", split.positions))
 
 
-def _per_channel(shape: Shape, split: Split, *, unread: bool = False) -> Spec:
+def _per_channel(shape: Shape, split: Split) -> Spec:
     """One number per part of an image and channel."""
-    return Spec((shape.images, split.parts(shape), shape.channels), "float32", unread=unread)
+    return Spec((shape.images, split.parts(shape), shape.channels), "float32")
 
 
 JOIN_BLOCK = 512
@@ -356,7 +363,7 @@ def statistics_launches(shape: Shape, dtype: str, options: Options, split: Split
         grid=(shape.images * options.num_groups,),
         inputs=tuple(dataclasses.replace(part, resident=True) for part in parts),
         integers=(units, split.steps),
-        outputs=(statistic(shape, options),) * 2,
+        outputs=(per_group(shape, options),) * 2,
         constants=(
             ("n_channels", shape.channels),
             ("n_groups", options.num_groups),
@@ -382,7 +389,7 @@ def apply_launch(
             shape.spec(dtype, options),
             vector(shape, weight_dtype),
             vector(shape, bias_dtype),
-            *(statistic(shape, options),) * 2,
+            *(per_group(shape, options),) * 2,
         ),
         integers=(shape.units()[0],),
         outputs=(shape.spec(dtype, options),),
@@ -408,7 +415,7 @@ def channel_sums_launch(
         inputs=(
             shape.spec(dy_dtype, options),
             shape.spec(dtype, options, unread=not slopes),
-            *(statistic(shape, options, unread=not slopes),) * 2,
+            *(per_group(shape, options, unread=not slopes),) * 2,
         ),
         integers=(shape.units()[0], split.steps),
         outputs=tuple(
@@ -436,7 +443,7 @@ def input_gradient_launches(
         grid=(shape.images * options.num_groups,),
         inputs=(parts, parts, vector(shape, weight_dtype)),
         integers=(split.parts(shape),),
-        outputs=(statistic(shape, options),) * 2,
+        outputs=(per_group(shape, options),) * 2,
         constants=(
             ("n_channels", shape.channels),
             ("n_groups", options.num_groups),
@@ -452,7 +459,7 @@ def input_gradient_launches(
             shape.spec(dy_dtype, options),
             shape.spec(dtype, options),
             vector(shape, weight_dtype),
-            *(statistic(shape, options),) * 4,
+            *(per_group(shape, options),) * 4,
         ),
         integers=(shape.units()[0],),
         outputs=(shape.spec(dtype, options),),

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from liger.device import Device
 from liger.launch import Launch, Spec, next_power_of_2
-from liger_triton.group_norm_layout import Constants, Options, Shape, statistic, vector
+from liger_triton.group_norm_layout import Constants, Options, Shape, per_group, vector
 from liger_triton.norm import Gradients
 
 # ---------------------------------------------------------------------------------------------------- kernels
@@ -206,7 +206,7 @@ def forward_swept_launch(
             vector(shape, bias_dtype),
         ),
         integers=(shape.units()[0],),
-        outputs=(shape.spec(dtype, options), *(statistic(shape, options),) * 2),
+        outputs=(shape.spec(dtype, options), *(per_group(shape, options),) * 2),
         constants=(
             ("n_channels", shape.channels),
             ("n_groups", options.num_groups),
@@ -239,7 +239,7 @@ def backward_swept_launch(
             dataclasses.replace(shape.spec(dy_dtype, options), passes=2),
             dataclasses.replace(shape.spec(dtype, options), passes=2),
             vector(shape, weight_dtype),
-            *(statistic(shape, options),) * 2,
+            *(per_group(shape, options),) * 2,
         ),
         integers=(shape.units()[0],),
         outputs=(
