@@ -37,7 +37,7 @@ from liger_triton import pairs
 from liger_triton.pairs import Heads, _load_pairs, _store_pairs, _turn
 
 TILE = 2048
-"""Elements of one tile (tokens times heads times half a rotary dimension)."""
+"""Of one tile: tokens times heads times what counts of a head, its pairs or, 8 bytes for one, the entries beside them."""
 
 
 # ----------------------------------------------------------------------------------------------------- kernel
@@ -283,7 +283,8 @@ def rotate_launch(
     head_dim, rotary_dim, positions = q.head_dim, tables.rotary_dim, tables.positions
     half = next_power_of_2(rotary_dim // 2)
     rest = next_power_of_2(head_dim - rotary_dim) if rotary_dim < head_dim else 0
-    # What counts of a head: its pairs, of 8 bytes in registers, or the bytes beside them where those are more.
+    # A pair takes 8 bytes of registers, an entry that is only copied those of its dtype. Where these take more, a tile
+    # has fewer pairs than it could.
     width = max(half, rest * DTYPE_BYTES[dtype] // 8)
     most = TILE // 2 if rest else TILE
     q_tile, k_tile = (pairs.heads_at_once(x.n_heads, width, most) for x in (q, k))
