@@ -37,7 +37,7 @@ from liger_triton import pairs
 from liger_triton.pairs import Heads, _load_pairs, _store_pairs, _turn
 
 TILE = 2048
-"""Of one tile: tokens times heads times what counts of a head, its pairs or, 8 bytes for one, the entries beside them."""
+"""Pairs of one tile, or entries beside them that take the registers of as many (tokens times heads times either)."""
 
 
 # ----------------------------------------------------------------------------------------------------- kernel

@@ -11,7 +11,7 @@ from typing import Any
 from liger import geometry
 from liger.device import Device
 from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv
-from liger_triton import layer_norm, norm, pairs, qk_norm_rope, rms_norm
+from liger_triton import layer_norm, norm, pairs, qk_norm_rope_backward, qk_norm_rope_layout, rms_norm
 from liger_triton.catalogue.call import BF16, FP32
 from liger_triton.reduce import sum_partials_launch
 
@@ -128,19 +128,19 @@ def _heads_backward(
     device: Device,
     size: int,
     heads: tuple[int, int],
-    layout: qk_norm_rope.Geometry,
+    layout: qk_norm_rope_backward.Geometry,
     n_tokens: int,
 ) -> Launch:
     q, k = (pairs.Heads(n, size, (0, n, 1), size) for n in heads)
-    cos = qk_norm_rope.Tables(Spec((1, n_tokens, size), dtype, resident=True), (0, 1), size)
-    return qk_norm_rope.backward_launch(
-        1, n_tokens, dtype, dtype, dtype, *(qk_norm_rope.Side(x, x, True, True) for x in (q, k)), cos,
-        qk_norm_rope.Options(), device, layout,
+    cos = qk_norm_rope_layout.Tables(Spec((1, n_tokens, size), dtype, resident=True), (0, 1), size)
+    return qk_norm_rope_backward.backward_launch(
+        1, n_tokens, dtype, dtype, dtype, *(qk_norm_rope_backward.Side(x, x, True, True) for x in (q, k)), cos,
+        qk_norm_rope_layout.Options(), device, layout,
     )  # fmt: skip
 
 
 def _heads_timed(
-    dtype: str, device: Device, size: int, layout: qk_norm_rope.Geometry, n_rows: int
+    dtype: str, device: Device, size: int, layout: qk_norm_rope_backward.Geometry, n_rows: int
 ) -> tuple[Launch, ...]:
     """Rows are heads here."""
     first = _heads_backward(dtype, device, size, (32, 8), layout, cdiv(n_rows, 40))
@@ -148,7 +148,7 @@ def _heads_timed(
 
 
 def _heads_variants(
-    dtype: str, device: Device, size: int, layout: qk_norm_rope.Geometry, n_rows: int
+    dtype: str, device: Device, size: int, layout: qk_norm_rope_backward.Geometry, n_rows: int
 ) -> tuple[Launch, ...]:
     """Models with few heads, and with an odd number of them."""
     return tuple(
@@ -158,7 +158,7 @@ def _heads_variants(
 
 def _heads_backwards(device: Device) -> Iterator[Tunable]:
     candidates = tuple(
-        qk_norm_rope.Geometry(tile, programs, warps, stages)
+        qk_norm_rope_backward.Geometry(tile, programs, warps, stages)
         for tile, programs, warps, stages in itertools.product(
             (256, 512, 1024, 2048), (2, 4, 8, 16), (1, 2, 4, 8), (1, 3, 4)
         )
@@ -166,7 +166,7 @@ def _heads_backwards(device: Device) -> Iterator[Tunable]:
         and 256 <= programs * warps * device.warp_size <= 1024
     )
     for size in (64, 128, 256):
-        rule = qk_norm_rope.backward_rule(size, 2, device)
+        rule = qk_norm_rope_backward.backward_rule(size, 2, device)
         yield Tunable(
             "qk_norm_rope_backward",
             2,
