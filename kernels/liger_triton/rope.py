@@ -37,7 +37,7 @@ from liger_triton import pairs
 from liger_triton.pairs import Heads, _load_pairs, _store_pairs, _turn
 
 TILE = 2048
-"""Pairs of one tile, or entries beside them that take the registers of as many (tokens times heads times either)."""
+"""The most pairs of one tile, or of entries beside them, 8 bytes for one (tokens times heads times either)."""
 
 
 # ----------------------------------------------------------------------------------------------------- kernel
