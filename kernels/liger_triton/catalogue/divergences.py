@@ -33,6 +33,7 @@ def divergences() -> Iterator[Call]:
     both = (True, True, False)
     yield call(kl, "128256-bf16", 4096, 128256, **_TO_PROBS)
     yield call(kl, "128256-none", 4096, 128256, **_TO_PROBS | {"reduction": "elements"})
+    yield call(kl, "128256-no-eps", 4096, 128256, needs=both, **_TO_PROBS | {"eps": 0.0})
     yield call(kl, "128257-tokens", 4096, 128257, beta=0.0, reduction="tokens", labels=True)
     yield call(kl, "1000-fp32-both", 4096, 1000, FP32, needs=both, **_TO_PROBS | {"reduction": "tokens"})
     yield call(jsd, "128256-bf16", 4096, 128256, labels=True)
