@@ -8,10 +8,10 @@ import triton
 import triton.language as tl
 
 from liger.device import Device
-from liger.launch import Launch, Spec, cdiv, promote
+from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv, next_power_of_2, promote
 from liger_triton import pairs
 from liger_triton.pairs import Heads, _load_pairs, _store_pairs, _turn
-from liger_triton.qk_norm_rope_layout import Options, Tables, load_angles, load_weight, tiles_of
+from liger_triton.qk_norm_rope_layout import Options, Tables, load_angles, load_weight
 
 FORWARD_TILE = 2048
 """Pairs of one tile of the forward pass."""
@@ -53,7 +53,6 @@ def _normalise_and_rotate(
     offset: tl.constexpr,
     ROUND_FIRST: tl.constexpr,
     INTERLEAVED: tl.constexpr,
-    SHARE: tl.constexpr,
     TOKENS: tl.constexpr,
     HEADS: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -63,27 +62,26 @@ def _normalise_and_rotate(
     x_dtype: tl.constexpr = x_ptr.dtype.element_ty
     y_dtype: tl.constexpr = y_ptr.dtype.element_ty
     w1, w2 = load_weight(weight_ptr, offset, half, n_pairs, PAIRS, INTERLEAVED)
-    for step in range(0, SHARE, TOKENS):
-        token = tl.program_id(0) * SHARE + step + tl.arange(0, TOKENS)[:, None, None]
-        here = token < n_tokens
-        batch = (token // seq_len).to(tl.int64)
-        place = (token % seq_len).to(tl.int64)
-        token = token.to(tl.int64)
-        table = (batch * table_batch_stride + place * table_seq_stride) * TABLE_UNIT
-        cos1, sin1, cos2, sin2 = load_angles(cos_ptr, sin_ptr, table, here, half, PAIRS, INTERLEAVED)
-        for start in range(0, n_heads, HEADS):
-            head = start + tl.arange(0, HEADS)[None, :, None].to(tl.int64)
-            mask = here & (head < n_heads)
-            x_row = x_ptr + (batch * x_batch_stride + place * x_seq_stride + head * x_head_stride) * X_UNIT
-            x1, x2 = _load_pairs(x_row, mask, 0.0, half, n_pairs, PAIRS, INTERLEAVED)
-            rstd = tl.rsqrt(tl.sum(x1 * x1 + x2 * x2, axis=2, keep_dims=True) / head_dim + eps)
-            here_head = token * n_heads + head
-            tl.store(rstd_ptr + here_head, rstd, mask=mask)
-            x1 = _normalised(x1, rstd, w1, x_dtype, y_dtype, ROUND_FIRST)
-            x2 = _normalised(x2, rstd, w2, x_dtype, y_dtype, ROUND_FIRST)
-            y1, y2 = _turn(x1, x2, cos1, sin1, cos2, sin2, False)
-            row = y_ptr + here_head * head_dim
-            _store_pairs(row, y1, y2, mask, half, n_pairs, PAIRS, INTERLEAVED)
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)[:, None, None]
+    here = token < n_tokens
+    batch = (token // seq_len).to(tl.int64)
+    place = (token % seq_len).to(tl.int64)
+    token = token.to(tl.int64)
+    table = (batch * table_batch_stride + place * table_seq_stride) * TABLE_UNIT
+    cos1, sin1, cos2, sin2 = load_angles(cos_ptr, sin_ptr, table, here, half, PAIRS, INTERLEAVED)
+    for start in range(0, n_heads, HEADS):
+        head = start + tl.arange(0, HEADS)[None, :, None].to(tl.int64)
+        mask = here & (head < n_heads)
+        x_row = x_ptr + (batch * x_batch_stride + place * x_seq_stride + head * x_head_stride) * X_UNIT
+        x1, x2 = _load_pairs(x_row, mask, 0.0, half, n_pairs, PAIRS, INTERLEAVED)
+        rstd = tl.rsqrt(tl.sum(x1 * x1 + x2 * x2, axis=2, keep_dims=True) / head_dim + eps)
+        here_head = token * n_heads + head
+        tl.store(rstd_ptr + here_head, rstd, mask=mask)
+        x1 = _normalised(x1, rstd, w1, x_dtype, y_dtype, ROUND_FIRST)
+        x2 = _normalised(x2, rstd, w2, x_dtype, y_dtype, ROUND_FIRST)
+        y1, y2 = _turn(x1, x2, cos1, sin1, cos2, sin2, False)
+        row = y_ptr + here_head * head_dim
+        _store_pairs(row, y1, y2, mask, half, n_pairs, PAIRS, INTERLEAVED)
 
 
 @triton.jit
@@ -119,9 +117,7 @@ def qk_norm_rope_forward(
     offset: tl.constexpr,
     ROUND_FIRST: tl.constexpr,
     INTERLEAVED: tl.constexpr,
-    SHARE: tl.constexpr,  # tokens of a program
-    Q_TOKENS: tl.constexpr,
-    K_TOKENS: tl.constexpr,
+    TOKENS: tl.constexpr,
     Q_TILE: tl.constexpr,
     K_TILE: tl.constexpr,
     PAIRS: tl.constexpr,
@@ -130,13 +126,13 @@ def qk_norm_rope_forward(
         q_ptr, q_weight_ptr, cos_ptr, sin_ptr, n_tokens, seq_len, table_batch_stride, table_seq_stride,
         q_batch_stride, q_seq_stride, q_head_stride, q_out_ptr, q_rstd_ptr,
         q_heads, head_dim, rotary_dim, Q_UNIT, TABLE_UNIT, eps, offset, ROUND_FIRST, INTERLEAVED,
-        SHARE, Q_TOKENS, Q_TILE, PAIRS,
+        TOKENS, Q_TILE, PAIRS,
     )  # fmt: skip
     _normalise_and_rotate(
         k_ptr, k_weight_ptr, cos_ptr, sin_ptr, n_tokens, seq_len, table_batch_stride, table_seq_stride,
         k_batch_stride, k_seq_stride, k_head_stride, k_out_ptr, k_rstd_ptr,
         k_heads, head_dim, rotary_dim, K_UNIT, TABLE_UNIT, eps, offset, ROUND_FIRST, INTERLEAVED,
-        SHARE, K_TOKENS, K_TILE, PAIRS,
+        TOKENS, K_TILE, PAIRS,
     )  # fmt: skip
 
 
@@ -162,13 +158,18 @@ def forward_launch(
 ) -> Launch:
     """q and k normalised and rotated, and their rstd."""
     head_dim, rotary_dim = q.head_dim, tables.spec.shape[-1]
-    tiles = tiles_of(q, k, dtype, FORWARD_TILE, pairs.THREADS)
-    share = max(tiles["Q_TOKENS"], tiles["K_TOKENS"])
+    width = next_power_of_2(head_dim // 2)
+    q_tile, k_tile = (pairs.heads_at_once(x.n_heads, width, FORWARD_TILE) for x in (q, k))
+    tile = max(q_tile, k_tile) * width
+    tokens = min(max(FORWARD_TILE // 2 // tile, 1), 32)
+    # 16 pairs to a thread; 8 where heads are read by the element, whose addresses take registers.
+    per_thread = 8 if head_dim * DTYPE_BYTES[dtype] % 16 else 16
+    threads = min(max(tokens * tile // per_thread, pairs.THREADS // 2), pairs.THREADS)
     weight = Spec((head_dim,), weight_dtype, resident=True)
     out_dtype = result_dtype(dtype, weight_dtype, options)
     return Launch(
         kernel=qk_norm_rope_forward,
-        grid=(cdiv(batch * seq_len, share),),
+        grid=(cdiv(batch * seq_len, tokens),),
         inputs=(
             q.spec(batch, seq_len, dtype),
             k.spec(batch, seq_len, dtype),
@@ -196,9 +197,11 @@ def forward_launch(
             ("offset", options.offset),
             ("ROUND_FIRST", options.casting == "llama"),
             ("INTERLEAVED", options.interleaved),
-            ("SHARE", share),
-            *tiles.items(),
+            ("TOKENS", tokens),
+            ("Q_TILE", q_tile),
+            ("K_TILE", k_tile),
+            ("PAIRS", width),
         ),
-        num_warps=pairs.THREADS // device.warp_size,
+        num_warps=threads // device.warp_size,
         flops=batch * seq_len * (q.n_heads + k.n_heads) * (5 * head_dim + 3 * rotary_dim),
     )

@@ -18,9 +18,10 @@ def ropes() -> Iterator[Call]:
         dtype: str = BF16,
         batch: int = 4,
         seq: int = 4096,
+        heads: tuple[int, int] = (32, 8),
         **options: Any,
     ) -> Call:
-        q, k = (dense((batch, seq, heads, head_dim), dtype) for heads in (32, 8))
+        q, k = (dense((batch, seq, n, head_dim), dtype) for n in heads)
         table = dense((1, seq, rotary_dim), dtype)
         return Call(f"rope-{name}", rope.ROPE, rope.Options(**options), (q, k, table, table))
 
@@ -30,7 +31,9 @@ def ropes() -> Iterator[Call]:
     yield call("128-fp32", 128, 128, FP32)
     yield call("128-partial-64", 128, 64)
     yield call("128-partial-64-interleaved", 128, 64, interleaved=True)
+    yield call("128-qwen2.5-14b", 128, 128, heads=(40, 8))
     yield call("80-partial-32", 80, 32)
+    yield call("96-partial-24-neox", 96, 24, heads=(64, 64))
     yield call("64-partial-16-fp32", 64, 16, FP32)
     yield call("256-partial-64", 256, 64)
     yield from _deepseek()
@@ -124,6 +127,7 @@ def qk_norm_ropes() -> Iterator[Call]:
         )
 
     yield call("qwen3", 128, 128)
+    yield call("qwen3-14b", 128, 128, (40, 8))
     yield call("qwen3-moe", 128, 128, (64, 4))
     yield call("qwen3-fp32", 128, 128, dtype=FP32)
     yield call("qwen3-fp32-weights", 128, 128, weight_dtype=FP32)
