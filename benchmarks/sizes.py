@@ -34,7 +34,13 @@ class Sizes:
         linear_divergences: (tokens, hidden, the teacher's, vocabulary).
     """
 
-    norms: tuple[tuple[int, int], ...] = ((8192, 4096), (8192, 8192), (65_536, 1024), (262_144, 128))
+    norms: tuple[tuple[int, int], ...] = (
+        (8192, 4096),
+        (8192, 5120),
+        (8192, 8192),
+        (65_536, 1024),
+        (262_144, 128),
+    )
     images: tuple[tuple[int, int, int], ...] = ((16, 320, 64), (64, 1280, 8), (1, 128, 512))
     groups: int = 32
     rope: tuple[int, int, int, int] = (8192, 32, 8, 128)
