@@ -18,6 +18,9 @@ import pytest
 hypothesis.settings.register_profile("liger", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("liger")
 
+# For the tests of meshes; every other test uses the first of them.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
+
 
 def has_gpu() -> bool:
     """Whether this process can see a GPU of NVIDIA or AMD."""

@@ -1,4 +1,4 @@
-"""The kernels on a mesh, whose devices have to be asked for before JAX starts: programs of their own."""
+"""The kernels on a mesh of four devices."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ import pytest
 
 @pytest.mark.parametrize("part", ["divergences", "vocabulary"])
 def test_on_four_devices(part: str) -> None:
-    jax_meshes.run_on_four_devices(part)
+    jax_meshes.PARTS[part]()
