@@ -17,6 +17,9 @@ def apply() -> None:
     _patch_the_language_once()
     _look_numpy_types_up()
     _describe_types_once()
+    _leave_equal_types_as_they_are()
+    _make_constants_once()
+    _call_builtins_directly()
     _leave_unread_checks_out()
 
 
@@ -84,6 +87,74 @@ def _describe_types_once() -> None:
         vars(self).update(tensors[type.name], handle=handle, type=type, dtype=type.scalar)
 
     core.block_type.__init__, core.tensor.__init__ = describe_block_once, describe_tensor_once
+
+
+def _leave_equal_types_as_they_are() -> None:
+    """Operands that are alike need no promotion and no broadcast, and a type is equal to itself."""
+    from triton.language import core
+    from triton.language.semantic import TritonSemantic
+
+    promote, broadcast = TritonSemantic.binary_op_type_checking_impl, TritonSemantic.broadcast_impl_value
+    equal = core.dtype.__eq__
+    # Quotients of narrower floats are wider.
+    kept = {"int1", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "fp32", "fp64"}
+    alike: dict[tuple[str, str], bool] = {}
+
+    def promote_others(self: Any, lhs: Any, rhs: Any, *flags: Any, **named: Any) -> Any:
+        if (
+            isinstance(lhs, core.tensor)
+            and isinstance(rhs, core.tensor)
+            and lhs.type.name == rhs.type.name
+            and lhs.dtype.name in kept
+        ):
+            return lhs, rhs
+        return promote(self, lhs, rhs, *flags, **named)
+
+    def broadcast_others(self: Any, lhs: Any, rhs: Any) -> Any:
+        key = lhs.type.name, rhs.type.name
+        if key not in alike:
+            shapes = [list(operand.type.shape) if operand.type.is_block() else None for operand in (lhs, rhs)]
+            alike[key] = shapes[0] == shapes[1]
+        return (lhs, rhs) if alike[key] else broadcast(self, lhs, rhs)
+
+    TritonSemantic.binary_op_type_checking_impl = promote_others
+    TritonSemantic.broadcast_impl_value = broadcast_others
+    core.dtype.__eq__ = lambda self, other: self is other or equal(self, other)
+
+
+def _make_constants_once() -> None:
+    """A number as a value of a type: nothing is ever written into it."""
+    from triton.language.semantic import TritonSemantic
+
+    original = TritonSemantic.scalar_constant
+    known: dict[Any, Any] = {}
+
+    def constant(self: Any, value: Any, dtype: Any) -> Any:
+        if type(value) not in (int, float, bool):
+            return original(self, value, dtype)
+        key = type(value), value, dtype.name
+        if key not in known:
+            known[key] = original(self, value, dtype)
+        return known[key]
+
+    TritonSemantic.scalar_constant = constant
+
+
+def _call_builtins_directly() -> None:
+    """Without a look at whether they are called by a kernel, which they are."""
+    from triton.runtime import interpreter
+
+    def patch(owner: Any, name: str, member: Any, builder: Any, *scope: Any) -> None:
+        function = inspect.unwrap(member)
+        semantic = interpreter.interpreter_semantic
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            named["_semantic"] = semantic
+            return function(*arguments, **named)
+
+        (scope[0].set_attr if scope else setattr)(owner, name, call)
+
+    interpreter._patch_attr = patch
 
 
 def _leave_unread_checks_out() -> None:
