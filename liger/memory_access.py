@@ -45,27 +45,29 @@ def widths(llvm_ir: str, parameters: Sequence[str]) -> tuple[Widths, Widths]:
         for register, name, argument in zip(registers, parameters, signature.split(", "), strict=False)
         if argument in pointers
     }
-    body = [line for line in lines if "%" in line and not line.startswith(("define", "declare", ";"))]
+    body = []
+    for line in lines:
+        if "%" in line and not line.startswith(("define", "declare", ";")):
+            assignment = _ASSIGNMENT.match(line)
+            result, operation = (assignment[1], assignment[2]) if assignment else (None, line)
+            body.append((line, result, _REGISTER.findall(operation), _access(line)))
     # A loop's phi names a register that is defined further down, so one sweep may not be enough.
     known = -1
     while known != len(origin):
         known = len(origin)
-        for line in body:
-            assignment = _ASSIGNMENT.match(line)
-            if assignment and assignment[1] not in origin and _access(line) is None:
-                arrays = [origin[r] for r in _REGISTER.findall(assignment[2]) if r in origin]
+        for _, result, operands, access in body:
+            if result and result not in origin and access is None:
+                arrays = [origin[r] for r in operands if r in origin]
                 if arrays:
-                    origin[assignment[1]] = arrays[0]
+                    origin[result] = arrays[0]
     loads: dict[str, Counter[int]] = {}
     stores: dict[str, Counter[int]] = {}
-    for line in body:
-        assignment = _ASSIGNMENT.match(line)
-        arrays = [origin[r] for r in _REGISTER.findall(assignment[2] if assignment else line) if r in origin]
-        access = _access(line)
+    for line, result, operands, access in body:
+        arrays = [origin[r] for r in operands if r in origin]
         if arrays and access:
             kind, width = access
             (loads if kind == "load" else stores).setdefault(arrays[-1], Counter())[width] += 1
-        elif arrays and not assignment:
+        elif arrays and not result:
             raise RuntimeError(f"Unknown access to {arrays[0]}: {line.strip()}")
     return loads, stores
 

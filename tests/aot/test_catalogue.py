@@ -1,8 +1,9 @@
 """The launches of the catalogue compile without spills and by 16 bytes where rows allow.
 
-All of them for the target that is measured, and each for one more; the figures that are held are of every launch on every
-target. With the version of Triton that they are held for, no multiprocessor holds fewer of a launch's warps than before.
-`python -m benchmarks offline compiled` compares all of them, which takes a core a quarter of an hour.
+All of them for the target that is measured, and each variant, at one of its sizes, for one more; the figures that are
+held are of every launch on every target. With the version of Triton that they are held for, no multiprocessor holds
+fewer of a launch's warps than before. `python -m benchmarks offline compiled` compares all of them, which takes a core
+a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 import pkgutil
 import re
 import zlib
+from typing import Any
 
 import checkout  # noqa: F401
 import pytest
@@ -36,17 +38,31 @@ MEASURED = "sm_90"
 EVERY = [(target, entry) for target, device in PRESETS.items() for entry in catalogue(device)]
 
 
+def variant(launch: Launch) -> tuple[Any, ...]:
+    """The launch but for its sizes: kernel, dtypes, options, and which runtime integers need 64 bits."""
+    return (
+        launch.name,
+        *(spec.dtype for spec in (*launch.inputs, *launch.outputs)),
+        *(
+            (name, value if isinstance(value, str) else bool(value))
+            for name, value in launch.constants
+            if isinstance(value, bool | float | str)
+        ),
+        *(n >= 2**31 for n in launch.integers),
+    )
+
+
 def dealt_out() -> list[tuple[str, Entry]]:
-    """Each launch for the measured target and for one of the others, among which a kernel's launches are dealt out."""
+    """Each launch for the measured target, and one of each variant for one of the others, dealt out by kernel."""
     others = [target for target in PRESETS if target != MEASURED]
     chosen = [(target, entry) for target, entry in EVERY if target == MEASURED]
     for turn, target in enumerate(others):
-        kernels: dict[str, list[Entry]] = {}
-        for entry in catalogue(PRESETS[target]):
-            kernels.setdefault(entry.launch.name, []).append(entry)
-        for entries in kernels.values():
-            # In an order that has nothing to do with that of dtypes and options.
-            entries.sort(key=lambda entry: zlib.crc32(entry.name.encode()))
+        kernels: dict[str, dict[tuple[Any, ...], Entry]] = {}
+        # In an order that has nothing to do with that of sizes, dtypes and options.
+        for entry in sorted(catalogue(PRESETS[target]), key=lambda entry: zlib.crc32(entry.name.encode())):
+            kernels.setdefault(entry.launch.name, {}).setdefault(variant(entry.launch), entry)
+        for variants in kernels.values():
+            entries = list(variants.values())
             chosen += [
                 (target, entry)
                 for entry in (entries[turn :: len(others)] if len(entries) >= len(others) else entries)
