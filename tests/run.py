@@ -119,6 +119,11 @@ GPU_GROUP = Group("gpu")
 GROUPS = {group.name: group for group in (*CPU_GROUPS, GPU_GROUP)}
 
 
+def xla_flags(group: Group) -> dict[str, str]:
+    """The group's variable XLA_FLAGS, where the caller has none."""
+    return {} if "XLA_FLAGS" in os.environ else {"XLA_FLAGS": " ".join(filter(xla_knows, group.xla_flags))}
+
+
 @dataclasses.dataclass(frozen=True)
 class Counts:
     """Tests by outcome; an error in collection, set-up or tear-down is a failure."""
@@ -190,7 +195,7 @@ class Running:
             "OMP_NUM_THREADS": str(threads),
             "PYTHONUNBUFFERED": "1",
             **group.defaults,
-            "XLA_FLAGS": " ".join(filter(xla_knows, group.xla_flags)),
+            **xla_flags(group),
             **{name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
             **group.environment,
         }
