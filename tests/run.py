@@ -9,8 +9,8 @@ The interpreter needs a process of its own because Triton reads TRITON_INTERPRET
 groups are apart so that a crash in one leaves the others' results standing.
 
 Two groups run at a time where there are two cores. The output of a group is printed in one piece when it ends and
-can be followed in build/tests/GROUP.log meanwhile; the interpreter has two halves, in interpreter-1 and -2. The last
-line is `total: N passed, N failed, N skipped`; the exit status is 0 only if some test ran and none failed.
+can be followed in build/tests/GROUP.log meanwhile; the interpreter has three parts, interpreter-1 to -3. The last line
+is `total: N passed, N failed, N skipped`; the exit status is 0 only if some test ran and none failed.
 """
 
 from __future__ import annotations
@@ -104,16 +104,16 @@ XLA_FAST = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_opt_preset=CPU_OPT
 
 # The longest come first, so that both cores have something to do to the end.
 CPU_GROUPS = (
+    Group("aot", defaults=ON_CPU),
     Group(
         "interpreter",
         environment={"TRITON_INTERPRET": "1"},
         defaults=COMPILED_FAST,
         xla_flags=XLA_FAST,
-        parts=2,
+        parts=3,
     ),
-    Group("model", defaults=COMPILED_FAST, xla_flags=XLA_FAST),
     Group("cpu", defaults=COMPILED_FAST, xla_flags=XLA_FAST),
-    Group("aot", defaults=ON_CPU),
+    Group("model", defaults=COMPILED_FAST, xla_flags=XLA_FAST),
 )
 GPU_GROUP = Group("gpu")
 GROUPS = {group.name: group for group in (*CPU_GROUPS, GPU_GROUP)}
