@@ -94,9 +94,15 @@ ONE_PER_THREAD = {("sum_partials", "first_out_ptr"), ("sum_partials", "second_ou
 ROW_BY_ROW = {("embedding_chunk_sums", "sums_ptr"), ("embedding_backward", "dw_ptr")}
 """Results that a program writes one row at a time: a row of fewer than 1024 elements leaves threads without 16 bytes."""
 
-FEWER_HEADS = {("rope_rotate", "k_ptr"), ("rope_rotate", "k_out_ptr")}
-"""A program has all heads of a few tokens, of which k's may be too few for 16 bytes a thread: measured to be faster than
-more tokens, of which the last heads of q leave half a tile empty. A thread's part is read and written at once then."""
+FEWER_HEADS = {
+    (kernel, f"{side}_{which}"): ("TOKENS", f"{side.upper()}_TILE", width)
+    for kernel, width in (("rope_rotate", "HALF"), ("qk_norm_rope_forward", "PAIRS"))
+    for side in ("q", "k")
+    for which in ("ptr", "out_ptr")
+}
+"""A program has some heads of a few tokens, whose pairs may be too few for 16 bytes a thread: k's, which has fewer heads than q,
+or q's where much of a head is only copied. Measured to be faster than more tokens, or fewer threads. By these constants
+(pairs of a tile), a thread's part is read and written at once then."""
 
 FROM_MATRIX_UNITS = {("int2_matmul", "c_ptr")}
 """Results of matrix products, which Triton stores as AMD's matrix units leave them: 4 bytes per thread, side by side."""
@@ -131,7 +137,7 @@ def narrow(launch: Launch, report: Report, device: Device) -> list[str]:
         if (launch.name, name) in ONE_PER_THREAD:
             continue
         if (launch.name, name) in FEWER_HEADS:
-            tile = math.prod(dict(launch.constants)[side] for side in ("TOKENS", "K_TILE", "HALF"))
+            tile = math.prod(dict(launch.constants)[side] for side in FEWER_HEADS[launch.name, name])
             of_thread = tile * DTYPE_BYTES[spec.dtype] // (launch.num_warps * device.warp_size)
             if min(table[name], default=0) >= of_thread:
                 continue
