@@ -1,10 +1,12 @@
 """`python -m benchmarks host`: what an eager call costs the host, beyond what autograd itself does.
 
 On tensors so small that the device is never behind, blocks of calls by the wall clock without waiting for the device.
-A backward pass is the first one of its graph, as in training. Beside every op stands an empty `autograd.Function` with
-as many differentiable inputs and outputs, which saves its inputs, allocates outputs and gradients, and computes
-nothing: an op's cost is its time minus this one's. What is left is Python, further memory, and the launches, of which
-each is several microseconds in the driver alone ("launch").
+A backward pass is the first one of its graph, as in training, and runs on the thread that calls: autograd's engine
+would hand it to a thread of the device's, once for all nodes of a model, and to wake that one takes several times what
+a node does (rows until 2026-11-29 have that in them). Beside every op stands an empty `autograd.Function` with as many
+differentiable inputs and outputs, which saves its inputs, allocates outputs and gradients, and computes nothing: an
+op's cost is its time minus this one's. What is left is Python, further memory, and the launches, of which each is
+several microseconds in the driver alone ("launch").
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from benchmarks.passes import differentiated, outputs_of
 from benchmarks.providers import EAGER, FUSED, LIGER, Function, liger, note_of
 from benchmarks.rows import Row, Run, Spread, file_of, keep, load
 from benchmarks.timing import Copy
+from benchmarks.turns import rounds
 from liger_torch import functional as f
 
 SAMPLES = 30
@@ -137,9 +140,9 @@ def measure(blocks: Mapping[str, Block]) -> dict[str, Spread]:
     gc.collect()
     gc.disable()  # which would come to one and not to another
     try:
-        for _ in range(SAMPLES):
-            for name, block in blocks.items():
-                calls = block()
+        with torch.autograd.set_multithreading_enabled(False):
+            for name in rounds(dict.fromkeys(blocks, SAMPLES)):
+                calls = blocks[name]()
                 torch.cuda.synchronize()
                 start = time.perf_counter()
                 for call in calls:
