@@ -130,7 +130,7 @@ def _make_constants_once() -> None:
     known: dict[Any, Any] = {}
 
     def constant(self: Any, value: Any, dtype: Any) -> Any:
-        if type(value) not in (int, float, bool):
+        if type(value) not in (int, float, bool) or value != value:  # NaN would be another key each time
             return original(self, value, dtype)
         key = type(value), value, dtype.name
         if key not in known:

@@ -98,7 +98,7 @@ def _log2_mean(size, ratio, d, beta: tl.constexpr):
 def _log2_of_probability(p, eps: tl.constexpr, ANY_OF_0: tl.constexpr):
     """log2 max(p, eps); without eps that of p, NaN for a negative number, and with ANY_OF_0 a finite one for 0."""
     if eps > 0.0:
-        return tl.log2(tl.maximum(p, eps))
+        return tl.log2(tl.maximum(p, eps, propagate_nan=tl.PropagateNan.ALL))
     elif ANY_OF_0:
         return tl.where(p < 0.0, float("nan"), tl.log2(tl.maximum(p, NORMAL)))
     else:
@@ -106,11 +106,13 @@ def _log2_of_probability(p, eps: tl.constexpr, ANY_OF_0: tl.constexpr):
 
 
 @triton.jit
-def _mixture(d, beta: tl.constexpr):
-    """(log2 q - log2 m, log2 p - log2 m) from d = log2 p - log2 q."""
-    # Where both logarithms are -inf, d is NaN; their probabilities are 0, and whatever is finite will do.
+def _mixture(d, beta: tl.constexpr, ANY_OF_NAN: tl.constexpr):
+    """(log2 q - log2 m, log2 p - log2 m) from d = log2 p - log2 q; of a NaN something finite with ANY_OF_NAN."""
     size = tl.abs(d)
-    size = tl.where(size < 1e5, size, 1e5)
+    if ANY_OF_NAN:
+        size = tl.where(size < 1e5, size, 1e5)
+    else:
+        size = tl.where(size >= 1e5, 1e5, size)
     larger = _log2_mean(size, tl.exp2(-size), d, beta)
     smaller = larger - size
     student_smaller = d > 0.0
@@ -174,7 +176,9 @@ def column_terms(
         term = tl.where(q == 0.0, 0.0, q * h)
         g = term
     else:
-        h, to_p = _mixture(d, beta)
+        # Where both logarithms are -inf, d is NaN, but for the difference of probabilities' logarithms above, whose NaN
+        # is that of a negative one. Both factors are 0 then, and whatever is finite will do.
+        h, to_p = _mixture(d, beta, STUDENT != "probs" and TEACHER != "probs")
         g = q * h
         term = p * to_p * (beta / (1.0 - beta))
     return term, g, q, p, h

@@ -11,8 +11,9 @@
     dw = sum over rows of dy * n
     db = sum over rows of dy
 
-Zhang & Sennrich, arXiv:1910.07467; Ba, Kiros & Hinton, arXiv:1607.06450. Rows up to `MAX_BLOCK` wide stay in registers
-(`norm_rows`); wider ones are swept twice (`norm_wide`). The ops are in `rms_norm` and `layer_norm`.
+Zhang & Sennrich, arXiv:1910.07467; Ba, Kiros & Hinton, arXiv:1607.06450. Narrow rows stay in registers (`norm_rows`);
+wide ones are swept twice (`norm_wide`): beyond `MAX_BLOCK`, and forward in 16 bits sooner (`_is_swept`). The ops are in
+`rms_norm` and `layer_norm`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from liger_triton import norm_rows, norm_wide
 from liger_triton.reduce import summed
 
 MAX_BLOCK = 16384
-"""Widest row that a program holds in registers: beyond it the backward pass would spill."""
+"""Widest row that a program holds in registers: beyond it, the backward pass would spill."""
 
 
 # --------------------------------------------------------------------------------------------------- launches
@@ -84,34 +85,28 @@ def _is_swept(n_cols: int, itemsize: int, has_residual: bool, center: bool) -> b
     return n_cols > (8192 if center else 7168)
 
 
-def _sweep(n_cols: int) -> tuple[int, int]:
+def _sweep(n_cols: int, device: Device) -> tuple[int, int]:
     """Columns and warps of a program that sweeps a row."""
-    return (4096, 16) if n_cols <= MAX_BLOCK else (8192, 32)
+    block, threads = (4096, 512) if n_cols <= MAX_BLOCK else (8192, 1024)
+    return block, threads // device.warp_size
 
 
 def _elements_of_a_thread(n_cols: int, itemsize: int, has_residual: bool, center: bool) -> int:
     """How many of a row's elements a thread of the forward pass holds.
 
-    Measured in 16 bits: 64 bytes of narrow rows are up to a fifth faster than 32. Wider rows, where nothing but bytes
-    should count, want few threads with many elements as soon as a part of the block lies beyond the row, and in
-    LayerNorm, whose two sums wait for each other: 5120 columns by 16 warps are at .73 and .62 of a copy, by 4 at .96
-    and .92.
+    Measured in 16 bits: 64 bytes of narrow rows are up to a fifth faster than 32. Wide rows want few threads with many
+    elements where a part of their block lies beyond them, and in LayerNorm, whose two sums wait for each other: 5120
+    columns by 16 warps are at .70 and .62 of a copy, by 4 at .96 and .92. A residual has bytes enough for all threads.
     """
     block = next_power_of_2(n_cols)
-    if itemsize > 2:
+    if itemsize > 2 or (has_residual and block > 1024):
         return 16
     if block <= 1024:
         return 32
-    if has_residual:
-        return 16
-    if block > 4096:
+    if block > 4096 or (center and block == 4096 and 4 * n_cols < 3 * block):
         return 64
-    full = n_cols == block
-    if not center:
-        return 16 if full or block <= 2048 else 32
-    if block <= 2048:
-        return 16 if full else 32
-    return 64 if n_cols < 3072 else 32
+    gap = n_cols < block
+    return 32 if (center and (gap or block == 4096)) or (gap and block == 4096) else 16
 
 
 def _forward_tile(
@@ -128,8 +123,9 @@ def _forward_tile(
 def _early(block: int, dtype: str, weight_dtype: str, has_residual: bool, options: Options) -> bool:
     """Whether the weight is loaded before x is summed.
 
-    It saves a wait and costs registers: measured to gain at 4096 and 8192 columns of 16 bits, where a quarter of the
-    warps that were resident is lost, and to lose where it takes more, as from LayerNorm.
+    It saves a wait and costs registers: measured to gain at 4096 columns of 16 bits, where a quarter of the warps that
+    were resident is lost, and from 2560 to 7168 by .00 to .03 of a copy; and to lose where it takes more, as from
+    LayerNorm.
     """
     narrow = max(DTYPE_BYTES[dtype], DTYPE_BYTES[weight_dtype]) == 2
     return narrow and 2048 < block <= 8192 and not has_residual and not options.center
@@ -166,7 +162,7 @@ def forward_launch(
         "ROUND_FIRST": options.casting == "llama",
     }
     if swept:
-        block, warps = _sweep(n_cols)
+        block, warps = _sweep(n_cols, device)
         constants |= {"BLOCK": block}
         grid = n_rows
     else:
@@ -219,31 +215,19 @@ def backward_geometry(n_cols: int, itemsize: int, center: bool, device: Device) 
     is waited for.
     """
     rule = backward_rule(n_cols, itemsize, center, device)
-    block = next_power_of_2(n_cols)
-    if (
-        512 < n_cols < block
-    ):  # the table was measured at powers of two, and says nothing of a row that leaves a gap
+    if rule.stages == 4:  # measured beside the table, whose rows fill their blocks
         return rule
     name = "layer_norm_backward" if center else "rms_norm_backward"
-    return geometry.choose(name, itemsize, block, device, rule)
+    return geometry.choose(name, itemsize, next_power_of_2(n_cols), device, rule)
 
 
 def backward_rule(n_cols: int, itemsize: int, center: bool, device: Device) -> Geometry:
     """The geometry where nothing was measured.
 
-    Rows that leave a gap in their block, as 2304, 2560 or 5120 columns do, gain up to a fifth by one more stage and by
-    programs of one row: measured in 16 bits.
+    Rows that leave a gap in their block, as 2304, 2560 or 5120 columns do, gain up to a fifth by a fourth stage:
+    measured in 16 bits.
     """
     block = next_power_of_2(n_cols)
-    warps = min(_warps(2 * block, device), 8)
-    if itemsize == 2 and 1024 < n_cols < block <= 8192 and device.vendor == "cuda":
-        return (
-            Geometry(2, 2, 4, 4)
-            if block <= 2048
-            else Geometry(1, 2, 4, 4)
-            if block <= 4096
-            else Geometry(1, 1, 8, 4)
-        )
     if block <= 256:
         rows = min(2048 // block, 16)
         return Geometry(rows, 8, min(max(rows * block // (8 * device.warp_size), 1), 4), 1)
@@ -251,14 +235,14 @@ def backward_rule(n_cols: int, itemsize: int, center: bool, device: Device) -> G
         return Geometry(16 // itemsize, 4, 4, 3)
     if block <= 1024:
         return Geometry(4, 2, 4, 3 if device.vendor == "cuda" else 2)
-    if block <= 2048:
-        return Geometry(2, 2, 4, 3)
-    if block <= 4096:
-        return Geometry(1, 2, 4, 3)
-    if block <= 8192:
-        return Geometry(1, 1, max(warps, 8), 3)
-    few = device.warp_size == 64 or (itemsize == 2 and not center)
-    return Geometry(1, 1, 16 if few else 32, 1)
+    if block > 8192:
+        few = device.warp_size == 64 or (itemsize == 2 and not center)
+        return Geometry(1, 1, 16 if few else 32, 1)
+    rows, programs, warps = (2, 2, 4) if block <= 2048 else (1, 2, 4) if block <= 4096 else (1, 1, 8)
+    # Three buffers of x, of its cotangent and of a residual's, which not every GPU has the shared memory for.
+    fits = programs * 3 * 3 * rows * block * itemsize <= device.shared_bytes
+    gap = itemsize == 2 and n_cols < block and device.vendor == "cuda"
+    return Geometry(rows, programs, warps, 4 if gap and fits else 3)
 
 
 class Gradients(NamedTuple):

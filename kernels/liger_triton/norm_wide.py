@@ -54,7 +54,9 @@ def norm_forward_wide(
             squares += x * x
     if CENTER:
         count = ((n_cols - tl.arange(0, BLOCK) + BLOCK - 1) // BLOCK).to(tl.float32)
-        mean = tl.sum(means * count, axis=0) / n_cols
+        # Of the differences from one of them: rows that are all alike have exactly that mean.
+        middle = tl.sum(means, axis=0) / BLOCK
+        mean = middle + tl.sum((means - middle) * count, axis=0) / n_cols
         squares += count * (means - mean) * (means - mean)  # Chan, Golub & LeVeque, 1983
         tl.store(mean_ptr + row, mean)
     rstd = tl.rsqrt(tl.sum(squares, axis=0) / n_cols + eps)

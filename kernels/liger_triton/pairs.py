@@ -17,7 +17,7 @@ from liger.backend import Array, Backend
 from liger.launch import DTYPE_BYTES, Spec, next_power_of_2, previous_power_of_2
 
 THREADS = 128
-"""Threads of a program; half of them where positions are looked up."""
+"""Threads of a program that has a whole tile; smaller tiles have half of them."""
 
 
 # ---------------------------------------------------------------------------------------------------- kernels
@@ -155,20 +155,20 @@ def heads_per_tile(n_heads: int, tokens: int, width: int, tile: int) -> int:
     return min(next_power_of_2(n_heads), max(previous_power_of_2(tile // (tokens * width)), 1))
 
 
-def heads_at_once(n_heads: int, width: int, most: int) -> int:
-    """Heads of q or k that are worked on at once, a power of two.
+def heads_at_once(q: Heads, k: Heads, width: int, most: int) -> tuple[int, int]:
+    """Heads of q and of k that are worked on at once, powers of two; a head has `width` pairs.
 
-    All of them, if a tile of `most` elements holds them and few of its threads have nothing to do. Else tiles of 1024
-    elements at most, so that one is read while another is written, that leave little over at the end. Measured: 40
-    heads of 128 are rotated at .81 of a copy by 32 and 8, by 8 at .93.
+    Of the larger of the two all heads, if a tile of `most` pairs holds them and few of its threads have nothing to do.
+    Else tiles of 1024 pairs at most, so that one is read while another is written, that leave little over at the end.
+    Measured: 40 heads of 128 are rotated at .81 of a copy by 32 and 8, by 8 at .93. The other one has as many, or all.
     """
-    whole = next_power_of_2(max(n_heads, 1))
-    if whole * width <= most and 6 * (whole - n_heads) <= n_heads:
-        return whole
-    tile = min(previous_power_of_2(max(1024 // width, 1)), whole)
-    while 6 * (-n_heads % tile) > n_heads:
-        tile //= 2
-    return tile
+    larger = max(q.n_heads, k.n_heads, 1)
+    tile = next_power_of_2(larger)
+    if tile * width > most or 6 * (tile - larger) > larger:
+        tile = min(previous_power_of_2(max(1024 // width, 1)), tile)
+        while 6 * (-larger % tile) > larger:
+            tile //= 2
+    return min(next_power_of_2(max(q.n_heads, 1)), tile), min(next_power_of_2(max(k.n_heads, 1)), tile)
 
 
 # ------------------------------------------------------------------------------------------------------ checks

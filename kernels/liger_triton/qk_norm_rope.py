@@ -87,7 +87,8 @@ def _backward(
             dy, dy_heads = pairs.heads(backend, dy)
         xs.append(x)
         dys.append(given if dy is None else dy)
-        sides.append(Side(dy_heads, heads, *wants))
+        want, want_sum = wants
+        sides.append(Side(dy_heads, heads, want, want_sum and heads.n_heads > 0))
     if not any(side.x.n_heads for side in sides):
         return (None,) * len(needs)
     q_weight, k_weight = (backend.dense(kept[name]) for name in ("q_weight", "k_weight"))
@@ -99,8 +100,13 @@ def _backward(
     dq, dk, *partials = backend.launch(
         launch, *dys, *xs, q_weight, k_weight, kept["q_rstd"], kept["k_rstd"], cos, sin
     )
-    wanted = [partial if want else None for want, partial in zip(want_dw, partials, strict=True)]
-    dw = summed(backend, wanted, (q_weight, k_weight))
+    wanted = [partial if side.want_dw else None for side, partial in zip(sides, partials, strict=True)]
+    dw = [
+        backend.zeros(weight.shape, weight_dtype) if want and total is None else total
+        for want, total, weight in zip(
+            want_dw, summed(backend, wanted, (q_weight, k_weight)), (q_weight, k_weight), strict=True
+        )
+    ]
     return (dq if want_dx[0] else None), (dk if want_dx[1] else None), *dw, None, None
 
 

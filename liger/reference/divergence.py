@@ -73,9 +73,9 @@ def _distribution(array: Any, space: str, temperature: float, eps: float) -> tup
     xp = namespace(array)
     if space == "probs":
         tiny = xp.full_like(array, eps)
-        above = array > tiny
         if eps > 0:
-            return xp.log(xp.where(above, array, tiny)), array
+            return xp.log(xp.where(array <= tiny, tiny, array)), array  # NaN stays
+        above = array > tiny
         positive = xp.log(xp.where(above, array, xp.ones_like(array)))
         return xp.where(
             above, positive, xp.log(stop_gradient(array))
@@ -96,7 +96,7 @@ def _jsd(log_q: Any, q: Any, log_p: Any, p: Any, beta: float) -> Any:
         return q * xp.where(q == 0, nothing, log_q - log_p)
     # log m from the larger of the two; where both are 0 there is nothing.
     highest = stop_gradient(xp.where(log_q > log_p, log_q, log_p))
-    alive = highest > -xp.inf
+    alive = highest != -xp.inf  # NaN, the logarithm of a negative number, is to be seen
     highest = xp.where(alive, highest, nothing)
     mixed = beta * xp.exp(log_p - highest) + (1 - beta) * xp.exp(log_q - highest)
     log_m = highest + xp.log(xp.where(alive, mixed, xp.ones_like(mixed)))

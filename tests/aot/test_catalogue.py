@@ -139,7 +139,7 @@ def narrow(launch: Launch, report: Report, device: Device) -> list[str]:
         if (launch.name, name) in FEWER_HEADS:
             tile = math.prod(dict(launch.constants)[side] for side in FEWER_HEADS[launch.name, name])
             of_thread = tile * DTYPE_BYTES[spec.dtype] // (launch.num_warps * device.warp_size)
-            if min(table[name], default=0) >= of_thread:
+            if min(table[name], default=0) >= max(of_thread, 4):
                 continue
         if (launch.name, name) in FROM_MATRIX_UNITS and device.vendor == "hip":
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -66,6 +67,13 @@ def test_without_an_entry_the_rule_holds(n_cols, dtype, device) -> None:
     constants = dict(launch.constants)
     assert (constants["ROWS"], constants["STAGES"], launch.num_warps) == (rule.rows, rule.stages, rule.warps)
     assert launch.grid == (rule.programs * device.multiprocessors,)
+
+
+@pytest.mark.parametrize(("shared_bytes", "stages"), [(H200.shared_bytes, 4), (101_376, 3)])
+def test_a_fourth_stage_only_where_its_buffers_fit(shared_bytes: int, stages: int) -> None:
+    """Three buffers of 5120 columns, of x and of two cotangents, take 147 KB, and an L40S has 99."""
+    device = dataclasses.replace(H200, shared_bytes=shared_bytes)
+    assert dict(launched(5120, device=device).constants)["STAGES"] == stages
 
 
 def test_an_architecture_without_a_file_has_an_empty_table() -> None:

@@ -112,6 +112,27 @@ def test_a_negative_probability(eps: float) -> None:
             torch.testing.assert_close(a, b.float(), equal_nan=True, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("negative", ["student", "teacher"])
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.5, 1.0])
+def test_the_loss_of_a_negative_probability_is_nan(beta: float, negative: str) -> None:
+    """Wherever its logarithm counts: KL(P || Q) has 0.25 times that of -0.25 in P, and in Q 0.25 times that of P."""
+    given = {"student": draw(2, 20).softmax(-1), "teacher": draw(2, 20, seed=1).softmax(-1)}
+    given[negative][0, 3] = -0.25
+    spaces = {"student_space": "probs", "teacher_space": "probs"}
+    for function in both(divergence.Options(beta=beta, reduction="tokens", **spaces)):
+        assert function(*given.values()).isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_a_nan_is_seen_beside_eps(beta: float) -> None:
+    """max(NaN, eps) is NaN, as torch's clamp has it, and not eps."""
+    student, teacher = draw(2, 20).softmax(-1), draw(2, 20, seed=1).softmax(-1)
+    student[0, 3] = torch.nan
+    spaces = {"student_space": "probs", "teacher_space": "probs"}
+    for function in both(divergence.Options(beta=beta, eps=1e-10, reduction="tokens", **spaces)):
+        assert function(student, teacher).isnan().tolist() == [True, False]
+
+
 @pytest.mark.parametrize("form", [FORMS["jsd"], FORMS["jsd of logits"]], ids=["log-probs", "logits"])
 def test_what_an_ignored_row_holds_does_not_matter(form: dict[str, Any]) -> None:
     student, teacher = draw(3, 50), draw(3, 50, seed=1)

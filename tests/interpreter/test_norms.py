@@ -89,6 +89,31 @@ def test_wide_rows_in_registers_err_no_more_than_torchs(dtype: torch.dtype) -> N
     )
 
 
+@pytest.mark.parametrize("width", [7168, 7169, 8193, 16_385])
+def test_rows_on_both_sides_of_where_they_are_swept_err_no_more_than_torchs(width: int) -> None:
+    """In 16 bits the forward pass holds them up to 7168 columns (LayerNorm 8192), and in 4096 beyond, or 8192 at a time."""
+    x, w, b = (
+        draw(*shape, dtype=torch.bfloat16, seed=i) for i, shape in enumerate(((3, width), (width,), (width,)))
+    )
+    check_beside_torch(
+        lambda x, w, b: f.liger_layer_norm(x, w, b, 1e-5),
+        lambda x, w, b: F.layer_norm(x, w.shape, w, b, 1e-5),
+        [x, w, b],
+    )
+    check_beside_torch(
+        lambda x, w: f.liger_rms_norm(x, w, 1e-5, casting_mode="gemma"),
+        lambda x, w: F.rms_norm(x, w.shape, w, 1e-5),
+        [x, w],
+    )
+
+
+@pytest.mark.parametrize("value", [1000.1, 33_000.1])
+def test_a_swept_row_of_one_number_has_that_mean(value: float) -> None:
+    """The means of lanes are added as differences: added at full size they round, and nothing divides by 1e-3 in vain."""
+    x = torch.full((2, 16_390), value)
+    assert f.liger_layer_norm(x, None, None, 1e-6).abs().max() == 0
+
+
 @pytest.mark.parametrize("width", [1000, 9000, 20_001])
 def test_large_means_keep_the_digits_of_what_is_left(width: int) -> None:
     """E[x^2] - E[x]^2 would be off by more than the variance here, which float32 cannot see in it: 1 in 10^8."""

@@ -139,3 +139,14 @@ def test_a_position_out_of_range_gives_nan_in_its_token_alone() -> None:
     )
     assert rotated.isnan().flatten(2).all(-1).tolist() == [[False, True, True, False]]
     assert rotated.isnan().flatten(2).any(-1).tolist() == [[False, True, True, False]]
+
+
+@pytest.mark.parametrize(("q_heads", "k_heads"), [(3, 0), (0, 3)])
+def test_a_weight_of_no_heads_has_a_gradient_of_0(q_heads: int, k_heads: int) -> None:
+    """And not what happens to lie in the memory of its sums."""
+    q, k = draw(2, 5, q_heads, 64), draw(2, 5, k_heads, 64, seed=1)
+    weights, tables = [draw(64, seed=i) for i in (2, 3)], [draw(1, 5, 64, seed=i).detach() for i in (4, 5)]
+    y = f.liger_qk_norm_rope(q, k, *weights, *tables, unsqueeze_dim=2)
+    gradients = torch.autograd.grad(y, (q, k, *weights), [torch.ones_like(t) for t in y])
+    sizes = [g.abs().sum().item() for g in gradients]
+    assert [size > 0 for size in sizes] == [q_heads > 0, k_heads > 0] * 2

@@ -32,6 +32,7 @@ def ropes() -> Iterator[Call]:
     yield call("128-partial-64", 128, 64)
     yield call("128-partial-64-interleaved", 128, 64, interleaved=True)
     yield call("128-qwen2.5-14b", 128, 128, heads=(40, 8))
+    yield call("64-smollm2", 64, 64, heads=(15, 5))
     yield call("80-partial-32", 80, 32)
     yield call("96-partial-24-neox", 96, 24, heads=(64, 64))
     yield call("64-partial-16-fp32", 64, 16, FP32)
