@@ -52,17 +52,16 @@ def two_pointers() -> bool:
     return not hasattr(triton_lib, "TritonFunction")
 
 
-def call(launch: Launch, device: Device, *inputs: jax.Array) -> tuple[jax.Array, ...]:
-    """The kernel call as jax-triton spells it."""
-    from liger_jax.launch import output_structs
-
+def call(
+    launch: Launch, device: Device, outputs: tuple[jax.ShapeDtypeStruct, ...], *inputs: jax.Array
+) -> tuple[jax.Array, ...]:
+    """The kernel call, of these inputs and outputs, as jax-triton spells it."""
     library = _library()
-    structs = output_structs(launch)
     if two_pointers():
-        options: dict[str, Any] = {"out_shape": structs}
+        options: dict[str, Any] = {"out_shape": outputs}
     else:
         options = {
-            "out_type": structs,
+            "out_type": outputs,
             "cost_estimate": {"flops": launch.flops, "bytes_accessed": launch.bytes},
             "backend_options": {"ptx_version": PTX_VERSION} if device.vendor == "cuda" else {},
         }

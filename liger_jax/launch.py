@@ -88,7 +88,7 @@ def _lower_gpu(ctx: mlir.LoweringRuleContext, *args: Any, launch: Launch, device
         return _direct.lower(ctx, *args, launch=launch, device=device)
     from liger_jax import _jax_triton
 
-    call = functools.partial(_jax_triton.call, launch, device)
+    call = functools.partial(_jax_triton.call, launch, device, output_structs(launch))
     return mlir.lower_fun(call, multiple_results=True)(ctx, *args)
 
 
