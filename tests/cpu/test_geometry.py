@@ -13,7 +13,7 @@ import torch
 
 from liger import geometry
 from liger.device import A100, H200, MI300X, PRESETS
-from liger_triton import norm, rms_norm
+from liger_triton import norm, norm_geometry, rms_norm
 from liger_triton.catalogue.tunables import tunables
 
 sys.path.append(str(Path(__file__).parents[2]))
@@ -62,7 +62,7 @@ def test_an_entry_is_used_by_the_launch() -> None:
 )
 def test_without_an_entry_the_rule_holds(n_cols, dtype, device) -> None:
     itemsize = 2 if dtype == "bfloat16" else 4
-    rule = norm.backward_rule(n_cols, itemsize, False, device)
+    rule = norm_geometry.backward_rule(n_cols, itemsize, False, device)
     launch = launched(n_cols, dtype, device)
     constants = dict(launch.constants)
     assert (constants["ROWS"], constants["STAGES"], launch.num_warps) == (rule.rows, rule.stages, rule.warps)
@@ -99,7 +99,7 @@ def test_what_is_shipped(path: Path) -> None:
 def test_the_command_adds_and_removes_entries() -> None:
     by_title = {t.title: t for t in tunables(H200)}
     small, large = (by_title[f"rms_norm_backward 16-bit {size}"] for size in (512, 4096))
-    added = tune.updated(TABLE, small, norm.Geometry(8, 4, 8, 2))
+    added = tune.updated(TABLE, small, norm_geometry.Geometry(8, 4, 8, 2))
     assert list(added["rms_norm_backward"]["16-bit"]) == ["512", "4096"]
     assert added["rms_norm_backward"]["16-bit"]["512"] == {"rows": 8, "programs": 4, "warps": 8, "stages": 2}
     assert json.loads(tune.text(added)) == added

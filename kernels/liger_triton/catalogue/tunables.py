@@ -11,7 +11,15 @@ from typing import Any
 from liger import geometry
 from liger.device import Device
 from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv
-from liger_triton import layer_norm, norm, pairs, qk_norm_rope_backward, qk_norm_rope_layout, rms_norm
+from liger_triton import (
+    layer_norm,
+    norm,
+    norm_geometry,
+    pairs,
+    qk_norm_rope_backward,
+    qk_norm_rope_layout,
+    rms_norm,
+)
 from liger_triton.catalogue.call import BF16, FP32
 from liger_triton.reduce import sum_partials_launch
 
@@ -52,7 +60,7 @@ def _norm_backward(
     options: norm.Options,
     dtype: str,
     device: Device,
-    layout: norm.Geometry,
+    layout: norm_geometry.Geometry,
     n_rows: int,
     n_cols: int,
     ds: bool,
@@ -64,7 +72,7 @@ def _norm_backward(
 
 
 def _norm_timed(
-    options: norm.Options, dtype: str, device: Device, size: int, layout: norm.Geometry, n_rows: int
+    options: norm.Options, dtype: str, device: Device, size: int, layout: norm_geometry.Geometry, n_rows: int
 ) -> tuple[Launch, ...]:
     first = _norm_backward(options, dtype, device, layout, n_rows, size, False)
     _, *partials = (spec.shape for spec in first.outputs if spec.size)
@@ -72,7 +80,7 @@ def _norm_timed(
 
 
 def _norm_variants(
-    options: norm.Options, dtype: str, device: Device, size: int, layout: norm.Geometry, n_rows: int
+    options: norm.Options, dtype: str, device: Device, size: int, layout: norm_geometry.Geometry, n_rows: int
 ) -> tuple[Launch, ...]:
     """With a residual's cotangent; and rows that are no power of two."""
     return (
@@ -88,9 +96,9 @@ def _norm_backwards(device: Device) -> Iterator[Tunable]:
     }
     for (name, options), dtype in itertools.product(ops.items(), (BF16, FP32)):
         itemsize = DTYPE_BYTES[dtype]
-        widest = norm.MAX_BLOCK // 2 if options.center else norm.MAX_BLOCK
+        widest = norm_geometry.MAX_BLOCK // 2 if options.center else norm_geometry.MAX_BLOCK
         for size in (2**i for i in range(6, widest.bit_length())):
-            rule = norm.backward_rule(size, itemsize, options.center, device)
+            rule = norm_geometry.backward_rule(size, itemsize, options.center, device)
             yield Tunable(
                 name,
                 itemsize,
@@ -103,8 +111,8 @@ def _norm_backwards(device: Device) -> Iterator[Tunable]:
 
 
 def _norm_candidates(
-    size: int, itemsize: int, rule: norm.Geometry, device: Device
-) -> tuple[norm.Geometry, ...]:
+    size: int, itemsize: int, rule: norm_geometry.Geometry, device: Device
+) -> tuple[norm_geometry.Geometry, ...]:
     found = {rule: None}
     for rows, programs, warps, stages in itertools.product(
         (2**i for i in range(7)), (1, 2, 4, 8), (4, 8, 16, 32), (1, 3, 4)
@@ -119,7 +127,7 @@ def _norm_candidates(
             continue
         if 2 * programs * (stages - 1) * rows * size * itemsize > device.shared_bytes - (16 << 10):
             continue
-        found[norm.Geometry(rows, programs, warps, stages)] = None
+        found[norm_geometry.Geometry(rows, programs, warps, stages)] = None
     return tuple(found)
 
 
