@@ -3,7 +3,7 @@
 On tensors so small that the device is never behind, blocks of calls by the wall clock without waiting for the device.
 A backward pass is the first one of its graph, as in training, and runs on the thread that calls: autograd's engine
 would hand it to a thread of the device's, once for all nodes of a model, and to wake that one takes several times what
-a node does (rows until 2026-11-29 have that in them). Beside every op stands an empty `autograd.Function` with as many
+a node does. Beside every op stands an empty `autograd.Function` with as many
 differentiable inputs and outputs, which saves its inputs, allocates outputs and gradients, and computes nothing: an
 op's cost is its time minus this one's. What is left is Python, further memory, and the launches, of which each is
 several microseconds in the driver alone ("launch").
@@ -201,7 +201,8 @@ def run(options: argparse.Namespace) -> int:
     rows = [launch()]
 
     def save(after: float | None = None) -> None:
-        keep(path, Run.now(device, (before, after), rows, {}, monitor.hardware()), kept)
+        machine = {**monitor.hardware(), "backward passes": "on the thread that calls"}
+        keep(path, Run.now(device, (before, after), rows, {}, machine), kept)
 
     for name, case in cases().items():
         if not asked(name, options.words):

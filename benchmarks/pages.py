@@ -93,7 +93,7 @@ def parts_of(stem: str, rows: Sequence[Placed]) -> dict[str, list[Placed]]:
     """The rows of each plot, by what the plot's file is called."""
     found: dict[str, list[Placed]] = {}
     for placed_row in rows:
-        op = sources.family(placed_row.row)
+        op = sources.op(placed_row.row)
         family = next((name for name, ops in FAMILIES.items() if op in ops), "")
         name = f"{stem}-{family}" if family and stem not in GROUPS else stem
         found.setdefault(name, []).append(placed_row)

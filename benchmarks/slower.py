@@ -27,7 +27,7 @@ def _table(folder: Path) -> Iterator[str]:
     counts: dict[tuple[str, str], int] = {}
     for mine, other in compared(rows):
         on_jax = ", JAX" if mine.row.entry.endswith(", JAX") else ""
-        key = (f"{sources.family(mine.row)}{on_jax}", other.row.provider)
+        key = (f"{sources.op(mine.row)}{on_jax}", other.row.provider)
         counts[key] = counts.get(key, 0) + 1
         share = other.row.device_us.median / mine.row.device_us.median
         if share < 1.0 and not within_spread(mine.row.device_us, other.row.device_us):

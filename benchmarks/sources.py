@@ -1,8 +1,9 @@
 """What a row was measured from: a digest of the code that its op runs, by which an older row is told from a newer one.
 
-Of an op it covers its module in `liger_triton` and all that this one imports of this repository; of an eager call on
-the host, PyTorch's frontend as well; of what is known by no op, as whole models, everything. Docstrings, comments and
-blank lines do not count. Nothing here needs torch, JAX or Triton.
+Of an op it covers its module in `liger_triton`, all that this one imports of this repository, and the frontend's
+functions, which choose its options; of an eager call on the host all that it runs of PyTorch's frontend, on JAX all of
+that frontend but its layers; of what is known by no op, as whole models, everything. What interprets kernels runs on no
+GPU, and docstrings, comments and blank lines do not count. Nothing here needs torch, JAX or Triton.
 """
 
 from __future__ import annotations
@@ -22,6 +23,23 @@ FOLDERS = ("liger", "kernels", "liger_torch", "liger_jax")
 
 EVERYTHING = "everything"
 ON_THE_HOST = ", on the host"
+ON_JAX = ", on JAX"
+
+FRONTENDS = {
+    "": ("liger_torch/functional/*.py",),
+    ON_THE_HOST: ("liger_torch/*.py", "liger_torch/functional/*.py"),
+    ON_JAX: ("liger_jax/*.py", "liger_jax/functional/*.py"),
+}
+"""What of a frontend is run, by how the name of a family ends."""
+
+INTERPRETED = (
+    "interpret.py",
+    "interpreter_repairs.py",
+    "interpreter_speed.py",
+    "memory_access.py",
+    "traffic.py",
+)
+"""Files of `liger` that run in the interpreter alone."""
 
 _MODULES = {
     "cross_entropy": ("cross_entropy",),
@@ -52,28 +70,37 @@ OPS: dict[str, tuple[str, ...]] = {
 """The modules from which what a row needs is found, by the words by which its entry's name begins."""
 
 
-def family(row: Any) -> str:
-    """What is measured together: the op of a row, on the host where its entry is the op alone; or everything."""
+def op(row: Any) -> str:
+    """The op of a row; everything if it is known by none."""
     entry = getattr(row, "entry", "")
-    op = next((op for op in OPS if f"{entry} ".startswith(f"{op} ")), EVERYTHING)
-    return f"{op}{ON_THE_HOST}" if entry == op else op
+    return next((op for op in OPS if f"{entry} ".startswith(f"{op} ")), EVERYTHING)
+
+
+def family(row: Any) -> str:
+    """What is measured together: the op of a row, on JAX, on the host where its entry is the op alone; everything."""
+    entry, found = getattr(row, "entry", ""), op(row)
+    if found == EVERYTHING:
+        return found
+    return found + (ON_THE_HOST if entry == found else ON_JAX if entry.endswith(", JAX") else "")
 
 
 @functools.cache
 def digest(name: str, root: Path = ROOT) -> str:
     """Of the code of a family."""
-    op = name.removesuffix(ON_THE_HOST)
-    modules = (*OPS.get(op, ()), *(("liger_torch.autograd",) if op != name else ()))
+    where = next((end for end in (ON_THE_HOST, ON_JAX) if name.endswith(end)), "")
+    op = name.removesuffix(where)
+    modules = (*OPS.get(op, ()), *(("liger_torch.autograd",) if where == ON_THE_HOST else ()))
     if op in OPS and all(_file(module, root) for module in modules):
-        found = _imported(modules, root)
+        found = _imported(modules, root) | {path for files in FRONTENDS[where] for path in root.glob(files)}
     else:
         found = {path for folder in FOLDERS for path in (root / folder).rglob("*.py")}
+    found = {path for path in found if path.parent != root / "liger" or path.name not in INTERPRETED}
     # Geometry that was measured is read by one module of all.
     found |= {table for path in found for table in path.parent.glob("*.json")}
-    digest = hashlib.sha256()
+    code = hashlib.sha256()
     for path in sorted(found):
-        digest.update(path.relative_to(root).as_posix().encode() + _code(path).encode())
-    return digest.hexdigest()[:12]
+        code.update(path.relative_to(root).as_posix().encode() + _code(path).encode())
+    return code.hexdigest()[:12]
 
 
 def _imported(modules: Iterable[str], root: Path) -> set[Path]:

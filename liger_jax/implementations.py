@@ -18,16 +18,18 @@ from liger_jax.primitives import Specs
 TRITON, XLA = "triton", "xla"
 
 DEFAULTS: dict[str, str] = {
-    # XLA's forward pass is at the least traffic already, and takes 1.07 times as long; its backward pass moves 1.7
-    # times the bytes, and takes 1.8 times as long.
+    # XLA: the least traffic forward, and 1.0 to 1.15 times as long; backward 1.7 times the bytes, 1.7 to 1.95 times as
+    # long.
     "rms_norm": TRITON,
-    # XLA: 1.25 times the least traffic forward, 1.7 times backward; 1.3 and 1.7 times as long.
+    # XLA: 1.25 times the least traffic forward, 1.7 times backward; 1.3 and 1.95 to 2.4 times as long.
     "add_rms_norm": TRITON,
-    # XLA's forward pass is at the least traffic already; its backward pass moves 3.0 times the bytes.
+    # XLA: the least traffic forward, and 1.0 to 1.6 times as long; backward 3 times the bytes, 3.4 to 4.3 times as
+    # long.
     "layer_norm": TRITON,
-    # XLA: 1.25 times the least traffic forward, 3.5 times backward.
+    # XLA: 1.25 times the least traffic forward, 3.5 times backward; 1.3 to 1.6 and 3.6 to 4 times as long.
     "add_layer_norm": TRITON,
-    # XLA: 2 to 3 times the least traffic forward, 4 to 5 times backward; the kernels 1 to 1.7 times.
+    # XLA: forward 1.1 times as fast at two of three sizes, 1.2 times as long at the other; backward 2.6 to 5.6 times as
+    # long, for 4 to 5 times the least traffic.
     "group_norm": TRITON,
     # XLA: 1.06 times the least traffic; 1.05 times as long forward, 2.7 times backward.
     "rope": TRITON,
@@ -35,12 +37,12 @@ DEFAULTS: dict[str, str] = {
     # long forward, 2.7 times backward.
     "rope_at_positions": TRITON,
     "mrope": TRITON,
-    # XLA's forward pass is at the least traffic already; its backward pass moves 1.7 times the bytes.
+    # XLA: 1.5 times as long forward; backward 1.7 times the bytes, 3.5 times as long.
     "qk_norm_rope": TRITON,
-    # XLA: the least traffic; 1.1 times as long forward, 1.2 times backward, and packed 1.9 times backward.
+    # XLA: the least traffic; 1.1 to 1.3 times as long forward, 1.1 to 1.45 times backward, and packed 1.9 times.
     "swiglu": TRITON,
     "geglu": TRITON,
-    # XLA: the least traffic; 1.3 times as long forward.
+    # XLA: the least traffic; 1.3 times as long forward, as long backward.
     "relu_squared": TRITON,
     # XLA: the least traffic in both passes; twice that for rows as wide as a vocabulary, and 2.2 and 1.9 times as long.
     "softmax": TRITON,
@@ -53,13 +55,13 @@ DEFAULTS: dict[str, str] = {
     # XLA: 2 to 6 times the least traffic, and up to two float32 copies of the logits; 1.5 times as long by a one-hot
     # formula, 2.4 times by one that looks the label up.
     "cross_entropy": TRITON,
-    # XLA: the logits of the whole batch in memory.
+    # XLA: the logits of the whole batch in memory, by which it is up to 1.1 times as fast.
     "linear_cross_entropy": TRITON,
     # XLA: several float32 copies of the logits.
     "logprobs": TRITON,
-    # XLA: the logits of the whole batch in memory.
+    # XLA: the logits of the whole batch in memory, by which it is up to 1.4 times as fast; as fast with `keep_logits`.
     "linear_logprobs": TRITON,
-    # XLA: the least traffic, and it can fuse the neighbours; 1.1 times as long.
+    # XLA: 1.6 to 2 times as long; the plain formula, differentiated by JAX, .98 to 1.01 times.
     "kl_div": TRITON,
     # XLA: from logits, one more sweep over both in either direction, and a float32 copy of each.
     "jsd": TRITON,
@@ -68,8 +70,9 @@ DEFAULTS: dict[str, str] = {
     "linear_jsd": TRITON,
 }
 """The better implementation of each op on a GPU: by XLA's own count of the bytes that its kernels move on an H200, and
-where a time is given by device time there, of 8192 tokens (rows of 4096 and 14336, 128256 words; softmax: 2048 rows).
-`python -m benchmarks jax` measures both implementations of every op beside XLA's plain formula.
+where a time is given by device time there, of the sizes of `python -m benchmarks jax`, which measures both
+implementations of every op beside XLA's plain formula. "XLA" is this package's implementation by it, where no other
+formula is named.
 """
 
 

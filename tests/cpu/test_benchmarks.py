@@ -254,7 +254,7 @@ def test_every_op_that_is_measured_is_known_with_its_module() -> None:
     named = [(entry.name, entry.op) for entry in entries()]
     named += [(entry.name, entry.op) for _, entry in jax_entries.entries()]
     for name, op in named:
-        found = sources.family(Row(name, "ours", ""))
+        found = sources.op(Row(name, "ours", ""))
         assert found in sources.OPS, name
         assert op is None or op.forward.__module__ in sources.OPS[found], name
 
