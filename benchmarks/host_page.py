@@ -68,9 +68,9 @@ def page(path: Path) -> str:
     return with_legend(
         "# Host cost of an eager call\n\nMicroseconds by the wall clock, medians (20th to 80th percentile), of calls "
         f"on {TOKENS} tokens, and beyond an empty autograd.Function of as many inputs and outputs. How: "
-        f"[benchmarks/host.py](../../../benchmarks/host.py). Runs whose line does not say where backward passes ran had "
-        "them on a thread of autograd's engine, and the time in which that wakes is in their figures, ours and the empty "
-        f"function's.\n\nDevice: {runs[-1].device}.\n\n"
+        f"[benchmarks/host.py](../../../benchmarks/host.py). Runs whose line does not say where backward passes ran "
+        "had them on a thread of autograd's engine, and the time in which that wakes is in their figures, ours and the "
+        f"empty function's.\n\nDevice: {runs[-1].device}.\n\n"
         + "".join(run.about for run in runs)
         + "\n"
         + "\n".join(table(rows_of(runs), lambda row: marks[id(row)]))
