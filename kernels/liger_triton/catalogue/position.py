@@ -36,6 +36,7 @@ def ropes() -> Iterator[Call]:
     yield call("80-partial-32", 80, 32)
     yield call("96-partial-24-neox", 96, 24, heads=(64, 64))
     yield call("64-partial-16-fp32", 64, 16, FP32)
+    yield call("64-partial-16-pythia", 64, 16, heads=(16, 16))
     yield call("256-partial-64", 256, 64)
     yield from _deepseek()
     yield call("128-beyond-2**31", 128, 128, batch=3, seq=2**19 // 3 + 9)
