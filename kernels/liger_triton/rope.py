@@ -290,8 +290,8 @@ def rotate_launch(
     q_tile, k_tile = pairs.heads_at_once(q, k, width, most)
     tile = max(q_tile, k_tile)
     tokens = min(max(TILE // 2 // (tile * width), 1), 32)
-    # 16 pairs to a thread, and 8 where several tiles follow one another, or 4 if all heads have more beside to copy. A few
-    # pairs beside much that is copied take registers for their addresses.
+    # 16 pairs to a thread, and 8 where several tiles follow one another, or 4 if all heads have more beside to copy. A
+    # few pairs beside much that is copied take registers for their addresses.
     several, few = tile < max(q.n_heads, k.n_heads), rest and half < 16
     per_thread = 8 if several or few else 16
     if several and rest and not few and q_tile == k_tile:
