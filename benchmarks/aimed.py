@@ -9,8 +9,6 @@ from benchmarks import entries, host, host_page
 from benchmarks.aims import (
     AHEAD,
     HELD,
-    HOST,
-    HOST_AHEAD,
     LEAN,
     LEVEL,
     PLANNED,
@@ -22,7 +20,7 @@ from benchmarks.aims import (
 from benchmarks.entry import Entry
 from benchmarks.jax_side import entries as jax_entries
 from benchmarks.jax_side.entry import Entry as JaxEntry
-from benchmarks.providers import COMPILED, EAGER, LIGER, TOKAMAX, XLA
+from benchmarks.providers import COMPILED, EAGER, TOKAMAX, XLA
 from benchmarks.rows import BACKWARD, BOTH, FORWARD, ROOT
 
 SLOWER_THAN_COMPILED = 1.03
@@ -71,10 +69,8 @@ def of_jax(entry: JaxEntry) -> Iterator[Aim]:
 def of_host() -> Iterator[Aim]:
     """Microseconds, and beside liger-kernel."""
     for name, case in host.cases().items():
-        for which, us in host_page.AIMS.items():
-            yield Aim(name, which, HOST, us)
-            if LIGER in case.peers:
-                yield Aim(name, which, HOST_AHEAD, host_page.TIMES_LESS, LIGER)
+        for which in host_page.AIMS:
+            yield from host_page.aims_of(name, which, case.peers)
 
 
 def current() -> Iterator[Aim]:

@@ -30,6 +30,9 @@ SHARE, AHEAD, LEVEL, WITHIN, LEAN, PLANNED, HOST, HOST_AHEAD, BITS = (
 )
 """The kinds of aims."""
 
+MORE = (SHARE, AHEAD, HOST_AHEAD)
+"""Those of which more is better."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Aim:
@@ -60,13 +63,24 @@ class Aim:
             LEVEL: f"no slower than {self.peer} by over {self.value - 1:.0%}"
             if self.peer != XLA
             else "no slower than XLA's best formula",
-            WITHIN: f"less than {self.value:.0f} MB",
+            WITHIN: f"{self.value:.0f} MB at most",
             LEAN: f"{self.value:.0%} of the memory of {self.peer}",
             PLANNED: f"{self.value:.0%} of the memory of {self.peer}, as XLA plans it",
             HOST: f"{self.value:.0f} us on the host beyond an empty function",
             HOST_AHEAD: f"{self.value:g} times less on the host than {self.peer}",
             BITS: BITS,
         }[self.kind]
+
+    def is_met_by(self, reached: float) -> bool:
+        """Whether it is enough; where less is better, whether it is little enough."""
+        return reached >= self.value if self.kind in MORE else reached <= self.value
+
+    def figure(self, reached: float, form: str) -> str:
+        """What was reached, in this form (".1f"); to more digits where it would look like the aim, and misses it."""
+        text = format(reached, form)
+        if self.is_met_by(reached) or text != format(self.value, form):
+            return text
+        return self.figure(reached, f".{int(form[1:-1]) + 1}{form[-1]}")
 
 
 @dataclasses.dataclass(frozen=True)

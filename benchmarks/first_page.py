@@ -8,7 +8,7 @@ from benchmarks.aims import REJECTED, held
 from benchmarks.pages import AIMED, SLOWER, aimed_line, lost
 from benchmarks.placed import Placed, with_legend
 from benchmarks.rows import EARLIER, Run
-from benchmarks.verdicts import Measured, compared, counts
+from benchmarks.verdicts import Measured, Verdict, compared, counts
 
 HEAD = """# Measurements
 
@@ -46,13 +46,16 @@ def section(
     behind: Iterable[str] = (),
 ) -> str:
     """The part about one device; `behind` are sections at its end."""
-    earlier = "" if any(run.source for run in runs) else f" ({EARLIER})"
-    parts = [f"\n## {device}{earlier}\n\n", "".join(f"- [{text}]({link})\n" for link, text in pages)]
+    is_earlier = not any(run.source for run in runs)
+    parts = [
+        f"\n## {device}{f' ({EARLIER})' if is_earlier else ''}\n\n",
+        "".join(f"- [{text}]({link})\n" for link, text in pages),
+    ]
     if picture:
         parts.append(f"\n![shares of the ceiling]({picture})\n")
     if gone := absent_of(runs, rows):
         parts.append("\nAbsent: " + "; ".join(f"{name} ({reason})" for name, reason in gone.items()) + ".\n")
-    parts.append(_aims(rows, peaks))
+    parts.append(_aims_of_then(rows, peaks) if is_earlier else _aims(rows, peaks))
     parts.append(_slower(rows))
     parts += [f"\n{text}" for text in behind if text]
     return with_legend("".join(parts))
@@ -61,7 +64,7 @@ def section(
 def absent_of(runs: Iterable[Run], rows: Iterable[Placed]) -> dict[str, str]:
     """Providers of which there is no time at all, as the newest run says why."""
     found: dict[str, str] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run.date):
         found = {**found, **run.absent}
     timed = {r.row.provider.split(":")[0] for r in rows if r.row.wall_us is not None}
     return {name: reason for name, reason in found.items() if name not in timed}
@@ -74,10 +77,9 @@ def _aims(rows: Sequence[Placed], peaks: Iterable[Placed]) -> str:
         f"\n### Aims: {len(found) + len(REJECTED)}\n\n{n['met']} met, {n['missed']} missed, "
         f"{n['not measured']} not measured, {len(REJECTED)} given up.\n"
     )
-    if missed := [aimed_line(v) for v in found if v.part is not None and v.part < 1.0]:
-        text += f"\nMissed:\n\n{AIMED}" + "\n".join(missed) + "\n"
+    text += _missed(found)
     if unknown := [
-        f"| {v.aim.entry} | {v.aim.which} | {v.aim.text} | {v.reached} |" for v in found if v.part is None
+        f"| {v.aim.entry} | {v.aim.which} | {v.aim.text} | {v.reached} |" for v in found if v.met is None
     ]:
         text += (
             "\n<details><summary>Not measured</summary>\n\n| op | pass | aim | why |\n|---|---|---|---|\n"
@@ -85,6 +87,19 @@ def _aims(rows: Sequence[Placed], peaks: Iterable[Placed]) -> str:
             + "\n\n</details>\n"
         )
     return text
+
+
+def _aims_of_then(rows: Sequence[Placed], peaks: Iterable[Placed]) -> str:
+    """Of an earlier harness, without the many aims that it had no rows for."""
+    found = [v for v in Measured(rows, peaks, held()).verdicts() if v.met is not None]
+    n = counts(found)
+    text = f"\n### Aims that it measured: {len(found)}\n\n{n['met']} met, {n['missed']} missed.\n"
+    return text + _missed(found)
+
+
+def _missed(found: Iterable[Verdict]) -> str:
+    lines = [aimed_line(v) for v in found if v.met is False]
+    return f"\nMissed:\n\n{AIMED}" + "\n".join(lines) + "\n" if lines else ""
 
 
 def _slower(rows: Sequence[Placed]) -> str:

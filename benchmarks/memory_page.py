@@ -63,19 +63,24 @@ def peaks(path: Path) -> list[Placed]:
     return placed(load(path, read_peak), "memory.md")
 
 
+LESS = 0.01
+"""A peer takes less memory where it saves at least this share of ours."""
+
+
 def leaner(rows: Iterable[Placed]) -> list[str]:
-    """Lines of a table: where a peer allocates less than ours."""
+    """Lines of a table: where a peer allocates less than ours, by `LESS` or more."""
     measured = [p for p in rows if p.row.peak_mb is not None]
     ours = {p.row.entry: p for p in measured if p.row.provider == "ours"}
     found = []
     for peer in measured:
         mine = ours.get(peer.row.entry)
-        if mine and not peer.row.is_ours and peer.row.peak_mb < mine.row.peak_mb:
+        if mine and not peer.row.is_ours and peer.row.peak_mb <= (1 - LESS) * mine.row.peak_mb:
             figures = [p.link(f"{p.row.peak_mb:.0f}") for p in (mine, peer)]
             found.append(f"| {peer.row.entry} | {figures[0]} | {peer.row.provider} | {figures[1]} |")
     return found
 
 
+LEANER = f"Where a peer takes less memory, by {LESS:.0%} or more"
 LEANER_TABLE = """| op | ours | peer | its peak, MB |
 |---|---|---|---|
 """
@@ -84,7 +89,7 @@ LEANER_TABLE = """| op | ours | peer | its peak, MB |
 def behind(path: Path) -> str:
     """What the first page tells of a file of results: where a peer allocates less."""
     found = leaner(placed(load(path, read_peak), f"{path.parent.name}/memory.md"))
-    return "### Where a peer takes less memory\n\n" + LEANER_TABLE + "\n".join(found) + "\n" if found else ""
+    return f"### {LEANER}\n\n{LEANER_TABLE}" + "\n".join(found) + "\n" if found else ""
 
 
 HEAD = """MB beyond the operands of one step, outputs and gradients included: allocated by tensors, reserved by torch's
@@ -111,5 +116,5 @@ def page(path: Path) -> str:
         place = f'<a id="{row.anchor}"></a>{row.entry}'
         lines.append(f"| {place} | {row.provider} | {cells} | {ratio} | {row.note} |")
     if less := leaner(rows):
-        lines += ["", "## Where a peer takes less memory", "", LEANER_TABLE + "\n".join(less)]
+        lines += ["", f"## {LEANER}", "", LEANER_TABLE + "\n".join(less)]
     return with_legend("\n".join(lines) + "\n")

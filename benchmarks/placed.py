@@ -8,11 +8,14 @@ from typing import Any
 
 from benchmarks.rows import DRIFT, Run
 
-OLDER, DRIFTED = "†", "‡"
-LEGEND = (
-    f"{OLDER} measured with code of ours that has changed since, or is not known. "
-    f"{DRIFTED} the rate of the copy changed by more than {DRIFT:.0%} during the run: its figures are uncertain."
-)
+OLDER, UNTOLD, DRIFTED = "†", "§", "‡"
+LEGENDS = {
+    OLDER: "measured with code of ours that has changed since.",
+    UNTOLD: "measured before runs told the code that they are of: it may have changed since.",
+    DRIFTED: f"the copy drifted by more than {DRIFT:.0%} during the run, or was not measured again because the run was "
+    "cut short: its figures are uncertain.",
+}
+"""What each mark means."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,13 @@ class Placed:
     @property
     def marks(self) -> str:
         """What a figure of it is marked with."""
-        return OLDER * self.run.is_older(self.row) + DRIFTED * self.run.drifted
+        run = self.run
+        marks = {
+            OLDER: run.is_older(self.row),
+            UNTOLD: run.is_untold(self.row),
+            DRIFTED: run.drifted or run.was_cut_short,
+        }
+        return "".join(mark for mark, is_so in marks.items() if is_so)
 
     def link(self, text: str) -> str:
         """A figure of it, with a link to it and its marks."""
@@ -45,5 +54,6 @@ def placed(runs: Iterable[Run], page: str) -> list[Placed]:
 
 
 def with_legend(text: str) -> str:
-    """A page, and what its marks mean if it has any."""
-    return f"{text}\n{LEGEND}\n" if OLDER in text or DRIFTED in text else text
+    """A page, and what the marks that are on it mean."""
+    legend = " ".join(f"{mark} {meaning}" for mark, meaning in LEGENDS.items() if mark in text)
+    return f"{text}\n{legend}\n" if legend else text

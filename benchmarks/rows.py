@@ -176,8 +176,8 @@ class Row:
 
     @property
     def failed(self) -> bool:
-        """Whether it is ours and broke off; a peer that cannot do it is a result."""
-        return self.is_ours and self.note.startswith(("failed", "absent"))
+        """Whether it is ours and broke off, or was not right; a peer that cannot do it is a result."""
+        return self.is_ours and self.note.startswith(("failed", "absent", "not timed"))
 
     def _share(self, time: Spread | None) -> float | None:
         return None if time is None or self.ceiling_us is None else self.ceiling_us / time.median
@@ -254,7 +254,7 @@ class Run:
         copy = ""
         if self.copy_tb_s:
             before, after = self.copy_tb_s
-            end = "; the run was cut short" if after is None else f" and {after} after"
+            end = "; the run was cut short" if self.was_cut_short else f" and {after} after"
             end += f" (it drifted by {self.drift:.1%}: the figures do not compare)" if self.drifted else ""
             copy = f"a copy moved {before} TB/s before{end}; "
         source = f"source {self.source}" if self.source else f"{EARLIER} (benchmarks/README.md)"
@@ -273,16 +273,23 @@ class Run:
         return self.drift > DRIFT
 
     @property
+    def was_cut_short(self) -> bool:
+        """Whether it ended before the copy was measured again, so that nobody knows whether it drifted."""
+        return self.copy_tb_s is not None and self.copy_tb_s[1] is None
+
+    @property
     def is_current(self) -> bool:
         """Whether it is of the source and of the packages that are here now."""
         return self.source == source_digest() and self.versions == versions()
 
     def is_older(self, row: Any) -> bool:
-        """Whether one of its rows is of code of ours that has changed since, or that is not known."""
-        if not row.is_ours:
-            return False
+        """Whether one of its rows is of code of ours that has changed since."""
         family = sources.family(row)
-        return self.sources.get(family) != sources.digest(family)
+        return row.is_ours and family in self.sources and self.sources[family] != sources.digest(family)
+
+    def is_untold(self, row: Any) -> bool:
+        """Whether one of its rows is of code of ours that its digests do not tell."""
+        return row.is_ours and sources.family(row) not in self.sources
 
     def without(self, keys: Collection[object]) -> Run:
         """Without the rows of these keys."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 
 from benchmarks.aims import AHEAD, BITS, HOST, HOST_AHEAD, LEAN, LEVEL, PLANNED, SHARE, WITHIN, Aim
-from benchmarks.host_page import EMPTY
+from benchmarks.host_page import EMPTY, times_less, told
 from benchmarks.placed import Placed
 from benchmarks.providers import provider_of
 from benchmarks.rows import Spread
@@ -19,21 +20,21 @@ class Verdict:
     Attributes:
         aim: the aim.
         reached: what was reached, each figure with a link to its row; why there is nothing where it is not measured.
-        part: what was reached over what is aimed at, 1 and more being enough; None where it is not measured.
+        met: whether that is enough; None where it is not measured.
         remark: what else there is to say.
     """
 
     aim: Aim
     reached: str = ""
-    part: float | None = None
+    met: bool | None = None
     remark: str = ""
 
     @property
     def verdict(self) -> str:
         """In words."""
-        if self.part is None:
+        if self.met is None:
             return "not measured"
-        return "met" if self.part >= 1.0 else f"missed{self.remark}"
+        return "met" if self.met else f"missed{self.remark}"
 
 
 def compared(rows: Iterable[Placed]) -> Iterator[tuple[Placed, Placed]]:
@@ -61,7 +62,7 @@ class Measured:
     """
 
     def __init__(self, rows: Iterable[Placed], peaks: Iterable[Placed], aims: Iterable[Aim]) -> None:
-        rows = list(rows)
+        rows, peaks = list(rows), list(peaks)
         self.aims = tuple(aims)
         self._timed = {(r.row.entry, r.row.provider, r.row.which): r for r in rows if r.row.device_us}
         self._host = {
@@ -73,6 +74,11 @@ class Measured:
         in_run = {(r.row.entry, r.row.provider): r for r in rows if r.row.peak_mb is not None}
         of_steps = {(p.row.entry, p.row.provider): p for p in peaks if p.row.peak_mb is not None}
         self._peaks = ((of_steps, "in processes of their own"), (in_run, "in the process of the timed run"))
+        self._absent = {
+            (p.row.entry, name): f"absent: {reason}"
+            for p in sorted((*rows, *peaks), key=lambda p: p.run.date)
+            for name, reason in p.run.absent.items()
+        }
         self._rows = rows
 
     def verdicts(self) -> Iterator[Verdict]:
@@ -82,7 +88,7 @@ class Measured:
         for placed in self._rows:
             if placed.row.repeats is False:
                 aim = Aim(placed.row.entry, placed.row.which, BITS, 1.0)
-                yield Verdict(aim, placed.link("other bits"), 0.0)
+                yield Verdict(aim, placed.link("other bits"), False)
 
     def _of(self, aim: Aim) -> Verdict:
         judge = {
@@ -98,24 +104,26 @@ class Measured:
         return judge(aim) or Verdict(aim, self._why(aim))
 
     def _why(self, aim: Aim) -> str:
-        notes = (self._notes.get((aim.entry, name), "") for name in ("ours", aim.peer))
-        return next(filter(None, notes), "")
+        if not any(p.row.entry == aim.entry for p in self._rows):
+            return "no run has it"
+        keys = [(aim.entry, name) for name in ("ours", aim.peer)]
+        said = [found.get(key, "") for key in keys for found in (self._notes, self._absent)]
+        return next(filter(None, said), "")
 
     def _share(self, aim: Aim) -> Verdict | None:
         mine = self._timed.get((aim.entry, "ours", aim.which))
         if mine is None or mine.row.device_share is None:
             return None
         share = mine.row.device_share
-        return Verdict(aim, mine.link(f"{share:.1%}"), share / aim.value)
+        return Verdict(aim, mine.link(aim.figure(share, ".1%")), aim.is_met_by(share))
 
     def _ahead(self, aim: Aim) -> Verdict | None:
         mine, other = (self._timed.get((aim.entry, name, aim.which)) for name in ("ours", aim.peer))
         if mine is None or other is None:
             return None
         faster = other.row.device_us.median / mine.row.device_us.median
-        return Verdict(
-            aim, f"{mine.link(f'{faster:.2f}')} ({_us(mine)}, its {_us(other)})", faster / aim.value
-        )
+        reached = f"{mine.link(aim.figure(faster, '.2f'))} ({_us(mine)}, its {_us(other)})"
+        return Verdict(aim, reached, aim.is_met_by(faster))
 
     def _level(self, aim: Aim) -> Verdict | None:
         """Beside the fastest variant of the peer's."""
@@ -129,9 +137,10 @@ class Measured:
             return None
         other = min(others, key=lambda placed: placed.row.device_us.median)
         slower = mine.row.device_us.median / other.row.device_us.median
-        reached = f"{mine.link(f'{slower:.3f}')} of {other.row.provider} ({_us(mine)}, its {_us(other)})"
+        figure = mine.link(aim.figure(slower, ".3f"))
+        reached = f"{figure} of {other.row.provider} ({_us(mine)}, its {_us(other)})"
         overlap = within_spread(mine.row.device_us, other.row.device_us)
-        return Verdict(aim, reached, aim.value / slower, ", within the spread" if overlap else "")
+        return Verdict(aim, reached, aim.is_met_by(slower), ", within the spread" if overlap else "")
 
     def _memory(self, aim: Aim) -> Verdict | None:
         """By processes of their own where all that it takes was measured so."""
@@ -141,12 +150,12 @@ class Measured:
                 mine, *others = (peaks[key] for key in wanted)
                 mb = mine.row.peak_mb
                 if not others:
-                    return Verdict(aim, f"{mine.link(f'{mb:.0f} MB')}, {where}", aim.value / mb)
+                    figure = mine.link(f"{aim.figure(mb, '.0f')} MB")
+                    return Verdict(aim, f"{figure}, {where}", aim.is_met_by(mb))
                 share = mb / others[0].row.peak_mb
-                reached = (
-                    f"{mine.link(f'{share:.0%}')} of {others[0].link(f'{others[0].row.peak_mb:.0f} MB')}"
-                )
-                return Verdict(aim, f"{reached}, {where}", aim.value / share)
+                figure = mine.link(aim.figure(share, ".0%"))
+                reached = f"{figure} of {others[0].link(f'{others[0].row.peak_mb:.0f} MB')}"
+                return Verdict(aim, f"{reached}, {where}", aim.is_met_by(share))
         return None
 
     def _planned(self, aim: Aim) -> Verdict | None:
@@ -154,7 +163,7 @@ class Measured:
         if mine is None or other is None or not mine.row.peak_mb or not other.row.peak_mb:
             return None
         share = mine.row.peak_mb / other.row.peak_mb
-        return Verdict(aim, mine.link(f"{share:.0%}"), aim.value / share)
+        return Verdict(aim, mine.link(aim.figure(share, ".0%")), aim.is_met_by(share))
 
     def _on_the_host(self, aim: Aim) -> Verdict | None:
         """Beyond an empty function."""
@@ -165,9 +174,10 @@ class Measured:
         mine, nothing, *others = (placed for placed in found if placed is not None)
         beyond = mine.row.wall_us.median - nothing.row.wall_us.median
         if not others:
-            return Verdict(aim, mine.link(f"{beyond:.1f} us"), aim.value / beyond if beyond > 0 else 1.0)
-        times = (others[0].row.wall_us.median - nothing.row.wall_us.median) / beyond
-        return Verdict(aim, f"{mine.link(f'{times:.1f}')} times less", times / aim.value)
+            return Verdict(aim, mine.link(f"{told(aim, beyond)} us"), aim.is_met_by(beyond))
+        times = times_less(beyond, others[0].row.wall_us.median - nothing.row.wall_us.median)
+        unit = " times less" if times < math.inf else ""
+        return Verdict(aim, f"{mine.link(told(aim, times))}{unit}", aim.is_met_by(times))
 
 
 def _us(placed: Placed) -> str:

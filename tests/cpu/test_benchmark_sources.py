@@ -88,4 +88,5 @@ def test_a_run_tells_which_of_its_rows_are_older() -> None:
     assert not run.is_older(norm) and not run.is_older(rope)
     other = dataclasses.replace(run, sources={**run.sources, "rope": "abc"})
     assert not other.is_older(norm) and other.is_older(rope)
-    assert dataclasses.replace(run, sources={}).is_older(norm)  # measured before there were digests
+    before = dataclasses.replace(run, sources={})  # measured before there were digests
+    assert before.is_untold(norm) and not before.is_older(norm) and not run.is_untold(norm)

@@ -418,6 +418,9 @@ def test_what_failed_was_not_measured() -> None:
     broke_off = dataclasses.replace(ours, which="backward", note="failed: no memory")
     other = dataclasses.replace(peer, entry="op 3x4", note="failed: it cannot")
     assert measured_now([current(ours, broke_off, other)]) == {"op 3x4"}  # what a peer cannot do stands
+    wrong = dataclasses.replace(broke_off, note="not timed: its error is out of line")
+    assert measured_now([current(ours, wrong)]) == set()
+    assert measured_now([current(dataclasses.replace(wrong, provider="trl"))]) == {"op 1x2"}
     assert measured_now([current(ours), dataclasses.replace(current(other), source="older")]) == {"op 1x2"}
     drifted = dataclasses.replace(current(other), copy_tb_s=(4.0, 3.9))
     assert measured_now([current(ours), drifted]) == {"op 1x2"}

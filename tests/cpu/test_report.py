@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from without import run_without
 from benchmarks import aims, figures, first_page, host_page, memory_page, plots, providers, slower
 from benchmarks.aims import AHEAD, HOST, HOST_AHEAD, LEAN, LEVEL, PLANNED, SHARE, WITHIN, Aim
 from benchmarks.marked import marks
-from benchmarks.placed import DRIFTED, LEGEND, OLDER, Placed, placed
+from benchmarks.placed import DRIFTED, LEGENDS, OLDER, UNTOLD, Placed, placed
 from benchmarks.report import Options, render
 from benchmarks.rows import BACKWARD, BOTH, FORWARD, Row, Run, Spread, load, rows_of, save
 from benchmarks.verdicts import Measured
@@ -70,7 +71,7 @@ def test_pages(tmp_path: Path) -> None:
     assert "faster on the device: 1 of 1" in index
     assert f"[2.0](gpu/norms.md#{rows()[1].anchor})" in index
     assert readme.read_text().startswith("before\n") and "old" not in readme.read_text()
-    assert LEGEND not in page + index
+    assert not any(legend in page + index for legend in LEGENDS.values())
 
 
 def test_rows_of_an_older_source_and_of_a_copy_that_drifted_are_marked(tmp_path: Path) -> None:
@@ -80,8 +81,9 @@ def test_rows_of_an_older_source_and_of_a_copy_that_drifted_are_marked(tmp_path:
     for more, mark in (
         ({}, ""),
         ({"sources": {"rms_norm": "abc"}}, OLDER),
-        ({"sources": {}}, OLDER),
+        ({"sources": {}}, UNTOLD),
         ({"copy_tb_s": (4.0, 3.9)}, DRIFTED),
+        ({"copy_tb_s": (4.0, None)}, DRIFTED),
     ):
         save(tmp_path / "results" / "gpu" / "norms.json", [run_of(tuple(found), **more)])
         readme.write_text("{}\n{}\n".format(*marks("figures")))
@@ -93,7 +95,7 @@ def test_rows_of_an_older_source_and_of_a_copy_that_drifted_are_marked(tmp_path:
         others = mark if mark == DRIFTED else ""  # which code of ours does not make older
         assert f"| 0.90{mark} | 0.90{others} |" in plain(readme.read_text())
         for text in (page, (docs / "README.md").read_text(), readme.read_text()):
-            assert (LEGEND in text) == bool(mark)
+            assert [found for found in LEGENDS if LEGENDS[found] in text] == list(mark)
 
 
 def test_the_device_that_was_measured_last_comes_first_and_an_earlier_harness_is_told(tmp_path: Path) -> None:
@@ -102,8 +104,15 @@ def test_the_device_that_was_measured_last_comes_first_and_an_earlier_harness_is
     for run in (old, new):
         save(tmp_path / "results" / run.device[:3].lower().replace("old", "a") / "norms.json", [run])
     render(Options(tmp_path / "results", tmp_path / "docs", tmp_path / "none", plots=False))
-    headings = re.findall(r"^## (.*GPU.*)$", (tmp_path / "docs" / "README.md").read_text(), re.MULTILINE)
+    index = (tmp_path / "docs" / "README.md").read_text()
+    headings = re.findall(r"^## (.*GPU.*)$", index, re.MULTILINE)
     assert headings[:2] == ["New GPU", "Old GPU (an earlier harness)"]
+    of_new, of_old = index.split("## Old GPU")
+    assert "<summary>Not measured" in of_new
+    # An earlier harness knew nothing of most aims.
+    assert (
+        "### Aims that it measured: 0\n\n0 met, 0 missed." in of_old and "not measured" not in of_old.lower()
+    )
 
 
 def test_who_has_rows_is_not_absent() -> None:
@@ -111,6 +120,13 @@ def test_who_has_rows_is_not_absent() -> None:
     second = run_of((), absent={"quack": "not installed", "trl": "does not import"})
     runs = [first, second]
     assert first_page.absent_of(runs, placed(runs, "")) == {"quack": "not installed"}
+
+
+def test_why_one_is_absent_is_said_as_by_the_newest_run() -> None:
+    runs = [
+        run_of((), absent={"quack": why}, date=date) for why, date in (("new", "2026-02"), ("old", "2026-01"))
+    ]
+    assert first_page.absent_of(runs, []) == {"quack": "new"}
 
 
 def test_the_first_page_tells_where_others_are_ahead_in_host_cost_and_memory(tmp_path: Path) -> None:
@@ -122,7 +138,10 @@ def test_the_first_page_tells_where_others_are_ahead_in_host_cost_and_memory(tmp
         for provider, us in times.items()
     ]
     save(folder / "host.json", [run_of(tuple(host_rows))])
-    peaks = [memory_page.Peak("op", p, mb) for p, mb in (("ours", 12.0), ("trl", 9.0), ("ours: lean", 1.0))]
+    peaks = [
+        memory_page.Peak("op", p, mb)
+        for p, mb in (("ours", 12.0), ("trl", 9.0), ("quack", 11.9), ("ours: lean", 1.0))
+    ]
     save(folder / "memory.json", [run_of(tuple(peaks), copy_tb_s=None)])
     render(Options(tmp_path / "results", tmp_path / "docs", tmp_path / "none"))
     index = plain((tmp_path / "docs" / "README.md").read_text())
@@ -138,9 +157,7 @@ def test_the_first_page_tells_where_others_are_ahead_in_host_cost_and_memory(tmp
     page = plain((tmp_path / "docs" / "gpu" / "host.md").read_text())
     assert "| rope | forward | 10.0 | 30.0 (30.0 to 30.0) | 20.0 | 12 | 40.0 | 2.0 | 2.0 |" in page
     assert "missed: 12 us, 3 times |" in page and "| 1.0 | missed: 3 times |" in page
-    lean = (
-        "takes less memory\n\n| op | ours | peer | its peak, MB |\n|---|---|---|---|\n| op | 12 | trl | 9 |\n"
-    )
+    lean = "takes less memory, by 1% or more\n\n| op | ours | peer | its peak, MB |\n|---|---|---|---|\n| op | 12 | trl | 9 |\n"
     assert lean in index
     assert plain((tmp_path / "docs" / "gpu" / "memory.md").read_text()).endswith(lean)
 
@@ -247,12 +264,12 @@ def test_aims_of_memory_are_judged_by_processes_of_their_own() -> None:
     ]
     wanted = [Aim("head", BOTH, WITHIN, 1700.0), Aim("dpo", BOTH, LEAN, 0.5, "liger-kernel")]
     assert judged(found, wanted, {("dpo", "ours"): 40.0}) == {  # the peer's is missing
-        "less than 1700 MB": ("1600 MB, in the process of the timed run", "met"),
+        "1700 MB at most": ("1600 MB, in the process of the timed run", "met"),
         "50% of the memory of liger-kernel": ("60% of 100 MB, in the process of the timed run", "missed"),
     }
     peaks = {("head", "ours"): 1800.0, ("dpo", "ours"): 40.0, ("dpo", "liger-kernel"): 100.0}
     assert judged(found, wanted, peaks) == {
-        "less than 1700 MB": ("1800 MB, in processes of their own", "missed"),
+        "1700 MB at most": ("1800 MB, in processes of their own", "missed"),
         "50% of the memory of liger-kernel": ("40% of 100 MB, in processes of their own", "met"),
     }
 
@@ -265,6 +282,52 @@ def test_aims_on_the_host_are_beyond_an_empty_function() -> None:
         "12 us on the host beyond an empty function": ("20.0 us", "missed"),
         "3 times less on the host than liger-kernel": ("4.0 times less", "met"),
     }
+
+
+def test_what_costs_the_host_no_more_than_an_empty_function_meets_every_aim() -> None:
+    wanted = list(host_page.aims_of("rope", FORWARD, (providers.LIGER,)))
+    for ours in (10.0, 9.0):
+        times = {"ours": ours, host_page.EMPTY: 10.0, providers.LIGER: 40.0}
+        found = [Row("rope", p, FORWARD, wall_us=Spread.of([us])) for p, us in times.items()]
+        assert judged(found, wanted) == {
+            "12 us on the host beyond an empty function": (f"{ours - 10:.1f} us", "met"),
+            "3 times less on the host than liger-kernel": (host_page.NO_MORE, "met"),
+        }
+        (line,) = (line for line in map(plain, host_page.table(found)) if line.startswith("| rope"))
+        assert f"| {ours - 10:.1f} | 12 | 30.0 | {host_page.NO_MORE} |  |  |" in line
+
+
+def test_a_figure_that_misses_its_aim_does_not_look_like_it() -> None:
+    found = timed("op", FORWARD, {"ours": 1030.2, "torch.compile": 1000.0, "trl": 2059.7})
+    found[0] = dataclasses.replace(found[0], ceiling_us=0.9 * 1030.2 - 0.1)
+    wanted = [
+        Aim("op", FORWARD, LEVEL, 1.03, "torch.compile"),
+        Aim("op", FORWARD, AHEAD, 2.0, "trl"),
+        Aim("op", FORWARD, SHARE, 0.9, of="copy"),
+    ]
+    assert [(said.split(" ")[0], verdict) for said, verdict in judged(found, wanted).values()] == [
+        ("1.0302", "missed"),
+        ("1.999", "missed"),
+        ("89.99%", "missed"),
+    ]
+    times = {"ours": 20.0, host_page.EMPTY: 10.0, providers.LIGER: 39.9}
+    on_the_host = [Row("rope", p, BACKWARD, wall_us=Spread.of([us])) for p, us in times.items()]
+    (line,) = (line for line in map(plain, host_page.table(on_the_host)) if line.startswith("| rope"))
+    assert "| 2.99 |" in line and line.endswith("missed: 3 times |")
+    of_memory = [Aim("op", BOTH, WITHIN, 1700.0), Aim("op", BOTH, LEAN, 0.5, "trl")]
+    said = judged([], of_memory, {("op", "ours"): 1700.4, ("op", "trl"): 3395.0})
+    assert [reached.split(",")[0] for reached, _ in said.values()] == ["1700.4 MB", "50.1% of 3395 MB"]
+    assert judged([], of_memory[:1], {("op", "ours"): 1700.0})["1700 MB at most"][1] == "met"
+
+
+def test_an_aim_beside_an_absent_peer_says_why_it_was_not_measured() -> None:
+    run = run_of(tuple(timed("op, JAX", BOTH, {"ours": 2.0})), absent={"tokamax": "does not import"})
+    wanted = [Aim(entry, BOTH, AHEAD, 1.2, "tokamax") for entry in ("op, JAX", "other, JAX")]
+    found = Measured(placed([run], ""), [], wanted).verdicts()
+    assert [v.verdict + ": " + v.reached for v in found] == [
+        "not measured: absent: does not import",
+        "not measured: no run has it",
+    ]
 
 
 def test_other_bits_at_a_second_call_are_an_aim_missed() -> None:
@@ -322,6 +385,13 @@ def test_every_link_to_a_row_finds_it() -> None:
                 assert f'<a id="{anchor}"></a>' in _text(target), f"{page.name}: {link}#{anchor}"
                 seen += 1
     assert seen > 1000
+
+
+def test_every_link_of_the_readme_to_the_measurements_finds_its_page() -> None:
+    links = re.findall(r"\]\((docs/benchmarks/[^)#]*)\)", (ROOT / "README.md").read_text())
+    assert len(links) >= 3
+    for link in links:
+        assert (ROOT / link).is_file(), link
 
 
 _texts: dict[Path, str] = {}
