@@ -17,6 +17,11 @@ HEAD = """# What is counted, planned and compiled
 
 Found without a GPU by `python -m benchmarks offline` and held in `benchmarks/results/offline-*.json`: a figure that
 grows fails there. Bytes and memory are in 1e6.
+
+"Of the least" is the bytes over those of a call that reads each array that it needs once and writes each result once;
+matrix products are not counted. The least takes arrays whole, tables too: a call that looks up some rows of one
+(embeddings, positions), or is asked for few of its gradients, can move less, and is below 1. XLA's programs are those
+of the version of JAX that is named there, and of no other.
 """
 
 

@@ -17,13 +17,13 @@ TITLES = {**GROUPS, "jax": "ops on JAX beside XLA's own formulas, optax and toka
 FAMILIES = {
     "norms": ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "group_norm"),
     "position": ("rope", "rope_at_positions", "mrope", "qk_norm_rope"),
-    "gates": ("swiglu", "geglu", "relu_squared"),
-    "activations": ("softmax", "sparsemax"),
-    "losses": ("cross_entropy", "linear_cross_entropy", "logprobs", "linear_logprobs"),
+    "gates": ("swiglu", "geglu", "relu_squared", "softmax", "sparsemax"),
+    "losses": ("cross_entropy", "logprobs"),
+    "linear_losses": ("linear_cross_entropy", "linear_logprobs"),
     "divergences": ("kl_div", "forward kl", "jsd", "tvd", "linear_jsd"),
     "tables": ("embedding", "int2_matmul"),
 }
-"""The parts of a page that has ops of all kinds."""
+"""The parts of a page that has ops of all kinds: those of `benchmarks.jax_side.entries`, which needs JAX."""
 
 HEAD = """# {title}
 
@@ -31,8 +31,9 @@ Device: {device}. Rows: [{rows}](../../../benchmarks/{rows}).
 
 Times are microseconds, medians (20th to 80th percentile): on the device, with operands that are not in the cache, and
 of eager calls by the wall clock. A share is the ceiling's time over the op's: of a copy of the least bytes, or of the
-op's matrix products, in the same run. The error is the largest relative one of outputs and gradients against float64,
-on a few tokens. "ours: ..." is a variant of ours, not the default.
+op's matrix products, in the same run. It can be above 1: what is copied is 1 GB, and a kernel that reads more than it
+writes, or whose last lines stay in the cache, can be faster than that copy. The error is the largest relative one of
+outputs and gradients against float64, on a few tokens. "ours: ..." is a variant of ours, not the default.
 
 """
 

@@ -27,6 +27,10 @@ for. The peak has weights, gradients and optimiser states in it, in 1e9 bytes; r
 The share is the model's operations (none for recomputation) over those of a matrix product of 8192 x 8192 x 8192 in
 the same process, whose rate, before and after, stands beside it. The loss is that of the first step.
 
+transformers builds a mask where it is traced, with which torch's attention cannot take its causal kernel (read in its
+source, not profiled): `compile` and `ours-compile` are slower for it. Arms of one group may be of different days and
+machines; the list of runs at the end says which.
+
 """
 
 STEP_TABLE = """| arm | step, ms | tokens/s | to {base} | busy | launches | peak | reserved | share | product | loss |

@@ -11,7 +11,7 @@ import checkout  # noqa: F401
 import jax
 import pytest
 
-from benchmarks import nvml, turns
+from benchmarks import nvml, pages, sources, turns
 from benchmarks.commands import COMMANDS
 from benchmarks.jax_side import gate, run, timing
 from benchmarks.jax_side.entries import entries
@@ -19,7 +19,7 @@ from benchmarks.jax_side.entry import OURS, PLAIN, Entry, cotangents_for, output
 from benchmarks.jax_side.run import chosen, prepare
 from benchmarks.phases import Phases
 from benchmarks.providers import Absent
-from benchmarks.rows import load
+from benchmarks.rows import Row, load
 from benchmarks.sizes import Sizes
 from liger_jax import implementations
 
@@ -91,6 +91,13 @@ def test_entries_cover_every_op_and_have_names_of_their_own() -> None:
     assert {entry.op.name for entry in found} == set(implementations.DEFAULTS)
     assert len({entry.name for entry in found}) == len(found)
     assert next(e.name for e in chosen(["swiglu 8192", "norms"])).startswith("swiglu 8192")
+
+
+def test_the_page_has_the_families_of_the_entries() -> None:
+    found: dict[str, set[str]] = {}
+    for family, entry in entries():
+        found.setdefault(family, set()).add(sources.family(Row(entry.name, OURS, "")))
+    assert found == {family: set(ops) for family, ops in pages.FAMILIES.items()}
 
 
 def test_programs_of_an_entry_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,13 +225,14 @@ def test_the_report_shows_the_results(tmp_path: Path) -> None:
     assert "where another arm is ahead" not in index
     text = (docs / "gpu" / "models.md").read_text()
     shown = front.read_text()
-    assert "old" not in shown and shown.startswith("before\n") and shown.endswith("after\n")
+    assert "\nold\n" not in shown and shown.startswith("before\n") and shown.endswith("after\n")
     anchor = "longest-llama-3-2-1b-full-float32-ours"
-    assert f"[65,536 tokens](docs/benchmarks/gpu/models.md#{anchor})†" in shown and f'id="{anchor}"' in text
-    assert "</a>ours† | 101.0 (100.0 to 102.0) | 634 |" in text
+    assert "llama-3.2-1b, full, 1 x" not in shown  # out of memory beside ours
+    assert f"[65,536 tokens](docs/benchmarks/gpu/models.md#{anchor})§" in shown and f'id="{anchor}"' in text
+    assert "</a>ours§ | 101.0 (100.0 to 102.0) | 634 |" in text
     assert "</a>eager | out of memory (at 79.0 GB)" in text
-    assert "</a>ours† | 65,536 |" in text
-    assert "</a>ours† | 5.0000 | 3.0000 | 1.0e-03 at step 2 |" in text
+    assert "</a>ours§ | 65,536 |" in text
+    assert "</a>ours§ | 5.0000 | 3.0000 | 1.0e-03 at step 2 |" in text
     for name in ("steps", "longest", "curves"):
         for suffix in ("png", "svg"):
             assert (docs / "gpu" / f"models-{name}.{suffix}").stat().st_size > 1000
@@ -245,9 +246,23 @@ def test_the_first_page_tells_where_another_arm_is_ahead(tmp_path: Path) -> None
     path = tmp_path / "gpu" / "models.json"
     save(path, [run_of((ours, eager, *long))])
     first, second = (re.sub(r"\]\([^)]*\)", "]", line) for line in behind(path).splitlines()[-2:])
-    assert first.endswith("| eager | ms | [101.0] | [out of memory]† |")
-    assert second.endswith("| eager | longest context | [131,072] | [65,536]† |")
+    assert first.endswith("| eager | ms | [101.0] | [out of memory]§ |")
+    assert second.endswith("| eager | longest context | [131,072] | [65,536]§ |")
     assert "[at least 131,072 tokens]" in readme.cell(placed([run_of((long[1],))], "here")[0])
+
+
+def test_the_readme_shows_groups_of_ours_and_another_arm_that_both_finished() -> None:
+    step, no_step, ours, eager = some_results()[:4]
+    stepped = dataclasses.replace(step, case=no_step.case)
+    for pair, is_shown in (
+        ((step, stepped), True),
+        ((step, no_step), False),
+        ((step,), False),
+        ((ours, eager), True),
+        ((ours, dataclasses.replace(eager, fails=None)), False),
+        ((dataclasses.replace(stepped, case=dataclasses.replace(step.case, arm="liger")), stepped), False),
+    ):
+        assert readme.has_pair(placed([run_of(pair)], "")) == is_shown
 
 
 def test_a_search_that_ended_for_lack_of_time_loses_no_comparison() -> None:
