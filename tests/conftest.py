@@ -29,7 +29,7 @@ def has_gpu() -> bool:
 
 
 NEEDS_TORCH = re.compile(
-    r"^ *(import|from) (torch|transformers|liger_torch|examples|torch_runner|hf_models|layouts|upstream|benchmarks\.offline import .*peaks)\b",
+    r"^ *(import|from) (torch|transformers|liger_torch|examples|torch_runner|hf_models|layouts|model_sizes|upstream|benchmarks\.offline import .*peaks)\b",
     re.MULTILINE,
 )
 
