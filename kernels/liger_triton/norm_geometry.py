@@ -48,8 +48,8 @@ def _elements_of_a_thread(n_cols: int, itemsize: int, has_residual: bool, center
         return 32
     if block > 4096 or (center and block == 4096 and 4 * n_cols < 3 * block):
         return 64
-    gap = n_cols < block
-    return 32 if (center and (gap or block == 4096)) or (gap and block == 4096) else 16
+    # Each of these is a reason, and two of them are enough.
+    return 32 if center + (n_cols < block) + (block == 4096) >= 2 else 16
 
 
 def forward_tile(

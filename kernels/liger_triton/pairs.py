@@ -14,10 +14,13 @@ import triton.language as tl
 
 from liger import check
 from liger.backend import Array, Backend
-from liger.launch import DTYPE_BYTES, Spec, next_power_of_2, previous_power_of_2
+from liger.launch import Spec, next_power_of_2, previous_power_of_2
 
 THREADS = 128
-"""Threads of a program that has a whole tile; smaller tiles have half of them."""
+"""Threads of a program, as a rule."""
+
+TILE = 2048
+"""The most pairs of a tile: tokens times heads times pairs of a head."""
 
 
 # ---------------------------------------------------------------------------------------------------- kernels
@@ -144,31 +147,22 @@ def in_units(backend: Backend, x: Array, n_axes: int, width: int) -> tuple[tuple
     return tuple(s // unit for s in strides), unit
 
 
-def tokens_per_tile(n_heads: int, width: int, dtype: str, threads: int = THREADS) -> int:
-    """Tokens of a program, so that each thread has 16 bytes of these heads to load at once."""
-    wanted = threads * 16 // DTYPE_BYTES[dtype]
-    return min(max(wanted // (next_power_of_2(n_heads) * width), 1), 32)
-
-
-def heads_per_tile(n_heads: int, tokens: int, width: int, tile: int) -> int:
-    """Heads of q or k that are worked on at once, for a tile of so many elements."""
-    return min(next_power_of_2(n_heads), max(previous_power_of_2(tile // (tokens * width)), 1))
-
-
-def heads_at_once(q: Heads, k: Heads, width: int, most: int) -> tuple[int, int]:
-    """Heads of q and of k that are worked on at once, powers of two; a head has `width` pairs.
+def tiles(q: Heads, k: Heads, width: int, most: int = TILE) -> tuple[int, int, int]:
+    """Tokens of a program, and heads of q and of k that it works on at once; a head has `width` pairs.
 
     Of the larger of the two all heads, if a tile of `most` pairs holds them and few of its threads have nothing to do.
-    Else tiles of 1024 pairs at most, so that one is read while another is written, that leave little over at the end.
+    Else tiles of half of `TILE`, so that one is read while another is written, that leave little over at the end.
     Measured: 40 heads of 128 are rotated at .81 of a copy by 32 and 8, by 8 at .93. The other one has as many, or all.
     """
     larger = max(q.n_heads, k.n_heads, 1)
-    tile = next_power_of_2(larger)
-    if tile * width > most or 6 * (tile - larger) > larger:
-        tile = min(previous_power_of_2(max(1024 // width, 1)), tile)
-        while 6 * (-larger % tile) > larger:
-            tile //= 2
-    return min(next_power_of_2(max(q.n_heads, 1)), tile), min(next_power_of_2(max(k.n_heads, 1)), tile)
+    heads = next_power_of_2(larger)
+    if heads * width > most or 6 * (heads - larger) > larger:
+        heads = min(previous_power_of_2(max(TILE // 2 // width, 1)), heads)
+        while 6 * (-larger % heads) > larger:
+            heads //= 2
+    tokens = min(max(TILE // 2 // (heads * width), 1), 32)
+    q_heads, k_heads = (min(next_power_of_2(max(x.n_heads, 1)), heads) for x in (q, k))
+    return tokens, q_heads, k_heads
 
 
 # ------------------------------------------------------------------------------------------------------ checks

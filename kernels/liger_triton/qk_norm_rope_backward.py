@@ -10,10 +10,10 @@ import triton.language as tl
 
 from liger import geometry
 from liger.device import Device
-from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv, next_power_of_2
+from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv, next_power_of_2, previous_power_of_2
 from liger_triton import pairs
 from liger_triton.pairs import Heads, _load_pairs, _store_pairs, _turn
-from liger_triton.qk_norm_rope_layout import Options, Tables, load_angles, load_weight, tiles_of
+from liger_triton.qk_norm_rope_layout import Options, Tables, load_angles, load_weight
 
 # ---------------------------------------------------------------------------------------------------- kernels
 
@@ -216,6 +216,19 @@ def backward_rule(head_dim: int, itemsize: int, device: Device) -> Geometry:
     return Geometry(512 if small else 1024, 4, pairs.THREADS // device.warp_size, 1)
 
 
+def _tiles(q: Heads, k: Heads, dtype: str, layout: Geometry, device: Device) -> dict[str, int]:
+    """Tiles of tokens and heads, for q and for k, so that each thread has 16 bytes of its heads to load at once."""
+    width = next_power_of_2(q.head_dim // 2)
+    wanted = layout.warps * device.warp_size * 16 // DTYPE_BYTES[dtype]
+    blocks = [next_power_of_2(x.n_heads) for x in (q, k)]
+    q_tokens, k_tokens = tokens = [min(max(wanted // (block * width), 1), 32) for block in blocks]
+    q_tile, k_tile = (
+        min(block, max(previous_power_of_2(layout.tile // (n * width)), 1))
+        for block, n in zip(blocks, tokens, strict=True)
+    )
+    return {"Q_TOKENS": q_tokens, "K_TOKENS": k_tokens, "Q_TILE": q_tile, "K_TILE": k_tile, "PAIRS": width}
+
+
 @functools.lru_cache(4096)
 def backward_launch(
     batch: int,
@@ -240,7 +253,7 @@ def backward_launch(
     layout = layout or geometry.choose(
         "qk_norm_rope_backward", itemsize, next_power_of_2(head_dim), device, rule
     )
-    tiles = tiles_of(q.x, k.x, dtype, layout.tile, layout.warps * device.warp_size)
+    tiles = _tiles(q.x, k.x, dtype, layout, device)
     wanted = max(
         cdiv(batch * seq_len, tiles[tokens]) * cdiv(side.x.n_heads, tiles[heads])
         for tokens, heads, side in (("Q_TOKENS", "Q_TILE", q), ("K_TOKENS", "K_TILE", k))

@@ -13,10 +13,6 @@ from liger_triton import pairs
 from liger_triton.pairs import Heads, _load_pairs, _store_pairs, _turn
 from liger_triton.qk_norm_rope_layout import Options, Tables, load_angles, load_weight
 
-FORWARD_TILE = 2048
-"""The most pairs that a tile of the forward pass holds."""
-
-
 # ---------------------------------------------------------------------------------------------------- kernels
 
 
@@ -159,12 +155,10 @@ def forward_launch(
     """q and k normalised and rotated, and their rstd."""
     head_dim, rotary_dim = q.head_dim, tables.spec.shape[-1]
     width = next_power_of_2(head_dim // 2)
-    q_tile, k_tile = pairs.heads_at_once(q, k, width, FORWARD_TILE)
-    tile = max(q_tile, k_tile) * width
-    tokens = min(max(FORWARD_TILE // 2 // tile, 1), 32)
+    tokens, q_tile, k_tile = pairs.tiles(q, k, width)
     # 16 pairs to a thread; 8 where a head's width has them read by the element, whose addresses take registers.
     per_thread = 8 if head_dim * DTYPE_BYTES[dtype] % 16 else 16
-    threads = min(max(tokens * tile // per_thread, pairs.THREADS // 2), pairs.THREADS)
+    threads = min(max(tokens * max(q_tile, k_tile) * width // per_thread, pairs.THREADS // 2), pairs.THREADS)
     weight = Spec((head_dim,), weight_dtype, resident=True)
     out_dtype = result_dtype(dtype, weight_dtype, options)
     return Launch(

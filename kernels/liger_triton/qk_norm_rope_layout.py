@@ -8,9 +8,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from liger.launch import Spec, next_power_of_2
-from liger_triton import pairs
-from liger_triton.pairs import Heads, _load_pairs
+from liger.launch import Spec
+from liger_triton.pairs import _load_pairs
 
 # ---------------------------------------------------------------------------------------------------- kernels
 
@@ -67,16 +66,3 @@ class Tables(NamedTuple):
     spec: Spec
     strides: tuple[int, ...]
     unit: int
-
-
-def tiles_of(q: Heads, k: Heads, dtype: str, tile: int, threads: int) -> dict[str, int]:
-    """Tiles of tokens and heads, for q and for k."""
-    width = next_power_of_2(q.head_dim // 2)
-    q_tokens, k_tokens = (pairs.tokens_per_tile(x.n_heads, width, dtype, threads) for x in (q, k))
-    return {
-        "Q_TOKENS": q_tokens,
-        "K_TOKENS": k_tokens,
-        "Q_TILE": pairs.heads_per_tile(q.n_heads, q_tokens, width, tile),
-        "K_TILE": pairs.heads_per_tile(k.n_heads, k_tokens, width, tile),
-        "PAIRS": width,
-    }

@@ -36,10 +36,6 @@ from liger.reference import rope as reference
 from liger_triton import pairs
 from liger_triton.pairs import Heads, _load_pairs, _store_pairs, _turn
 
-TILE = 2048
-"""The most pairs of one tile, or of entries beside them, 8 bytes for one (tokens times heads times either)."""
-
-
 # ----------------------------------------------------------------------------------------------------- kernel
 
 
@@ -286,10 +282,8 @@ def rotate_launch(
     # A pair takes 8 bytes of registers, an entry that is only copied those of its dtype. Where these take more, a tile
     # has fewer pairs than it could.
     width = max(half, rest * DTYPE_BYTES[dtype] // 8)
-    most = TILE // 2 if rest else TILE
-    q_tile, k_tile = pairs.heads_at_once(q, k, width, most)
+    tokens, q_tile, k_tile = pairs.tiles(q, k, width, pairs.TILE // 2 if rest else pairs.TILE)
     tile = max(q_tile, k_tile)
-    tokens = min(max(TILE // 2 // (tile * width), 1), 32)
     # 16 pairs to a thread, and 8 where several tiles follow one another, or 4 if all heads have more beside to copy. A
     # few pairs beside much that is copied take registers for their addresses.
     several, few = tile < max(q.n_heads, k.n_heads), rest and half < 16

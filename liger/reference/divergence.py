@@ -77,9 +77,8 @@ def _distribution(array: Any, space: str, temperature: float, eps: float) -> tup
             return xp.log(xp.where(array <= tiny, tiny, array)), array  # NaN stays
         above = array > tiny
         positive = xp.log(xp.where(above, array, xp.ones_like(array)))
-        return xp.where(
-            above, positive, xp.log(stop_gradient(array))
-        ), array  # -inf of 0, NaN of what is below
+        log = xp.where(above, positive, xp.log(stop_gradient(array)))  # -inf of 0, NaN of what is below
+        return log, array
     if space == "logits":
         z = array / temperature
         shifted = z - stop_gradient(xp.max(z, axis=-1, keepdims=True))

@@ -73,10 +73,11 @@ def test_layer_norm_errs_no_more_than_torchs(dtype: torch.dtype, mean: float, wi
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_wide_rows_in_registers_err_no_more_than_torchs(dtype: torch.dtype) -> None:
-    """So wide, LayerNorm's gradient takes both of its means at once, and RMSNorm of 16 bits loads its weight early."""
-    x, w, b = draw(6, 2304, dtype=dtype, seed=0), *(draw(2304, dtype=dtype, seed=i) for i in (1, 2))
+def check_norms_beside_torch(rows: int, width: int, dtype: torch.dtype) -> None:
+    """LayerNorm and RMSNorm of rows of this width."""
+    x, w, b = (
+        draw(*shape, dtype=dtype, seed=i) for i, shape in enumerate(((rows, width), (width,), (width,)))
+    )
     check_beside_torch(
         lambda x, w, b: f.liger_layer_norm(x, w, b, 1e-5),
         lambda x, w, b: F.layer_norm(x, w.shape, w, b, 1e-5),
@@ -87,24 +88,18 @@ def test_wide_rows_in_registers_err_no_more_than_torchs(dtype: torch.dtype) -> N
         lambda x, w: F.rms_norm(x, w.shape, w, 1e-5),
         [x, w],
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_wide_rows_in_registers_err_no_more_than_torchs(dtype: torch.dtype) -> None:
+    """So wide, LayerNorm's gradient takes both of its means at once, and RMSNorm of 16 bits loads its weight early."""
+    check_norms_beside_torch(6, 2304, dtype)
 
 
 @pytest.mark.parametrize("width", [7168, 7169, 8193, 16_385])
 def test_rows_on_both_sides_of_where_they_are_swept_err_no_more_than_torchs(width: int) -> None:
     """In 16 bits the forward pass holds them up to 7168 columns (LayerNorm 8192), and in 4096 beyond, or 8192 at a time."""
-    x, w, b = (
-        draw(*shape, dtype=torch.bfloat16, seed=i) for i, shape in enumerate(((3, width), (width,), (width,)))
-    )
-    check_beside_torch(
-        lambda x, w, b: f.liger_layer_norm(x, w, b, 1e-5),
-        lambda x, w, b: F.layer_norm(x, w.shape, w, b, 1e-5),
-        [x, w, b],
-    )
-    check_beside_torch(
-        lambda x, w: f.liger_rms_norm(x, w, 1e-5, casting_mode="gemma"),
-        lambda x, w: F.rms_norm(x, w.shape, w, 1e-5),
-        [x, w],
-    )
+    check_norms_beside_torch(3, width, torch.bfloat16)
 
 
 @pytest.mark.parametrize("value", [1000.1, 33_000.1])
