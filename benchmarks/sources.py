@@ -2,8 +2,9 @@
 
 Of an op it covers its module in `liger_triton`, all that this one imports of this repository, and the frontend's
 functions, which choose its options; of an eager call on the host all that it runs of PyTorch's frontend, on JAX all of
-that frontend but its layers; of what is known by no op, as whole models, everything. What interprets kernels runs on no
-GPU, and docstrings, comments and blank lines do not count. Nothing here needs torch, JAX or Triton.
+that frontend but its layers; of a whole model the ops of its layers and all of the frontend; of what is known by no op,
+everything. What interprets kernels runs on no GPU, and docstrings, comments and blank lines do not count. Nothing here
+needs torch, JAX or Triton.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ FOLDERS = ("liger", "kernels", "liger_torch", "liger_jax")
 """Where what is measured lies."""
 
 EVERYTHING = "everything"
+MODEL = "model"
 ON_THE_HOST = ", on the host"
 ON_JAX = ", on JAX"
 
@@ -31,6 +33,9 @@ FRONTENDS = {
     ON_JAX: ("liger_jax/*.py", "liger_jax/functional/*.py"),
 }
 """What of a frontend is run, by how the name of a family ends."""
+
+OF_A_MODEL = {"": ("liger_torch/**/*.py",), ON_JAX: ("liger_jax/**/*.py",)}
+"""The same of a model, whose layers are patched or the frontend's own."""
 
 INTERPRETED = (
     "interpret.py",
@@ -66,12 +71,18 @@ OPS: dict[str, tuple[str, ...]] = {
     "dpo": ("liger_torch.chunked_loss.preference", "liger.losses.preference"),
     "grpo": ("liger_torch.chunked_loss.policy", "liger.losses.policy"),
     "launch": (),  # torch's own
+    MODEL: tuple(
+        f"liger_triton.{module}"
+        for module in ("glu", "layer_norm", "linear_cross_entropy", "qk_norm_rope", "rms_norm", "rope")
+    ),
 }
 """The modules from which what a row needs is found, by the words by which its entry's name begins."""
 
 
 def op(row: Any) -> str:
     """The op of a row; everything if it is known by none."""
+    if hasattr(row, "case"):
+        return MODEL
     entry = getattr(row, "entry", "")
     return next((op for op in OPS if f"{entry} ".startswith(f"{op} ")), EVERYTHING)
 
@@ -81,6 +92,8 @@ def family(row: Any) -> str:
     entry, found = getattr(row, "entry", ""), op(row)
     if found == EVERYTHING:
         return found
+    if found == MODEL:
+        return found + (ON_JAX if row.case.arm.startswith("flax-") else "")
     return found + (ON_THE_HOST if entry == found else ON_JAX if entry.endswith(", JAX") else "")
 
 
@@ -91,7 +104,8 @@ def digest(name: str, root: Path = ROOT) -> str:
     op = name.removesuffix(where)
     modules = (*OPS.get(op, ()), *(("liger_torch.autograd",) if where == ON_THE_HOST else ()))
     if op in OPS and all(_file(module, root) for module in modules):
-        found = _imported(modules, root) | {path for files in FRONTENDS[where] for path in root.glob(files)}
+        frontend = (OF_A_MODEL if op == MODEL else FRONTENDS)[where]
+        found = _imported(modules, root) | {path for files in frontend for path in root.glob(files)}
     else:
         found = {path for folder in FOLDERS for path in (root / folder).rglob("*.py")}
     found = {path for path in found if path.parent != root / "liger" or path.name not in INTERPRETED}
