@@ -41,6 +41,13 @@ def _plain_product(a: jax.Array, packed: jax.Array) -> jax.Array:
     return jax.lax.dot_general(a, weights, (((1,), (0,)), ((), ())), preferred_element_type=jnp.int32)
 
 
+def _bfloat16_product(a: jax.Array, packed: jax.Array) -> jax.Array:
+    """As exact: both factors are numbers of bfloat16, and their sums, below 2^24, of float32."""
+    factors = a.astype(jnp.bfloat16), reference.unpack(packed).astype(jnp.bfloat16)
+    c = jax.lax.dot_general(*factors, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    return c.astype(jnp.int32)
+
+
 def _int8(m: int, k: int) -> np.ndarray:
     return np.random.default_rng(1).integers(-128, 128, (m, k), np.int8)
 
@@ -77,4 +84,5 @@ def entries(sizes: Sizes) -> Iterator[Entry]:
             (),
             experimental.int2_matmul,
             _plain_product,
+            peers={"XLA: bfloat16": _bfloat16_product},
         )
