@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from benchmarks.aims import HOST, HOST_AHEAD, Aim
-from benchmarks.placed import placed, with_legend
+from benchmarks.placed import Placed, placed, with_legend
 from benchmarks.providers import FUSED, LIGER
 from benchmarks.rows import BACKWARD, FORWARD, Row, load, number, rows_of
 
@@ -17,10 +17,16 @@ AIMS = {FORWARD: 12.0, BACKWARD: 15.0}
 """Microseconds beyond the empty function."""
 TIMES_LESS = 3.0
 """How many times less than liger-kernel's the host's time is to be."""
+ON_AUTOGRADS_THREAD = "on autograd's thread, whose waking is in it"
 NO_MORE = "no more than an empty function"
 
 TOKENS, HIDDEN = 8, 256
 """Of the operands: so few that the device is never behind."""
+
+
+def on_autograds_thread(found: Placed) -> bool:
+    """Whether it is of a backward pass that a thread of autograd's engine ran, and not the one that calls."""
+    return found.row.which == BACKWARD and "backward passes" not in found.run.hardware
 
 
 def beyond(rows: Iterable[Row]) -> dict[tuple[str, str, str], float]:
@@ -79,7 +85,8 @@ def table(rows: Iterable[Row], marks: Callable[[Row], str] = lambda row: "") -> 
         )
     for row in rows:
         if row.entry == LAUNCH and row.wall_us is not None:
-            yield f"\nA launch by torch (`zero_` of {HIDDEN} numbers): {row.wall_us.median:.1f} us."
+            by = f"A launch by torch (`zero_` of {HIDDEN} numbers)"
+            yield f'\n<a id="{row.anchor}"></a>{by}: {row.wall_us.median:.1f} us.'
         elif row.note:
             yield f"\n{row.entry}, {row.provider}: {row.note}"
 

@@ -7,10 +7,14 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 
 from benchmarks.aims import AHEAD, BITS, HOST, HOST_AHEAD, LEAN, LEVEL, PLANNED, SHARE, WITHIN, Aim
-from benchmarks.host_page import EMPTY, times_less, told
+from benchmarks.bounds import BEYOND, beyond
+from benchmarks.host_page import EMPTY, LAUNCH, ON_AUTOGRADS_THREAD, on_autograds_thread, times_less, told
 from benchmarks.placed import Placed
-from benchmarks.providers import provider_of
-from benchmarks.rows import Spread
+from benchmarks.providers import EAGER, provider_of
+from benchmarks.reasons import reason_of
+from benchmarks.rows import FORWARD, Spread
+
+OVERLAPS = "within the spread"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Verdict:
         aim: the aim.
         reached: what was reached, each figure with a link to its row; why there is nothing where it is not measured.
         met: whether that is enough; None where it is not measured.
-        remark: what else there is to say.
+        remark: what else there is to say where it is missed, by `BEYOND` or `OVERLAPS` at first.
     """
 
     aim: Aim
@@ -34,7 +38,16 @@ class Verdict:
         """In words."""
         if self.met is None:
             return "not measured"
-        return "met" if self.met else f"missed{self.remark}"
+        if self.met:
+            return "met"
+        return f"missed, {self.remark}" if self.remark else "missed"
+
+    @property
+    def kind(self) -> str:
+        """How it is missed: `BEYOND`, `OVERLAPS`, or ''; '' where it is not."""
+        if self.met is not False:
+            return ""
+        return next((kind for kind in (BEYOND, OVERLAPS) if self.remark.startswith(kind)), "")
 
 
 def compared(rows: Iterable[Placed]) -> Iterator[tuple[Placed, Placed]]:
@@ -123,7 +136,7 @@ class Measured:
             return None
         faster = other.row.device_us.median / mine.row.device_us.median
         reached = f"{mine.link(aim.figure(faster, '.2f'))} ({_us(mine)}, its {_us(other)})"
-        return Verdict(aim, reached, aim.is_met_by(faster))
+        return Verdict(aim, reached, aim.is_met_by(faster), _beyond(aim, mine, other))
 
     def _level(self, aim: Aim) -> Verdict | None:
         """Beside the fastest variant of the peer's."""
@@ -140,7 +153,8 @@ class Measured:
         figure = mine.link(aim.figure(slower, ".3f"))
         reached = f"{figure} of {other.row.provider} ({_us(mine)}, its {_us(other)})"
         overlap = within_spread(mine.row.device_us, other.row.device_us)
-        return Verdict(aim, reached, aim.is_met_by(slower), ", within the spread" if overlap else "")
+        remark = _beyond(aim, mine, other) or (OVERLAPS if overlap else "")
+        return Verdict(aim, reached, aim.is_met_by(slower), remark)
 
     def _memory(self, aim: Aim) -> Verdict | None:
         """By processes of their own where all that it takes was measured so."""
@@ -166,18 +180,27 @@ class Measured:
         return Verdict(aim, mine.link(aim.figure(share, ".0%")), aim.is_met_by(share))
 
     def _on_the_host(self, aim: Aim) -> Verdict | None:
-        """Beyond an empty function."""
+        """Beyond an empty function, and beside what a launch by torch takes there."""
         names = ("ours", EMPTY, *filter(None, [aim.peer]))
         found = [self._host.get((aim.entry, name, aim.which)) for name in names]
         if None in found:
             return None
         mine, nothing, *others = (placed for placed in found if placed is not None)
-        beyond = mine.row.wall_us.median - nothing.row.wall_us.median
+        more = mine.row.wall_us.median - nothing.row.wall_us.median
+        remark = ON_AUTOGRADS_THREAD if on_autograds_thread(mine) else ""
         if not others:
-            return Verdict(aim, mine.link(f"{told(aim, beyond)} us"), aim.is_met_by(beyond))
-        times = times_less(beyond, others[0].row.wall_us.median - nothing.row.wall_us.median)
+            reached = mine.link(f"{told(aim, more)} us")
+            if launch := self._host.get((LAUNCH, EAGER, FORWARD)):
+                reached += f" (a launch by torch: {launch.link(f'{launch.row.wall_us.median:.1f}')})"
+            return Verdict(aim, reached, aim.is_met_by(more), remark)
+        times = times_less(more, others[0].row.wall_us.median - nothing.row.wall_us.median)
         unit = " times less" if times < math.inf else ""
-        return Verdict(aim, f"{mine.link(told(aim, times))}{unit}", aim.is_met_by(times))
+        return Verdict(aim, f"{mine.link(told(aim, times))}{unit}", aim.is_met_by(times), remark)
+
+
+def _beyond(aim: Aim, mine: Placed, other: Placed) -> str:
+    reason = reason_of(aim)
+    return beyond(aim, mine.row, other.row.device_us, reason.ceilings if reason else 1.0)
 
 
 def _us(placed: Placed) -> str:
