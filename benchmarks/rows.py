@@ -42,6 +42,7 @@ PACKAGES = (
     "transformers",
     "liger-kernel",
     "quack-kernels",
+    "nvidia-cutlass-dsl",
     "cut-cross-entropy",
     "trl",
 )

@@ -30,6 +30,7 @@ def entries() -> Iterator[Entry]:
         LIGER: lambda z, y, _: theirs(z, y),
         "quack": lambda z, y, _: quack(z, y),
     }
+    in_place = {"quack: in place": lambda z, y, _: quack(z, y, inplace_backward=True)}
     for n, v in ((8192, 128_256), (4096, 256_000), (16_384, 32_000), (1024, 128_256)):
         yield Entry(
             f"cross_entropy {n}x{v}",
@@ -37,7 +38,7 @@ def entries() -> Iterator[Entry]:
             cross_entropy.Options(),
             functools.partial(_logits, n, v),
             lambda z, y, _: f.liger_cross_entropy(z, y),
-            peers,
+            peers | in_place,
             step=True,
             target={BOTH: TARGET[v]} if n > 1024 else {},
             ahead={(LIGER, BOTH): 2.0} if v == 128_256 else {},

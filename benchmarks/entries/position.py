@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.entries.norms import plain_rms_norm
+from benchmarks.entries.norms import EPS, plain_rms_norm
 from benchmarks.entry import BACKWARD, FORWARD, Entry, Operands, draw
 from benchmarks.providers import EAGER, LIGER, liger, peer
 from liger_torch import functional as f
@@ -16,6 +16,8 @@ from liger_triton import qk_norm_rope, rope
 
 SECTION = [16, 24, 24]
 WIDTH = 128
+DOCUMENT = 1024
+"""Tokens of each of the documents that are packed."""
 
 NINE_TENTHS = {FORWARD: 0.90, BACKWARD: 0.90}
 
@@ -35,6 +37,11 @@ def _by_head(function: Callable[..., Any]) -> Callable[..., Any]:
         return q.transpose(1, 2), k.transpose(1, 2)
 
     return call
+
+
+def _half(table: torch.Tensor) -> torch.Tensor:
+    """Of cos or sin, which both halves of a head have alike, the one that quack takes."""
+    return table[:, : WIDTH // 2]
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -85,13 +92,19 @@ def _by_token(tokens: int) -> Operands:
     return *_heads(tokens, 32, 8), *_angles(1, tokens)
 
 
+@functools.cache
+def _starts(tokens: int, device: torch.device) -> torch.Tensor:
+    """Where documents of DOCUMENT tokens each begin, and where the last one ends."""
+    return torch.tensor([*range(0, tokens, DOCUMENT), tokens], dtype=torch.int32, device=device)
+
+
 def entries() -> Iterator[Entry]:
     """RoPE of q and k as a Hugging Face model hands them over: transposed."""
     liger_rope, liger_mrope = liger("liger_rope"), liger("liger_qwen2vl_mrope")
-    rotary = peer("quack", "quack.rotary.apply_rotary_emb")
+    rotary, rms_norm = peer("quack", "quack.rotary.apply_rotary_emb"), peer("quack", "quack.rmsnorm.rmsnorm")
 
     def quack(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Two:
-        cos, sin = cos[0, :, : WIDTH // 2], sin[0, :, : WIDTH // 2]
+        cos, sin = _half(cos[0]), _half(sin[0])
         return rotary(q, cos, sin), rotary(k, cos, sin)
 
     for tokens in (8192, 1024):
@@ -106,8 +119,20 @@ def entries() -> Iterator[Entry]:
         )
 
     def by_position() -> Operands:
-        positions = torch.arange(8192)[None] % 1024  # eight documents, packed
-        return *_heads(8192, 32, 8), *_angles(1024, dtype=torch.float32), positions
+        positions = torch.arange(8192)[None] % DOCUMENT  # eight documents, packed
+        return *_heads(8192, 32, 8), *_angles(DOCUMENT, dtype=torch.float32), positions
+
+    def quack_packed(
+        q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, _: torch.Tensor
+    ) -> Two:
+        """It takes the documents' starts, which a model has for its attention, in place of positions."""
+        cos, sin, starts = _half(cos), _half(sin), _starts(q.shape[1], q.device)
+
+        def rotate(x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = rotary(x.flatten(0, 1), cos, sin, cu_seqlens=starts, max_seqlen=DOCUMENT)
+            return found.unsqueeze(0)
+
+        return rotate(q), rotate(k)
 
     yield Entry(
         "rope_at_positions 8192 tokens, 32+8 heads of 128",
@@ -117,6 +142,7 @@ def entries() -> Iterator[Entry]:
         _by_head(f.liger_rope),
         {
             EAGER: _plain_at,
+            "quack": quack_packed,
             "ours: gathered before": _by_head(
                 lambda q, k, cos, sin, ids: f.liger_rope(q, k, cos[ids], sin[ids])
             ),
@@ -152,11 +178,19 @@ def entries() -> Iterator[Entry]:
         q, k = f.liger_rms_norm(q, q_weight), f.liger_rms_norm(k, k_weight)
         return f.liger_rope(q, k, cos, sin, unsqueeze_dim=2)
 
+    def quack_one_by_one(*operands: torch.Tensor) -> Two:
+        q, k, q_weight, k_weight, cos, sin = operands
+        return quack(rms_norm(q, q_weight, eps=EPS), rms_norm(k, k_weight, eps=EPS), cos, sin)
+
     yield Entry(
         "qk_norm_rope 8192 tokens, 32+8 heads of 128",
         qk_norm_rope.QK_NORM_ROPE,
         qk_norm_rope.Options(),
         lambda: (*_heads(8192, 32, 8), draw(WIDTH), draw(WIDTH), *_angles(1, 8192)),
         in_one,
-        {EAGER: _plain_normalised, "ours: rms_norm, rms_norm, rope": one_by_one},
+        {
+            EAGER: _plain_normalised,
+            "quack: rmsnorm, rmsnorm, rotary": quack_one_by_one,
+            "ours: rms_norm, rms_norm, rope": one_by_one,
+        },
     )
