@@ -75,7 +75,7 @@ class Backend(Mesh, Protocol):
             b: (k, n)
             out: an array that may be reused for the result.
             add_to: an array whose values are added to the product and which may be reused for the result. The sum
-                is formed in fp32 and rounded once, to this array's dtype.
+                is formed in fp32 and rounded to this array's dtype; the product may be rounded to it before.
             dtype: dtype of the result; that of `out`, `add_to` or `a` by default.
         """
         ...

@@ -10,15 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from liger.device import Device
-from liger.launch import Launch, cdiv
+from liger.launch import Launch
 from liger.mesh import Over
 from liger_jax import launch as launching
 from liger_jax.meshes import WHOLE, Split
 
-PART_BYTES = 128 << 20
-"""Largest part of a product that is held while it is added to an array."""
+ONCE = {"skip-simplify-while-loops_trip-count-one": "true"}
+"""The attribute of a loop that XLA does not replace by its body, though it runs once."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -41,10 +42,6 @@ class Factor:
         if isinstance(matrix, Transposed):
             return Factor(matrix.matrix, 1 - contracted)
         return Factor(matrix, contracted)
-
-    def part(self, start: jax.Array, size: int) -> Factor:
-        """The factor of a part of the result's rows or columns."""
-        return Factor(lax.dynamic_slice_in_dim(self.array, start, size, 1 - self.contracted), self.contracted)
 
 
 class JaxBackend:
@@ -189,19 +186,17 @@ def _product(a: Factor, b: Factor, dtype: jnp.dtype) -> jax.Array:
 
 
 def _add_product(total: jax.Array, a: Factor, b: Factor) -> jax.Array:
-    """total + a @ b, in place and part by part: XLA would hold the whole product, or those of all chunks, beside it."""
-    axis = 0 if total.shape[0] <= total.shape[1] else 1
-    length = total.shape[axis]
-    parts = max(min(cdiv(4 * total.size, PART_BYTES), length), 1)
-    while length % parts:
-        parts += 1
-    step = length // parts
+    """total + a @ b, in place, by one product that adds.
 
-    def add(i: jax.Array, total: jax.Array) -> jax.Array:
-        start = i * step
-        left, right = (a.part(start, step), b) if axis == 0 else (a, b.part(start, step))
-        old = lax.dynamic_slice_in_dim(total, start, step, axis).astype(jnp.float32)
-        new = (old + _product(left, right, jnp.dtype(jnp.float32))).astype(total.dtype)
-        return lax.dynamic_update_slice_in_dim(total, new, start, axis)
+    XLA leaves the addition to the product, its own or the vendor's, where it adds to what its computation is given. In
+    a chain of chunks that is another product's result: the addition would be a kernel of its own, and a whole product
+    held beside the sum. So it is the body of a loop that runs once, and that XLA is told to keep as a loop.
+    """
 
-    return lax.fori_loop(0, parts, add, total) if parts > 1 else add(jnp.int32(0), total)
+    def add(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        count, total = state
+        # A product in float32 would be held: only one of the sum's dtype is fused. The vendor's rounds the sum alone.
+        return count + 1, total + _product(a, b, total.dtype)
+
+    with set_xla_metadata(**ONCE):
+        return lax.while_loop(lambda state: state[0] < 1, add, (jnp.int32(0), total))[1]

@@ -26,7 +26,8 @@ MAX_ROUNDED_SUMS = 4
 """Chunks whose weight gradients may be added in a 16-bit dtype.
 
 Every addition rounds. Over n chunks of like size the error grows to about sqrt((n + 1) / 2) roundings, against the
-one rounding of a single product: 1.6 for 4 chunks, which stays below the factor of 2 that is promised.
+one rounding of a single product: 1.6 for 4 chunks, and 1.8 where the products that are added are rounded as well. Both
+stay below the factor of 2 that is promised.
 """
 
 

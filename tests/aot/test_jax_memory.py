@@ -27,10 +27,13 @@ def test_nothing_grew(found: Figures) -> None:
 
 @needs_the_compiler
 def test_memory_of_the_fused_loss(found: Figures) -> None:
-    """With every version of JAX: one chunk's logits (525 MB) and parts of products, beyond inputs and gradients."""
+    """With every version of JAX: a chunk's logits (525 MB), and x's gradient to be scaled, beyond inputs and gradients.
+
+    A product that was held beside the weight's gradient would be 1 GB more.
+    """
     size = "8192x4096x128256"
     gradients = 2 * (8192 * 4096 + 4096 * 128_256)
-    for reduction, limit in (("mean", 0.75e9), ("none", 1.2e9)):
+    for reduction, limit in (("mean", 0.65e9), ("none", 1.2e9)):
         for layout in ("hv", "vh"):
             line = found[f"linear_cross_entropy {size}, {reduction}, {layout}"]
             # The gradients, the loss, and nothing else comes out; XLA rounds each buffer up.
@@ -47,7 +50,7 @@ def test_what_grew_is_named(field: str) -> None:
     held = xla.SECTION.held()
     name = next(n for n in held if n.startswith("linear_cross_entropy"))
     more = copy.deepcopy(held)
-    more[name][field] = int(1.01 * more[name][field])  # type: ignore[index]
+    more[name][field] = int(1.01 * more[name][field]) + 1  # type: ignore[index]
     (said,) = xla.SECTION.complaints(more)
     assert said.startswith(f"{name}: {field} grew from")
     more[name]["plain_" + field] *= 2  # type: ignore[index]
