@@ -7,37 +7,95 @@ import functools
 import triton
 import triton.language as tl
 
-from liger.launch import DTYPE_BYTES, Launch, Spec, cdiv, next_power_of_2
+from liger.launch import DTYPE_BYTES, Launch, Spec
 from liger_triton.divergence_rows import Options, Rows, constants, counted
-from liger_triton.divergence_terms import LN2, LOG2E, column_terms, load_columns, row_factor, unit
-from liger_triton.held import store_zeros
+from liger_triton.divergence_terms import LN2, LOG2E, column_terms, row_factor, unit
+from liger_triton.held import (
+    WIDE_BYTES,
+    Blocks,
+    block_columns,
+    blocks,
+    held_block,
+    hidden_zero,
+    load_block,
+    load_held,
+    load_streamed,
+    store_zeros,
+)
+from liger_triton.math import widened
 
 # ---------------------------------------------------------------------------------------------------- kernels
 
 
 @triton.jit
-def _load_logits(
-    rows,
-    start,
+def _tile(
+    s,
+    t,
+    col,
+    biases,
     n_cols: tl.constexpr,
     HAS_STUDENT_BIAS: tl.constexpr,
     HAS_TEACHER_BIAS: tl.constexpr,
-    THREADS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    MASK: tl.constexpr,
+    PARTIAL: tl.constexpr,
 ):
-    """(columns, student's logits, teacher's), (THREADS, WIDTH): a row of the tile is one thread's."""
-    student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr = rows
-    col = start + tl.arange(0, THREADS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-    raw_s = load_columns(student_row_ptr, student_bias_ptr, col, n_cols, "logits", HAS_STUDENT_BIAS, MASK)
-    raw_t = load_columns(teacher_row_ptr, teacher_bias_ptr, col, n_cols, "logits", HAS_TEACHER_BIAS, MASK)
-    return col, raw_s, raw_t
+    """(columns, student's logits, teacher's) of a block with their biases; none beyond the last column."""
+    student_bias_ptr, teacher_bias_ptr = biases
+    if HAS_STUDENT_BIAS:
+        s += load_block(student_bias_ptr, col, n_cols, PARTIAL).to(tl.float32)
+    if HAS_TEACHER_BIAS:
+        t += load_block(teacher_bias_ptr, col, n_cols, PARTIAL).to(tl.float32)
+    if PARTIAL:
+        s = tl.where(col < n_cols, s, float("-inf"))
+        t = tl.where(col < n_cols, t, float("-inf"))
+    return col, s, t
 
 
 @triton.jit
-def _over_tiles(
+def _over_held(
     FOLD: tl.constexpr,
     rows,
+    biases,
+    held,
+    state,
+    arguments,
+    zero,
+    n_cols: tl.constexpr,
+    beta: tl.constexpr,
+    scale: tl.constexpr,
+    KIND: tl.constexpr,
+    HAS_STUDENT_BIAS: tl.constexpr,
+    HAS_TEACHER_BIAS: tl.constexpr,
+    HARD: tl.constexpr,
+    LANES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STREAMED: tl.constexpr,
+    HELD: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """The part of a sweep over the held blocks."""
+    student_row_ptr, teacher_row_ptr = rows
+    held_s, held_t = held
+    columns = block_columns(LANES, WIDTH, ALIGNED)
+    for block in tl.static_range(HELD):
+        col = (STREAMED + block) * (LANES * WIDTH) + columns
+        tile = _tile(
+            held_block(held_s[block], zero, student_row_ptr.dtype.element_ty, LANES, WIDTH),
+            held_block(held_t[block], zero, teacher_row_ptr.dtype.element_ty, LANES, WIDTH),
+            col, biases, n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS,
+            PARTIAL=(STREAMED + block + 1) * LANES * WIDTH > n_cols,
+        )  # fmt: skip
+        state = FOLD(
+            tile, state, arguments, n_cols, beta, scale, KIND, HARD,
+            MASK=(STREAMED + block + 1) * LANES * WIDTH > n_cols,
+        )  # fmt: skip
+    return state
+
+
+@triton.jit
+def _over_streamed(
+    FOLD: tl.constexpr,
+    rows,
+    biases,
     state,
     arguments,
     n_cols: tl.constexpr,
@@ -47,33 +105,28 @@ def _over_tiles(
     HAS_STUDENT_BIAS: tl.constexpr,
     HAS_TEACHER_BIAS: tl.constexpr,
     HARD: tl.constexpr,
-    THREADS: tl.constexpr,
+    LANES: tl.constexpr,
     WIDTH: tl.constexpr,
+    STREAMED: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    UNROLL: tl.constexpr,
     REVERSE: tl.constexpr,
+    EVICT: tl.constexpr,
 ):
-    """A sweep: state = FOLD(columns and logits of a tile, state, arguments, constants) with every tile.
-
-    From the last one on if REVERSE. Rows are the student's, the teacher's and their biases; state and arguments are
-    tuples, too.
-    """
-    STEP: tl.constexpr = THREADS * WIDTH
-    FULL: tl.constexpr = n_cols // STEP
-    if REVERSE and n_cols > FULL * STEP:
-        tile = _load_logits(
-            rows, FULL * STEP, n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, MASK=True
-        )
-        state = FOLD(tile, state, arguments, n_cols, beta, scale, KIND, HARD, MASK=True)
-    for i in range(0, FULL):
-        start = (FULL - 1 - i if REVERSE else i) * STEP
-        tile = _load_logits(
-            rows, start, n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, MASK=False
-        )
-        state = FOLD(tile, state, arguments, n_cols, beta, scale, KIND, HARD, MASK=False)
-    if not REVERSE and n_cols > FULL * STEP:
-        tile = _load_logits(
-            rows, FULL * STEP, n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, THREADS, WIDTH, MASK=True
-        )
-        state = FOLD(tile, state, arguments, n_cols, beta, scale, KIND, HARD, MASK=True)
+    """The part of a sweep over the streamed blocks; from the last one on if REVERSE."""
+    student_row_ptr, teacher_row_ptr = rows
+    columns = block_columns(LANES, WIDTH, ALIGNED)
+    for i in range(STREAMED // UNROLL):
+        group = STREAMED // UNROLL - 1 - i if REVERSE else i
+        loaded_s = load_streamed(student_row_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, EVICT)
+        loaded_t = load_streamed(teacher_row_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, EVICT)
+        for j in tl.static_range(UNROLL):
+            tile = _tile(
+                widened(loaded_s[j], LANES, WIDTH, ALIGNED), widened(loaded_t[j], LANES, WIDTH, ALIGNED),
+                (group * UNROLL + j) * (LANES * WIDTH) + columns,
+                biases, n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, PARTIAL=False,
+            )  # fmt: skip
+            state = FOLD(tile, state, arguments, n_cols, beta, scale, KIND, HARD, MASK=False)
     return state
 
 
@@ -192,6 +245,8 @@ def _store_gradient_tile(
 @triton.jit
 def _store_gradient_row(
     rows,
+    biases,
+    held,
     gradient_row_ptr,
     label,
     statistics,
@@ -199,6 +254,7 @@ def _store_gradient_row(
     soft,
     hard_statistics,
     hard,
+    zero,
     n_cols: tl.constexpr,
     beta: tl.constexpr,
     temperature: tl.constexpr,
@@ -206,8 +262,12 @@ def _store_gradient_row(
     HAS_STUDENT_BIAS: tl.constexpr,
     HAS_TEACHER_BIAS: tl.constexpr,
     HARD: tl.constexpr,
-    THREADS: tl.constexpr,
+    LANES: tl.constexpr,
     WIDTH: tl.constexpr,
+    STREAMED: tl.constexpr,
+    HELD: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    UNROLL: tl.constexpr,
     REVERSE: tl.constexpr,
 ):
     """A row's gradient: soft * dz + hard * (that of the cross entropy); `slope` is the sum of g over its columns.
@@ -217,10 +277,16 @@ def _store_gradient_row(
     scale: tl.constexpr = 1.0 / temperature
     slope *= soft * scale
     soft *= unit(beta, KIND) * scale
-    _over_tiles(
-        _store_gradient_tile, rows, (),
-        (gradient_row_ptr, label, statistics, slope, soft, hard_statistics, hard),
-        n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, REVERSE,
+    arguments = (gradient_row_ptr, label, statistics, slope, soft, hard_statistics, hard)
+    _over_streamed(
+        _store_gradient_tile, rows, biases, (), arguments,
+        n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
+        LANES, WIDTH, STREAMED, ALIGNED, UNROLL, REVERSE, "evict_first",
+    )  # fmt: skip
+    _over_held(
+        _store_gradient_tile, rows, biases, held, (), arguments, zero,
+        n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
+        LANES, WIDTH, STREAMED, HELD, ALIGNED,
     )  # fmt: skip
 
 
@@ -257,8 +323,12 @@ def divergence_of_logits_forward(
     WANT_PARTS: tl.constexpr,
     WANT_STATISTICS: tl.constexpr,
     WANT_GRADIENT: tl.constexpr,
-    THREADS: tl.constexpr,
+    LANES: tl.constexpr,
     WIDTH: tl.constexpr,
+    STREAMED: tl.constexpr,
+    HELD: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """Of logits: a sweep for the log-sum-exps, in which KL is found too; one for JSD and TVD; one for the gradient.
 
@@ -281,7 +351,7 @@ def divergence_of_logits_forward(
                 i = tl.arange(0, 8)
                 tl.store(statistics_ptr + row * 8 + i, tl.zeros((8,), tl.float32))
             if WANT_GRADIENT:
-                store_zeros(gradient_row_ptr, n_cols, THREADS * WIDTH)
+                store_zeros(gradient_row_ptr, n_cols, LANES * WIDTH)
             return
     factor = row_factor(counted_ptr, divisor, n_cols, COUNTED, PER_COLUMN)
     label_logit = 0.0
@@ -294,14 +364,25 @@ def divergence_of_logits_forward(
 
     KL: tl.constexpr = KIND == "jsd" and (beta == 0.0 or beta == 1.0)
     scale: tl.constexpr = 1.0 / temperature
-    rows = (student_row_ptr, teacher_row_ptr, student_bias_ptr, teacher_bias_ptr)
-    nothing = tl.zeros((THREADS,), tl.float32)
+    rows = (student_row_ptr, teacher_row_ptr)
+    biases = (student_bias_ptr, teacher_bias_ptr)
+    held = (
+        load_held(student_row_ptr, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED),
+        load_held(teacher_row_ptr, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED),
+    )
+    nothing = tl.zeros((LANES,), tl.float32)
     # Lower than any logit but finite: where a thread meets -inf alone, there is something to be subtracted.
-    lowest = tl.full((THREADS,), -1e30, tl.float32)
+    lowest = tl.full((LANES,), -1e30, tl.float32)
     # The last one is of KL: sum_j e_j * (t - s)_j, e the exponentials of the model that it is taken over.
-    highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted = _over_tiles(
-        _add_statistics, rows, (lowest, nothing, lowest, nothing, lowest, nothing, nothing), (),
-        n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, REVERSE=False,
+    state = _over_held(
+        _add_statistics, rows, biases, held, (lowest, nothing, lowest, nothing, lowest, nothing, nothing), (), 0,
+        n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
+        LANES, WIDTH, STREAMED, HELD, ALIGNED,
+    )  # fmt: skip
+    highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted = _over_streamed(
+        _add_statistics, rows, biases, state, (),
+        n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
+        LANES, WIDTH, STREAMED, ALIGNED, UNROLL, REVERSE=False, EVICT="evict_last",
     )  # fmt: skip
     top_s, rescale_s, sum_s = _over_threads(highest_s, total_s)
     top_t, rescale_t, sum_t = _over_threads(highest_t, total_t)
@@ -319,10 +400,16 @@ def divergence_of_logits_forward(
         # Of a JSD, all that the weights are factors of is summed first.
         own_s = 1.0 if KIND == "jsd" else weight_s
         own_t = 1.0 if KIND == "jsd" else weight_t
-        terms, slopes = _over_tiles(
-            _add_terms, rows, (nothing, nothing),
-            (top_s, top_t, own_s, own_t, shift),
-            n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, REVERSE=True,
+        arguments = (top_s, top_t, own_s, own_t, shift)
+        state = _over_streamed(
+            _add_terms, rows, biases, (nothing, nothing), arguments,
+            n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
+            LANES, WIDTH, STREAMED, ALIGNED, UNROLL, REVERSE=True, EVICT="evict_last",
+        )  # fmt: skip
+        terms, slopes = _over_held(
+            _add_terms, rows, biases, held, state, arguments, hidden_zero(),
+            n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
+            LANES, WIDTH, STREAMED, HELD, ALIGNED,
         )  # fmt: skip
         soft = tl.sum(terms, axis=0)
         slope = tl.sum(slopes, axis=0)
@@ -357,9 +444,10 @@ def divergence_of_logits_forward(
         if HARD:
             hard_factor = tl.where(in_range, hard_factor, float("nan"))
         _store_gradient_row(
-            rows, gradient_row_ptr, label, (top_s, top_t, weight_s, weight_t, shift), slope, soft_weight * factor,
-            (hard_top, 1.0 / hard_sum), hard_factor,
-            n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, REVERSE=KL,
+            rows, biases, held, gradient_row_ptr, label, (top_s, top_t, weight_s, weight_t, shift), slope,
+            soft_weight * factor, (hard_top, 1.0 / hard_sum), hard_factor, hidden_zero(),
+            n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
+            LANES, WIDTH, STREAMED, HELD, ALIGNED, UNROLL, REVERSE=KL,
         )  # fmt: skip
 
 
@@ -393,8 +481,12 @@ def divergence_of_logits_backward(
     HARD: tl.constexpr,
     COTANGENT_STRIDE: tl.constexpr,
     SWAPPED: tl.constexpr,
-    THREADS: tl.constexpr,
+    LANES: tl.constexpr,
     WIDTH: tl.constexpr,
+    STREAMED: tl.constexpr,
+    HELD: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
     """The student's gradient; SWAPPED: the statistics are of the problem in which it is the teacher."""
     row = tl.program_id(0).to(tl.int64)
@@ -403,7 +495,7 @@ def divergence_of_logits_backward(
     if HAS_LABELS:
         label = tl.load(labels_ptr + row)
         if label == ignore_index:
-            store_zeros(gradient_row_ptr, n_cols, THREADS * WIDTH)
+            store_zeros(gradient_row_ptr, n_cols, LANES * WIDTH)
             return
     factor = row_factor(counted_ptr, divisor, n_cols, COUNTED, PER_COLUMN)
     factor *= tl.load(dloss_ptr + row * COTANGENT_STRIDE)
@@ -423,11 +515,18 @@ def divergence_of_logits_backward(
         hard_sum = tl.load(first_ptr + 7)
         in_range = (label >= 0) & (label < n_cols)
         hard_factor = tl.where(in_range, hard_factor, float("nan"))
+    student_row_ptr = student_ptr + row * student_stride
+    teacher_row_ptr = teacher_ptr + row * teacher_stride
+    held = (
+        load_held(student_row_ptr, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED),
+        load_held(teacher_row_ptr, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED),
+    )
     _store_gradient_row(
-        (student_ptr + row * student_stride, teacher_ptr + row * teacher_stride, student_bias_ptr, teacher_bias_ptr),
+        (student_row_ptr, teacher_row_ptr), (student_bias_ptr, teacher_bias_ptr), held,
         gradient_row_ptr, label, (top_s, top_t, 1.0 / sum_s, 1.0 / sum_t, shift), slope, soft_weight * factor,
-        (hard_top, 1.0 / hard_sum), hard_factor,
-        n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, THREADS, WIDTH, REVERSE=False,
+        (hard_top, 1.0 / hard_sum), hard_factor, 0,
+        n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
+        LANES, WIDTH, STREAMED, HELD, ALIGNED, UNROLL, REVERSE=False,
     )  # fmt: skip
 
 
@@ -453,14 +552,28 @@ def _of_logits(
     )
 
 
-def _lanes(rows: Rows, options: Options) -> tuple[tuple[tuple[str, int], ...], int]:
-    """How a program cuts a row of logits, a tile of (THREADS, WIDTH) after the other, and its warps."""
-    width = 16 // min(DTYPE_BYTES[dtype] for dtype in rows.dtypes[:2] if dtype is not None)
-    # The more threads a row has, the fewer rows are on the way at a time, and the more of them the cache still has when
-    # a sweep turns. JSD, which is bound by its arithmetic, had more of programs that are not in step.
-    most = 512 if options.is_kl and rows.n_cols % width == 0 else 256
-    threads = min(max(next_power_of_2(cdiv(rows.n_cols, width)), rows.device.warp_size), most)
-    return (("THREADS", threads), ("WIDTH", width)), threads // rows.device.warp_size
+def _blocks(rows: Rows, options: Options, lanes: int, held: int, unroll: int) -> Blocks:
+    """Blocks of at most so many lanes, of which so many are held, and as many of the others loaded together."""
+    dtype = min(filter(None, rows.dtypes[:2]), key=DTYPE_BYTES.__getitem__)
+    biased = any(dtype is not None for dtype in rows.dtypes[3:])
+    if DTYPE_BYTES[dtype] > 2 or biased or options.hard_weight:  # they take the registers
+        lanes, held, unroll = 256, 1, 1
+    return blocks(rows.n_cols, dtype, rows.strides, rows.device, lanes, held, unroll)
+
+
+def _forward_blocks(rows: Rows, options: Options) -> Blocks:
+    """How a program goes through a pair of rows in several sweeps.
+
+    All threads that a multiprocessor has registers for work on one pair of wide rows, so that the cache still has most
+    of it when a sweep turns. JSD is bound by its arithmetic, and has more of two programs that are not in step.
+    """
+    wide = 2 * rows.n_cols > WIDE_BYTES
+    if options.is_kl:
+        held = 3 if rows.device.arch == 90 else 2  # elsewhere the third spills
+        return _blocks(rows, options, *((1024, held, 2) if wide else (256, 4, 4)))
+    if options.kind == "tvd":
+        return _blocks(rows, options, *((1024, 2, 1) if wide else (256, 2, 2)))
+    return _blocks(rows, options, 512 if wide else 256, 2, 2)
 
 
 @functools.lru_cache(4096)
@@ -468,9 +581,10 @@ def logits_forward_launch(
     rows: Rows, options: Options, want_parts: bool, want_statistics: bool, want_gradient: bool, in_place: bool
 ) -> Launch:
     """Losses from logits, and what is wanted beside them; `in_place`: the gradient over the student's logits."""
-    tiles, warps = _lanes(rows, options)
+    cut = _forward_blocks(rows, options)
+    sweeps = (1 if options.is_kl else 2) + want_gradient
     per_row, nothing = Spec((rows.n_rows,), "float32"), Spec((0,), "float32")
-    student, teacher, labels, *biases = rows.specs((1 if options.is_kl else 2) + want_gradient)
+    student, teacher, labels, *biases = rows.specs(1 + (sweeps - 1) * (cut.passes - 1))
     gradient = Spec(student.shape if want_gradient else (0,), student.dtype)
     return Launch(
         kernel=divergence_of_logits_forward,
@@ -490,9 +604,9 @@ def logits_forward_launch(
             ("WANT_PARTS", want_parts),
             ("WANT_STATISTICS", want_statistics),
             ("WANT_GRADIENT", want_gradient),
-            *tiles,
+            *cut.constants,
         ),
-        num_warps=warps,
+        num_warps=cut.lanes // rows.device.warp_size,
         aliases=((0, 4),) if want_gradient and in_place else (),
         flops=(40 if want_gradient else 24) * rows.n_rows * rows.n_cols,
     )
@@ -501,7 +615,7 @@ def logits_forward_launch(
 @functools.lru_cache(4096)
 def logits_backward_launch(rows: Rows, options: Options, swapped: bool, in_place: bool) -> Launch:
     """The student's gradient from logits; `swapped`: by the statistics of the problem in which it is the teacher."""
-    tiles, warps = _lanes(rows, options)
+    cut = _blocks(rows, options, 256, 2, 2)
     tokens = options.reduction == "tokens"
     student, teacher, labels, *biases = rows.specs(1)
     return Launch(
@@ -523,9 +637,9 @@ def logits_backward_launch(rows: Rows, options: Options, swapped: bool, in_place
             *_of_logits(rows, options, rows.strides[0] if in_place else rows.n_cols),
             ("COTANGENT_STRIDE", int(tokens)),
             ("SWAPPED", swapped),
-            *tiles,
+            *cut.constants,
         ),
-        num_warps=warps,
+        num_warps=cut.lanes // rows.device.warp_size,
         aliases=((0, 0),) if in_place else (),
         flops=20 * rows.n_rows * rows.n_cols,
     )

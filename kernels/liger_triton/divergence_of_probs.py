@@ -43,10 +43,10 @@ def _block_of_probs(
     mask = None
     if MASK:
         mask = col < n_cols
-    raw_t = load_columns(teacher_row_ptr, teacher_row_ptr, col, n_cols, TEACHER, False, MASK)
+    raw_t = load_columns(teacher_row_ptr, col, n_cols, TEACHER, MASK)
     raw_s = raw_t
     if READ_STUDENT:
-        raw_s = load_columns(student_row_ptr, student_row_ptr, col, n_cols, STUDENT, False, MASK)
+        raw_s = load_columns(student_row_ptr, col, n_cols, STUDENT, MASK)
     term, g, _, _, h = column_terms(
         raw_s, raw_t, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, eps, beta, KIND, STUDENT, TEACHER
     )

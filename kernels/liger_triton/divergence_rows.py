@@ -75,7 +75,7 @@ class Rows:
     divisor: int
     device: Device
 
-    def specs(self, passes: int, reads_student: bool = True) -> tuple[Spec, ...]:
+    def specs(self, passes: float, reads_student: bool = True) -> tuple[Spec, ...]:
         """Student, teacher, labels; and the two biases."""
         student, teacher, labels, student_bias, teacher_bias = self.dtypes
         return (

@@ -18,26 +18,13 @@ NORMAL = tl.constexpr(2.0**-125)
 
 
 @triton.jit
-def load_columns(
-    row_ptr,
-    bias_ptr,
-    col,
-    n_cols: tl.constexpr,
-    SPACE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    MASK: tl.constexpr,
-):
+def load_columns(row_ptr, col, n_cols: tl.constexpr, SPACE: tl.constexpr, MASK: tl.constexpr):
     """What the array holds; columns beyond the last one have no probability."""
     other: tl.constexpr = 0.0 if SPACE == "probs" else float("-inf")
     if MASK:
-        raw = tl.load(row_ptr + col, mask=col < n_cols, other=other).to(tl.float32)
-        if HAS_BIAS:
-            raw += tl.load(bias_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32)
+        return tl.load(row_ptr + col, mask=col < n_cols, other=other).to(tl.float32)
     else:
-        raw = tl.load(row_ptr + col).to(tl.float32)
-        if HAS_BIAS:
-            raw += tl.load(bias_ptr + col).to(tl.float32)
-    return raw
+        return tl.load(row_ptr + col).to(tl.float32)
 
 
 @triton.jit

@@ -19,7 +19,7 @@ import triton.language as tl
 
 from liger.device import Device
 from liger.launch import DTYPE_BYTES, cdiv, next_power_of_2
-from liger_triton.math import exp
+from liger_triton.math import exp, widened
 
 # ---------------------------------------------------------------------------------------------------- kernels
 
@@ -176,7 +176,7 @@ def fold_row(
         loaded = load_streamed(row_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, EVICT)
         for i in tl.static_range(UNROLL):
             state = FOLD(
-                loaded[i].to(tl.float32),
+                widened(loaded[i], LANES, WIDTH, ALIGNED),
                 (group * UNROLL + i) * (LANES * WIDTH) + columns,
                 state,
                 arguments,
@@ -211,7 +211,7 @@ def store_row(
         loaded = load_streamed(row_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, "evict_first")
         for i in tl.static_range(UNROLL):
             col = (group * UNROLL + i) * (LANES * WIDTH) + columns
-            out = MAP(loaded[i].to(tl.float32), col, arguments, PARTIAL=False)
+            out = MAP(widened(loaded[i], LANES, WIDTH, ALIGNED), col, arguments, PARTIAL=False)
             store_block(out_row_ptr, col, out, n_cols, PARTIAL=False)
     zero = hidden_zero()
     for block in tl.static_range(HELD):
@@ -294,19 +294,20 @@ def read_twice(
     A program holds at most so many blocks, and loads `unroll` streamed ones together, which are no more.
     """
     wide = n_cols * DTYPE_BYTES[dtype] > WIDE_BYTES
-    return _blocks(n_cols, dtype, strides, device, 1024 if wide else 256, held, unroll)
+    return blocks(n_cols, dtype, strides, device, 1024 if wide else 256, held, unroll)
 
 
 def read_once(
     n_cols: int, dtype: str, strides: tuple[int, ...], device: Device, held: int = 8, unroll: int = 4
 ) -> Blocks:
     """For one sweep, where the held blocks are those that are on their way before it begins."""
-    return _blocks(n_cols, dtype, strides, device, 256, held, unroll)
+    return blocks(n_cols, dtype, strides, device, 256, held, unroll)
 
 
-def _blocks(
+def blocks(
     n_cols: int, dtype: str, strides: tuple[int, ...], device: Device, lanes: int, held: int, unroll: int
 ) -> Blocks:
+    """Of at most so many lanes, of which at most so many are held, no fewer than are loaded together."""
     size = DTYPE_BYTES[dtype]
     width = 16 // size
     aligned = all(n * size % 16 == 0 for n in (n_cols, *strides))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from liger_triton.math import widened
+
 
 @triton.jit
 def norm_forward(
@@ -34,7 +36,9 @@ def norm_forward(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     col = tl.arange(0, BLOCK)[None, :]
     mask = (row < n_rows) & (col < n_cols)
-    x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
+    # Only LayerNorm without a residual is bound by its instructions.
+    PAIRED: tl.constexpr = CENTER and not HAS_RESIDUAL and n_cols % 8 == 0 and x_stride % 8 == 0
+    x = widened(tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0), ROWS, BLOCK, PAIRED)
     if EARLY:
         # The weight is on its way while x is waited for and summed. The compiler loads it behind the wait without the
         # barrier.
@@ -59,9 +63,9 @@ def norm_forward(
             y = y.to(x_ptr.dtype.element_ty).to(tl.float32)
         if not EARLY:
             weight = tl.load(weight_ptr + col, mask=col < n_cols, other=0.0)
-        y *= weight.to(tl.float32) + offset
+        y *= widened(weight, 1, BLOCK, PAIRED) + offset
     if HAS_BIAS:
-        y += tl.load(bias_ptr + col, mask=col < n_cols, other=0.0).to(tl.float32)
+        y += widened(tl.load(bias_ptr + col, mask=col < n_cols, other=0.0), 1, BLOCK, PAIRED)
     tl.store(y_ptr + row * n_cols + col, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
