@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import triton
@@ -20,6 +21,7 @@ from liger_triton.held import (
     load_block,
     load_held,
     load_streamed,
+    store_block,
     store_zeros,
 )
 from liger_triton.math import widened
@@ -78,26 +80,26 @@ def _over_held(
     columns = block_columns(LANES, WIDTH, ALIGNED)
     for block in tl.static_range(HELD):
         col = (STREAMED + block) * (LANES * WIDTH) + columns
-        tile = _tile(
-            held_block(held_s[block], zero, student_row_ptr.dtype.element_ty, LANES, WIDTH),
-            held_block(held_t[block], zero, teacher_row_ptr.dtype.element_ty, LANES, WIDTH),
-            col, biases, n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS,
-            PARTIAL=(STREAMED + block + 1) * LANES * WIDTH > n_cols,
-        )  # fmt: skip
-        state = FOLD(
-            tile, state, arguments, n_cols, beta, scale, KIND, HARD,
-            MASK=(STREAMED + block + 1) * LANES * WIDTH > n_cols,
-        )  # fmt: skip
+        s = held_block(held_s[block], zero, student_row_ptr.dtype.element_ty, LANES, WIDTH)
+        t = held_block(held_t[block], zero, teacher_row_ptr.dtype.element_ty, LANES, WIDTH)
+        if (STREAMED + block + 1) * LANES * WIDTH > n_cols:
+            tile = _tile(s, t, col, biases, n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, PARTIAL=True)
+            state = FOLD(tile, state, arguments, n_cols, beta, scale, KIND, HARD, PARTIAL=True)
+        else:
+            tile = _tile(s, t, col, biases, n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, PARTIAL=False)
+            state = FOLD(tile, state, arguments, n_cols, beta, scale, KIND, HARD, PARTIAL=False)
     return state
 
 
 @triton.jit
-def _over_streamed(
+def _sweep(
     FOLD: tl.constexpr,
     rows,
     biases,
+    held,
     state,
     arguments,
+    zero,
     n_cols: tl.constexpr,
     beta: tl.constexpr,
     scale: tl.constexpr,
@@ -108,25 +110,40 @@ def _over_streamed(
     LANES: tl.constexpr,
     WIDTH: tl.constexpr,
     STREAMED: tl.constexpr,
+    HELD: tl.constexpr,
     ALIGNED: tl.constexpr,
     UNROLL: tl.constexpr,
+    FIRST: tl.constexpr,
     REVERSE: tl.constexpr,
     EVICT: tl.constexpr,
 ):
-    """The part of a sweep over the streamed blocks; from the last one on if REVERSE."""
+    """state = FOLD(columns and logits of a block, state, arguments, constants) with every block of a pair of rows.
+
+    The FIRST sweep begins with the held blocks, which are on their way then, and the others end with them; REVERSE: the
+    streamed ones are read from the last one on. Rows are the student's and the teacher's, as biases and held are; state
+    and arguments are tuples, too. `zero`: as of `held_block`, another one for every sweep.
+    """
     student_row_ptr, teacher_row_ptr = rows
     columns = block_columns(LANES, WIDTH, ALIGNED)
+    if FIRST:
+        state = _over_held(
+            FOLD, rows, biases, held, state, arguments, zero, n_cols, beta, scale, KIND,
+            HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, LANES, WIDTH, STREAMED, HELD, ALIGNED,
+        )  # fmt: skip
     for i in range(STREAMED // UNROLL):
         group = STREAMED // UNROLL - 1 - i if REVERSE else i
         loaded_s = load_streamed(student_row_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, EVICT)
         loaded_t = load_streamed(teacher_row_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, EVICT)
         for j in tl.static_range(UNROLL):
-            tile = _tile(
-                widened(loaded_s[j], LANES, WIDTH, ALIGNED), widened(loaded_t[j], LANES, WIDTH, ALIGNED),
-                (group * UNROLL + j) * (LANES * WIDTH) + columns,
-                biases, n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, PARTIAL=False,
-            )  # fmt: skip
-            state = FOLD(tile, state, arguments, n_cols, beta, scale, KIND, HARD, MASK=False)
+            col = (group * UNROLL + j) * (LANES * WIDTH) + columns
+            s, t = widened(loaded_s[j], LANES, WIDTH, ALIGNED), widened(loaded_t[j], LANES, WIDTH, ALIGNED)
+            tile = _tile(s, t, col, biases, n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, PARTIAL=False)
+            state = FOLD(tile, state, arguments, n_cols, beta, scale, KIND, HARD, PARTIAL=False)
+    if not FIRST:
+        state = _over_held(
+            FOLD, rows, biases, held, state, arguments, zero, n_cols, beta, scale, KIND,
+            HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, LANES, WIDTH, STREAMED, HELD, ALIGNED,
+        )  # fmt: skip
     return state
 
 
@@ -150,7 +167,7 @@ def _add_statistics(
     scale: tl.constexpr,
     KIND: tl.constexpr,
     HARD: tl.constexpr,
-    MASK: tl.constexpr,
+    PARTIAL: tl.constexpr,
 ):
     """Each thread's statistics with those of one more tile."""
     highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted = state
@@ -179,7 +196,7 @@ def _add_terms(
     scale: tl.constexpr,
     KIND: tl.constexpr,
     HARD: tl.constexpr,
-    MASK: tl.constexpr,
+    PARTIAL: tl.constexpr,
 ):
     """Each thread's sums of a divergence's terms and of g with those of one more tile."""
     terms, slopes = state
@@ -209,7 +226,7 @@ def _store_gradient_tile(
     scale: tl.constexpr,
     KIND: tl.constexpr,
     HARD: tl.constexpr,
-    MASK: tl.constexpr,
+    PARTIAL: tl.constexpr,
 ):
     """Store the gradient of one tile; `soft`, `slope` and `hard` have all that is common to its columns."""
     gradient_row_ptr, label, statistics, slope, soft, hard_statistics, hard = arguments
@@ -234,11 +251,7 @@ def _store_gradient_tile(
     if HARD:
         probability = tl.exp2(raw_s * LOG2E - hard_highest) * (hard * hard_weight)
         dz += tl.where(col == label, probability - hard, probability)
-    dz = dz.to(gradient_row_ptr.dtype.element_ty)
-    if MASK:
-        tl.store(gradient_row_ptr + col, dz, mask=col < n_cols, eviction_policy="evict_first")
-    else:
-        tl.store(gradient_row_ptr + col, dz, eviction_policy="evict_first")
+    store_block(gradient_row_ptr, col, dz, n_cols, PARTIAL)
     return state
 
 
@@ -277,16 +290,11 @@ def _store_gradient_row(
     scale: tl.constexpr = 1.0 / temperature
     slope *= soft * scale
     soft *= unit(beta, KIND) * scale
-    arguments = (gradient_row_ptr, label, statistics, slope, soft, hard_statistics, hard)
-    _over_streamed(
-        _store_gradient_tile, rows, biases, (), arguments,
+    _sweep(
+        _store_gradient_tile, rows, biases, held, (),
+        (gradient_row_ptr, label, statistics, slope, soft, hard_statistics, hard), zero,
         n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
-        LANES, WIDTH, STREAMED, ALIGNED, UNROLL, REVERSE, "evict_first",
-    )  # fmt: skip
-    _over_held(
-        _store_gradient_tile, rows, biases, held, (), arguments, zero,
-        n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
-        LANES, WIDTH, STREAMED, HELD, ALIGNED,
+        LANES, WIDTH, STREAMED, HELD, ALIGNED, UNROLL, FIRST=False, REVERSE=REVERSE, EVICT="evict_first",
     )  # fmt: skip
 
 
@@ -332,8 +340,8 @@ def divergence_of_logits_forward(
 ):
     """Of logits: a sweep for the log-sum-exps, in which KL is found too; one for JSD and TVD; one for the gradient.
 
-    Every other sweep runs from the end of the row, which the cache still has. Each thread has statistics of its own,
-    which are put together at the end of a sweep: nothing else waits for other threads.
+    Every other sweep goes backwards through what is not held, of which the cache still has the end. Each thread has
+    statistics of its own, which are put together at the end of a sweep: nothing else waits for other threads.
     """
     row = tl.program_id(0).to(tl.int64)
     student_row_ptr = student_ptr + row * student_stride
@@ -374,15 +382,10 @@ def divergence_of_logits_forward(
     # Lower than any logit but finite: where a thread meets -inf alone, there is something to be subtracted.
     lowest = tl.full((LANES,), -1e30, tl.float32)
     # The last one is of KL: sum_j e_j * (t - s)_j, e the exponentials of the model that it is taken over.
-    state = _over_held(
+    highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted = _sweep(
         _add_statistics, rows, biases, held, (lowest, nothing, lowest, nothing, lowest, nothing, nothing), (), 0,
         n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
-        LANES, WIDTH, STREAMED, HELD, ALIGNED,
-    )  # fmt: skip
-    highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted = _over_streamed(
-        _add_statistics, rows, biases, state, (),
-        n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
-        LANES, WIDTH, STREAMED, ALIGNED, UNROLL, REVERSE=False, EVICT="evict_last",
+        LANES, WIDTH, STREAMED, HELD, ALIGNED, UNROLL, FIRST=True, REVERSE=False, EVICT="evict_last",
     )  # fmt: skip
     top_s, rescale_s, sum_s = _over_threads(highest_s, total_s)
     top_t, rescale_t, sum_t = _over_threads(highest_t, total_t)
@@ -400,16 +403,10 @@ def divergence_of_logits_forward(
         # Of a JSD, all that the weights are factors of is summed first.
         own_s = 1.0 if KIND == "jsd" else weight_s
         own_t = 1.0 if KIND == "jsd" else weight_t
-        arguments = (top_s, top_t, own_s, own_t, shift)
-        state = _over_streamed(
-            _add_terms, rows, biases, (nothing, nothing), arguments,
+        terms, slopes = _sweep(
+            _add_terms, rows, biases, held, (nothing, nothing), (top_s, top_t, own_s, own_t, shift), hidden_zero(1),
             n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
-            LANES, WIDTH, STREAMED, ALIGNED, UNROLL, REVERSE=True, EVICT="evict_last",
-        )  # fmt: skip
-        terms, slopes = _over_held(
-            _add_terms, rows, biases, held, state, arguments, hidden_zero(),
-            n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
-            LANES, WIDTH, STREAMED, HELD, ALIGNED,
+            LANES, WIDTH, STREAMED, HELD, ALIGNED, UNROLL, FIRST=False, REVERSE=True, EVICT="evict_last",
         )  # fmt: skip
         soft = tl.sum(terms, axis=0)
         slope = tl.sum(slopes, axis=0)
@@ -445,7 +442,7 @@ def divergence_of_logits_forward(
             hard_factor = tl.where(in_range, hard_factor, float("nan"))
         _store_gradient_row(
             rows, biases, held, gradient_row_ptr, label, (top_s, top_t, weight_s, weight_t, shift), slope,
-            soft_weight * factor, (hard_top, 1.0 / hard_sum), hard_factor, hidden_zero(),
+            soft_weight * factor, (hard_top, 1.0 / hard_sum), hard_factor, hidden_zero(2),
             n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
             LANES, WIDTH, STREAMED, HELD, ALIGNED, UNROLL, REVERSE=KL,
         )  # fmt: skip
@@ -553,27 +550,34 @@ def _of_logits(
 
 
 def _blocks(rows: Rows, options: Options, lanes: int, held: int, unroll: int) -> Blocks:
-    """Blocks of at most so many lanes, of which so many are held, and as many of the others loaded together."""
-    dtype = min(filter(None, rows.dtypes[:2]), key=DTYPE_BYTES.__getitem__)
+    """Blocks of at most so many lanes, of which at most so many are held, and so many of the others loaded together."""
+    dtypes = [dtype for dtype in rows.dtypes[:2] if dtype is not None]
+    sizes = [DTYPE_BYTES[dtype] for dtype in dtypes]
     biased = any(dtype is not None for dtype in rows.dtypes[3:])
-    if DTYPE_BYTES[dtype] > 2 or biased or options.hard_weight:  # they take the registers
+    if biased or options.hard_weight or max(sizes) > 2:  # they take the registers
         lanes, held, unroll = 256, 1, 1
-    return blocks(rows.n_cols, dtype, rows.strides, rows.device, lanes, held, unroll)
+    elif any(n % 8 for n in (rows.n_cols, *rows.strides)):
+        lanes = 256
+    cut = blocks(rows.n_cols, dtypes[sizes.index(min(sizes))], rows.strides, rows.device, lanes, held, unroll)
+    # A bias is aligned even where the rows are not: they take its columns.
+    return dataclasses.replace(cut, aligned=True) if biased else cut
 
 
-def _forward_blocks(rows: Rows, options: Options) -> Blocks:
-    """How a program goes through a pair of rows in several sweeps.
+def _forward_blocks(rows: Rows, options: Options, want_gradient: bool) -> Blocks:
+    """How a program goes through a pair of rows.
 
     All threads that a multiprocessor has registers for work on one pair of wide rows, so that the cache still has most
-    of it when a sweep turns. JSD is bound by its arithmetic, and has more of two programs that are not in step.
+    of it when a sweep turns. (JSD is bound by its arithmetic, and has as much of two programs that are not in step.)
+    Measured on an H200; elsewhere a third block of KL would spill, and two of JSD with so many threads.
     """
-    wide = 2 * rows.n_cols > WIDE_BYTES
+    measured, wide = rows.device.arch == 90, 2 * rows.n_cols > WIDE_BYTES
+    if not want_gradient:
+        return _blocks(rows, options, *((256, 2, 2) if options.is_kl else (256, 1, 1)))
     if options.is_kl:
-        held = 3 if rows.device.arch == 90 else 2  # elsewhere the third spills
-        return _blocks(rows, options, *((1024, held, 2) if wide else (256, 4, 4)))
+        return _blocks(rows, options, *((1024, 3 if measured else 2, 2) if wide else (256, 4, 4)))
     if options.kind == "tvd":
-        return _blocks(rows, options, *((1024, 2, 1) if wide else (256, 2, 2)))
-    return _blocks(rows, options, 512 if wide else 256, 2, 2)
+        return _blocks(rows, options, 1024 if wide else 256, 2, 2)
+    return _blocks(rows, options, 512 if wide and measured else 256, 2, 2)
 
 
 @functools.lru_cache(4096)
@@ -581,10 +585,10 @@ def logits_forward_launch(
     rows: Rows, options: Options, want_parts: bool, want_statistics: bool, want_gradient: bool, in_place: bool
 ) -> Launch:
     """Losses from logits, and what is wanted beside them; `in_place`: the gradient over the student's logits."""
-    cut = _forward_blocks(rows, options)
+    cut = _forward_blocks(rows, options, want_gradient)
     sweeps = (1 if options.is_kl else 2) + want_gradient
     per_row, nothing = Spec((rows.n_rows,), "float32"), Spec((0,), "float32")
-    student, teacher, labels, *biases = rows.specs(1 + (sweeps - 1) * (cut.passes - 1))
+    student, teacher, labels, *biases = rows.specs(1 + (sweeps - 1) * cut.reread)
     gradient = Spec(student.shape if want_gradient else (0,), student.dtype)
     return Launch(
         kernel=divergence_of_logits_forward,

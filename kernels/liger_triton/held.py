@@ -94,7 +94,8 @@ def held_block(x, zero, DTYPE: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.cons
     """A held block in fp32.
 
     With `zero` a number that is zero for reasons that the compiler does not know, it cannot keep the fp32 numbers of
-    an earlier call, which take twice the registers: `hidden_zero` of a launch with one axis.
+    an earlier call, which take twice the registers: `hidden_zero` of a launch with one axis. A third call takes
+    another one.
     """
     if DTYPE.primitive_bitwidth == 32:
         return x
@@ -230,9 +231,9 @@ def store_zeros(row_ptr, n_cols: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def hidden_zero():
-    """0, of which the compiler does not know that it is one."""
-    return tl.program_id(1)
+def hidden_zero(AXIS: tl.constexpr = 1):
+    """0, of which the compiler does not know that it is one; that of another axis (1 or 2) is another one to it."""
+    return tl.program_id(AXIS)
 
 
 # --------------------------------------------------------------------------------------------------- launches
@@ -273,9 +274,14 @@ class Blocks:
         )
 
     @property
+    def reread(self) -> float:
+        """How much of a row a further sweep reads again."""
+        return self.streamed * self.lanes * self.width / max(self.n_cols, 1)
+
+    @property
     def passes(self) -> float:
         """How often two sweeps read a row."""
-        return 1 + self.streamed * self.lanes * self.width / max(self.n_cols, 1)
+        return 1 + self.reread
 
 
 WIDE_BYTES = 128 << 10
