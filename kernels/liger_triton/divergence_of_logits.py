@@ -442,7 +442,7 @@ def divergence_of_logits_forward(
             hard_factor = tl.where(in_range, hard_factor, float("nan"))
         _store_gradient_row(
             rows, biases, held, gradient_row_ptr, label, (top_s, top_t, weight_s, weight_t, shift), slope,
-            soft_weight * factor, (hard_top, 1.0 / hard_sum), hard_factor, hidden_zero(2),
+            soft_weight * factor, (hard_top, 1.0 / hard_sum), hard_factor, hidden_zero(1),
             n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
             LANES, WIDTH, STREAMED, HELD, ALIGNED, UNROLL, REVERSE=KL,
         )  # fmt: skip
@@ -576,8 +576,8 @@ def _forward_blocks(rows: Rows, options: Options, want_gradient: bool) -> Blocks
     if options.is_kl:
         return _blocks(rows, options, *((1024, 3 if measured else 2, 2) if wide else (256, 4, 4)))
     if options.kind == "tvd":
-        return _blocks(rows, options, 1024 if wide else 256, 2, 2)
-    return _blocks(rows, options, 512 if wide and measured else 256, 2, 2)
+        return _blocks(rows, options, *((1024, 2, 1) if wide else (256, 2, 2)))
+    return _blocks(rows, options, 256, 2, 2)
 
 
 @functools.lru_cache(4096)
