@@ -85,7 +85,8 @@ def _log2_mean(size, ratio, d, beta: tl.constexpr):
 def _log2_of_probability(p, eps: tl.constexpr, ANY_OF_0: tl.constexpr):
     """log2 max(p, eps); without eps that of p, NaN for a negative number, and with ANY_OF_0 a finite one for 0."""
     if eps > 0.0:
-        return tl.log2(tl.maximum(p, eps, propagate_nan=tl.PropagateNan.ALL))
+        # A maximum that passed on NaN would take the logarithm's cases for all numbers with it: a seventh of the work.
+        return tl.where(p == p, tl.log2(tl.maximum(p, eps)), p)
     elif ANY_OF_0:
         return tl.where(p < 0.0, float("nan"), tl.log2(tl.maximum(p, NORMAL)))
     else:

@@ -107,6 +107,8 @@ def cases() -> list[Case]:
         _case(jsd, "logits-tokens", y=some, reduction="tokens", beta=0.2, **_OF_LOGITS),
         _case(jsd, "logits-forward", reduction="tokens", beta=0.0, temperature=0.5, **_OF_LOGITS),
         _case(jsd, "logits-reverse", (2, 9001), beta=1.0, **_OF_LOGITS),
+        _case(jsd, "logits-wide", (2, 9000), reduction="tokens", beta=0.3, **_OF_LOGITS),
+        _case(jsd, "logits-widest", (1, 67_000), beta=0.0, **_OF_LOGITS),
         _case(jsd, "logits-all-ignored", (4, 50), labels((4,), 50, 1.0), reduction="tokens", **_OF_LOGITS),
         _case(tvd, "mean", y=some, reduction="mean_elements", **_OF_PROBS),
         _case(tvd, "none", y=some, reduction="elements", **_OF_PROBS),
