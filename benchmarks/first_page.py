@@ -22,9 +22,9 @@ beside, and where they overlap, "within the spread".
 
 "Beyond the ceiling" are aims beside a peer that would be missed even if ours took no longer than its ceiling: the copy
 of its least bytes, or its matrix products. "Of products computed twice" says that ours repeats some of them by design,
-to save memory: that ceiling is not the hardware's. What could be reached stands beside. The bound is a soft one:
-kernels that read more than they write pass a copy by some percent (shares above 1), and of one that has passed its
-ceiling nothing is said. "Why" is what experiments found, each told once for all the lines that it is of;
+to save memory: that ceiling is not the hardware's. What could be reached stands beside. The bound is soft:
+a kernel that reads more than it writes can pass a copy by some percent (a share above 1), and such a row has no bound.
+"Why" is what experiments found, each told once for all the lines that it is of;
 it is empty where none found anything.
 """
 

@@ -33,7 +33,8 @@ Times are microseconds, medians (20th to 80th percentile): on the device, with o
 of eager calls by the wall clock. A share is the ceiling's time over the op's: of a copy of the least bytes, or of the
 op's matrix products, in the same run. It can be above 1: what is copied is 1 GB, and a kernel that reads more than it
 writes, or whose last lines stay in the cache, can be faster than that copy. The error is the largest relative one of
-outputs and gradients against float64, on a few tokens. "ours: ..." is a variant of ours, not the default.
+outputs and gradients against float64, on a few tokens. "ours: ..." is a variant of ours, not the default. "A mean" is
+all that JAX's profiler recorded.
 
 """
 
@@ -57,7 +58,6 @@ def line_of(found: Placed) -> str:
     if row.device_us is None:
         return f"| {place} | {row.provider} | | {row.note} | | | | {number(row.error, '.1e')} | | |"
     assert row.wall_us is not None
-    spread = f"{row.device_us.low:.1f} to {row.device_us.high:.1f}"
     clock = (
         ""
         if row.clock_mhz is None
@@ -65,7 +65,7 @@ def line_of(found: Placed) -> str:
     )
     return (
         f"| {place} | {row.provider} | {row.which} "
-        f"| {row.device_us.median:.1f}{found.marks} ({spread}) "
+        f"| {row.device_us.median:.1f}{found.marks} ({row.device_us.range}) "
         f"| {number(row.device_share, '.2f')} | {row.wall_us.median:.1f} | {number(row.wall_share, '.2f')} "
         f"| {number(row.error, '.1e')} | {number(row.peak_mb, '.0f')} | {clock} |"
     )

@@ -13,7 +13,7 @@ LEGENDS = {
     OLDER: "measured with code of ours that has changed since.",
     UNTOLD: "measured before runs told the code that they are of: it may have changed since.",
     DRIFTED: f"the copy drifted by more than {DRIFT:.0%} during the run, or was not measured again because the run was "
-    "cut short: its figures are uncertain.",
+    "cut short: its figures are uncertain, but for shares of products, which take turns with the op.",
 }
 """What each mark means."""
 

@@ -123,6 +123,11 @@ class Spread:
 
         return cls(at(0.5), at(0.2), at(0.8), len(ordered))
 
+    @property
+    def range(self) -> str:
+        """In words, to a tenth; one number alone is the mean of several calls."""
+        return f"{self.low:.1f} to {self.high:.1f}" if self.samples > 1 else "a mean"
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:

@@ -205,7 +205,8 @@ def _beyond(aim: Aim, mine: Placed, other: Placed) -> str:
 
 def _us(placed: Placed) -> str:
     spread = placed.row.device_us
-    return f"{placed.link(f'{spread.median:.1f}')}, {spread.low:.1f} to {spread.high:.1f} us"
+    median = placed.link(f"{spread.median:.1f}")
+    return f"{median}, {spread.range} us" if spread.samples > 1 else f"{median} us, {spread.range}"
 
 
 def counts(verdicts: Iterable[Verdict]) -> Mapping[str, int]:

@@ -55,11 +55,12 @@ DEFAULTS: dict[str, str] = {
     # XLA: 2 to 6 times the least traffic, and up to two float32 copies of the logits; 1.5 times as long by a one-hot
     # formula, 2.4 times by one that looks the label up.
     "cross_entropy": TRITON,
-    # XLA: the logits of the whole batch in memory, by which it is up to 1.1 times as fast.
+    # XLA: the logits of the whole batch in memory; the best of its formulas takes 1.03 to 1.07 times as long.
     "linear_cross_entropy": TRITON,
     # XLA: several float32 copies of the logits.
     "logprobs": TRITON,
-    # XLA: the logits of the whole batch in memory, by which it is up to 1.4 times as fast; as fast with `keep_logits`.
+    # XLA: the logits of the whole batch in memory; the best of its formulas is up to 1.2 times as fast, and slower than
+    # ours with `keep_logits`.
     "linear_logprobs": TRITON,
     # XLA: 1.6 to 2 times as long; the plain formula, differentiated by JAX, .98 to 1.01 times.
     "kl_div": TRITON,

@@ -132,6 +132,7 @@ def test_rows_are_kept_as_they_are(tmp_path: Path) -> None:
     assert load(tmp_path / "none.json") == ()
     assert kept.rows[0].device_share == 0.25
     assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0, 3)
+    assert (Spread.of([3.0, 1.0, 2.0]).range, Spread.of([2.0]).range) == ("1.0 to 3.0", "a mean")
 
 
 def test_an_entry_measured_anew_replaces_its_rows_alone(tmp_path: Path) -> None:

@@ -76,7 +76,9 @@ def test_pages(tmp_path: Path) -> None:
 
 def test_rows_of_an_older_source_and_of_a_copy_that_drifted_are_marked(tmp_path: Path) -> None:
     name = "rms_norm 8192x4096"
-    found = [Row(name, p, FORWARD, Spread.of([2.0]), Spread.of([2.0]), "copy", 1.8) for p in figures.PEERS]
+    found = [
+        Row(name, p, FORWARD, Spread.of([2.0, 2.0]), Spread.of([2.0]), "copy", 1.8) for p in figures.PEERS
+    ]
     readme, docs = tmp_path / "README.md", tmp_path / "docs"
     for more, mark in (
         ({}, ""),
@@ -203,7 +205,7 @@ def judged(
 
 
 def timed(entry: str, which: str, times: Mapping[str, float | Spread], **more: Any) -> list[Row]:
-    spreads = {p: us if isinstance(us, Spread) else Spread.of([us]) for p, us in times.items()}
+    spreads = {p: us if isinstance(us, Spread) else Spread.of([us, us]) for p, us in times.items()}
     return [Row(entry, provider, which, us, us, "copy", 1.8, **more) for provider, us in spreads.items()]
 
 
