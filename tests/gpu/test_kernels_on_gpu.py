@@ -17,6 +17,7 @@ from cases import CASES, DTYPES, Case
 import liger_torch
 from liger_torch import functional as f
 from liger_torch.autograd import call
+from liger_triton import divergence
 
 pytestmark = pytest.mark.gpu
 
@@ -204,3 +205,14 @@ def test_float64_is_refused() -> None:
 
     with pytest.raises(TypeError, match="float64 on cuda"):
         call(RMS_NORM, Options(), torch.zeros(2, 4, dtype=torch.float64, device="cuda"), None)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_a_nan_is_seen_beside_eps(beta: float) -> None:
+    """The GPU's maximum of NaN and eps is eps, where the interpreter's is NaN: here alone it shows."""
+    student, teacher = (torch.rand(2, 20, device="cuda").softmax(-1) for _ in range(2))
+    student[0, 3] = torch.nan
+    options = divergence.Options(
+        beta=beta, eps=1e-10, reduction="tokens", student_space="probs", teacher_space="probs"
+    )
+    assert call(divergence.JSD, options, student, teacher, None)[0].isnan().tolist() == [True, False]
