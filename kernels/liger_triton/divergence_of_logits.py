@@ -11,141 +11,10 @@ import triton.language as tl
 from liger.launch import DTYPE_BYTES, Launch, Spec
 from liger_triton.divergence_rows import Options, Rows, constants, counted
 from liger_triton.divergence_terms import LN2, LOG2E, column_terms, row_factor, unit
-from liger_triton.held import (
-    WIDE_BYTES,
-    Blocks,
-    block_columns,
-    blocks,
-    held_block,
-    hidden_zero,
-    load_block,
-    load_held,
-    load_streamed,
-    store_block,
-    store_zeros,
-)
-from liger_triton.math import widened
+from liger_triton.held import WIDE_BYTES, Blocks, blocks, hidden_zero, store_block, store_zeros
+from liger_triton.held_pairs import load_held_pair, sweep_pair
 
 # ---------------------------------------------------------------------------------------------------- kernels
-
-
-@triton.jit
-def _tile(
-    s,
-    t,
-    col,
-    biases,
-    n_cols: tl.constexpr,
-    HAS_STUDENT_BIAS: tl.constexpr,
-    HAS_TEACHER_BIAS: tl.constexpr,
-    PARTIAL: tl.constexpr,
-):
-    """(columns, student's logits, teacher's) of a block with their biases; none beyond the last column."""
-    student_bias_ptr, teacher_bias_ptr = biases
-    if HAS_STUDENT_BIAS:
-        s += load_block(student_bias_ptr, col, n_cols, PARTIAL).to(tl.float32)
-    if HAS_TEACHER_BIAS:
-        t += load_block(teacher_bias_ptr, col, n_cols, PARTIAL).to(tl.float32)
-    if PARTIAL:
-        s = tl.where(col < n_cols, s, float("-inf"))
-        t = tl.where(col < n_cols, t, float("-inf"))
-    return col, s, t
-
-
-@triton.jit
-def _over_held(
-    FOLD: tl.constexpr,
-    rows,
-    biases,
-    held,
-    state,
-    arguments,
-    zero,
-    n_cols: tl.constexpr,
-    beta: tl.constexpr,
-    scale: tl.constexpr,
-    KIND: tl.constexpr,
-    HAS_STUDENT_BIAS: tl.constexpr,
-    HAS_TEACHER_BIAS: tl.constexpr,
-    HARD: tl.constexpr,
-    LANES: tl.constexpr,
-    WIDTH: tl.constexpr,
-    STREAMED: tl.constexpr,
-    HELD: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
-    """The part of a sweep over the held blocks."""
-    student_row_ptr, teacher_row_ptr = rows
-    held_s, held_t = held
-    columns = block_columns(LANES, WIDTH, ALIGNED)
-    for block in tl.static_range(HELD):
-        col = (STREAMED + block) * (LANES * WIDTH) + columns
-        s = held_block(held_s[block], zero, student_row_ptr.dtype.element_ty, LANES, WIDTH)
-        t = held_block(held_t[block], zero, teacher_row_ptr.dtype.element_ty, LANES, WIDTH)
-        if (STREAMED + block + 1) * LANES * WIDTH > n_cols:
-            tile = _tile(s, t, col, biases, n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, PARTIAL=True)
-            state = FOLD(tile, state, arguments, n_cols, beta, scale, KIND, HARD, PARTIAL=True)
-        else:
-            tile = _tile(s, t, col, biases, n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, PARTIAL=False)
-            state = FOLD(tile, state, arguments, n_cols, beta, scale, KIND, HARD, PARTIAL=False)
-    return state
-
-
-@triton.jit
-def _sweep(
-    FOLD: tl.constexpr,
-    rows,
-    biases,
-    held,
-    state,
-    arguments,
-    zero,
-    n_cols: tl.constexpr,
-    beta: tl.constexpr,
-    scale: tl.constexpr,
-    KIND: tl.constexpr,
-    HAS_STUDENT_BIAS: tl.constexpr,
-    HAS_TEACHER_BIAS: tl.constexpr,
-    HARD: tl.constexpr,
-    LANES: tl.constexpr,
-    WIDTH: tl.constexpr,
-    STREAMED: tl.constexpr,
-    HELD: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    UNROLL: tl.constexpr,
-    FIRST: tl.constexpr,
-    REVERSE: tl.constexpr,
-    EVICT: tl.constexpr,
-):
-    """state = FOLD(columns and logits of a block, state, arguments, constants) with every block of a pair of rows.
-
-    The FIRST sweep begins with the held blocks, which are on their way then, and the others end with them; REVERSE: the
-    streamed ones are read from the last one on. Rows are the student's and the teacher's, as biases and held are; state
-    and arguments are tuples, too. `zero`: as of `held_block`. (What a second sweep unpacked, a third one may use: to
-    unpack it again takes fewer registers and was slower.)
-    """
-    student_row_ptr, teacher_row_ptr = rows
-    columns = block_columns(LANES, WIDTH, ALIGNED)
-    if FIRST:
-        state = _over_held(
-            FOLD, rows, biases, held, state, arguments, zero, n_cols, beta, scale, KIND,
-            HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, LANES, WIDTH, STREAMED, HELD, ALIGNED,
-        )  # fmt: skip
-    for i in range(STREAMED // UNROLL):
-        group = STREAMED // UNROLL - 1 - i if REVERSE else i
-        loaded_s = load_streamed(student_row_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, EVICT)
-        loaded_t = load_streamed(teacher_row_ptr, group, LANES, WIDTH, UNROLL, ALIGNED, EVICT)
-        for j in tl.static_range(UNROLL):
-            col = (group * UNROLL + j) * (LANES * WIDTH) + columns
-            s, t = widened(loaded_s[j], LANES, WIDTH, ALIGNED), widened(loaded_t[j], LANES, WIDTH, ALIGNED)
-            tile = _tile(s, t, col, biases, n_cols, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, PARTIAL=False)
-            state = FOLD(tile, state, arguments, n_cols, beta, scale, KIND, HARD, PARTIAL=False)
-    if not FIRST:
-        state = _over_held(
-            FOLD, rows, biases, held, state, arguments, zero, n_cols, beta, scale, KIND,
-            HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD, LANES, WIDTH, STREAMED, HELD, ALIGNED,
-        )  # fmt: skip
-    return state
 
 
 @triton.jit
@@ -291,7 +160,7 @@ def _store_gradient_row(
     scale: tl.constexpr = 1.0 / temperature
     slope *= soft * scale
     soft *= unit(beta, KIND) * scale
-    _sweep(
+    sweep_pair(
         _store_gradient_tile, rows, biases, held, (),
         (gradient_row_ptr, label, statistics, slope, soft, hard_statistics, hard), zero,
         n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
@@ -375,15 +244,12 @@ def divergence_of_logits_forward(
     scale: tl.constexpr = 1.0 / temperature
     rows = (student_row_ptr, teacher_row_ptr)
     biases = (student_bias_ptr, teacher_bias_ptr)
-    held = (
-        load_held(student_row_ptr, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED),
-        load_held(teacher_row_ptr, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED),
-    )
+    held = load_held_pair(rows, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED)
     nothing = tl.zeros((LANES,), tl.float32)
     # Lower than any logit but finite: where a thread meets -inf alone, there is something to be subtracted.
     lowest = tl.full((LANES,), -1e30, tl.float32)
     # The last one is of KL: sum_j e_j * (t - s)_j, e the exponentials of the model that it is taken over.
-    highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted = _sweep(
+    highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted = sweep_pair(
         _add_statistics, rows, biases, held, (lowest, nothing, lowest, nothing, lowest, nothing, nothing), (), 0,
         n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
         LANES, WIDTH, STREAMED, HELD, ALIGNED, UNROLL, FIRST=True, REVERSE=False, EVICT="evict_last",
@@ -404,8 +270,8 @@ def divergence_of_logits_forward(
         # Of a JSD, all that the weights are factors of is summed first.
         own_s = 1.0 if KIND == "jsd" else weight_s
         own_t = 1.0 if KIND == "jsd" else weight_t
-        terms, slopes = _sweep(
-            _add_terms, rows, biases, held, (nothing, nothing), (top_s, top_t, own_s, own_t, shift), hidden_zero(1),
+        terms, slopes = sweep_pair(
+            _add_terms, rows, biases, held, (nothing, nothing), (top_s, top_t, own_s, own_t, shift), hidden_zero(),
             n_cols, beta, scale, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
             LANES, WIDTH, STREAMED, HELD, ALIGNED, UNROLL, FIRST=False, REVERSE=True, EVICT="evict_last",
         )  # fmt: skip
@@ -443,7 +309,7 @@ def divergence_of_logits_forward(
             hard_factor = tl.where(in_range, hard_factor, float("nan"))
         _store_gradient_row(
             rows, biases, held, gradient_row_ptr, label, (top_s, top_t, weight_s, weight_t, shift), slope,
-            soft_weight * factor, (hard_top, 1.0 / hard_sum), hard_factor, hidden_zero(1),
+            soft_weight * factor, (hard_top, 1.0 / hard_sum), hard_factor, hidden_zero(),
             n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
             LANES, WIDTH, STREAMED, HELD, ALIGNED, UNROLL, REVERSE=KL,
         )  # fmt: skip
@@ -513,14 +379,10 @@ def divergence_of_logits_backward(
         hard_sum = tl.load(first_ptr + 7)
         in_range = (label >= 0) & (label < n_cols)
         hard_factor = tl.where(in_range, hard_factor, float("nan"))
-    student_row_ptr = student_ptr + row * student_stride
-    teacher_row_ptr = teacher_ptr + row * teacher_stride
-    held = (
-        load_held(student_row_ptr, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED),
-        load_held(teacher_row_ptr, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED),
-    )
+    rows = (student_ptr + row * student_stride, teacher_ptr + row * teacher_stride)
+    held = load_held_pair(rows, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED)
     _store_gradient_row(
-        (student_row_ptr, teacher_row_ptr), (student_bias_ptr, teacher_bias_ptr), held,
+        rows, (student_bias_ptr, teacher_bias_ptr), held,
         gradient_row_ptr, label, (top_s, top_t, 1.0 / sum_s, 1.0 / sum_t, shift), slope, soft_weight * factor,
         (hard_top, 1.0 / hard_sum), hard_factor, 0,
         n_cols, beta, temperature, KIND, HAS_STUDENT_BIAS, HAS_TEACHER_BIAS, HARD,
@@ -552,14 +414,13 @@ def _of_logits(
 
 def _blocks(rows: Rows, options: Options, lanes: int, held: int, unroll: int) -> Blocks:
     """Blocks of at most so many lanes, of which at most so many are held, and so many of the others loaded together."""
-    dtypes = [dtype for dtype in rows.dtypes[:2] if dtype is not None]
-    sizes = [DTYPE_BYTES[dtype] for dtype in dtypes]
+    narrow, wide = sorted(rows.dtypes[:2], key=DTYPE_BYTES.__getitem__)
     biased = any(dtype is not None for dtype in rows.dtypes[3:])
-    if biased or options.hard_weight or max(sizes) > 2:  # they take the registers
+    if biased or options.hard_weight or DTYPE_BYTES[wide] > 2:  # they take the registers
         lanes, held, unroll = 256, 1, 1
     elif any(n % 8 for n in (rows.n_cols, *rows.strides)):
         lanes = 256
-    cut = blocks(rows.n_cols, dtypes[sizes.index(min(sizes))], rows.strides, rows.device, lanes, held, unroll)
+    cut = blocks(rows.n_cols, narrow, rows.strides, rows.device, lanes, held, unroll)
     # A bias is aligned even where the rows are not: they take its columns.
     return dataclasses.replace(cut, aligned=True) if biased else cut
 

@@ -94,8 +94,7 @@ def held_block(x, zero, DTYPE: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.cons
     """A held block in fp32.
 
     With `zero` a number that is zero for reasons that the compiler does not know, it cannot keep the fp32 numbers of
-    an earlier call, which take twice the registers: `hidden_zero` of a launch with one axis. A third call takes
-    another one.
+    an earlier call, which take twice the registers: `hidden_zero` of a launch with one axis.
     """
     if DTYPE.primitive_bitwidth == 32:
         return x
