@@ -68,23 +68,36 @@ def group_norm_statistics(
 ):
     n_positions = tl.full((), UNIT, tl.int64) * n_units
     row, image, channel, first = _part(tl.program_id(0), n_positions, n_steps, n_channels, BLOCK_C, BLOCK_S)
-    mean = tl.zeros((BLOCK_C, 1), tl.float32)
-    squares = tl.zeros((BLOCK_C, 1), tl.float32)
+    # With channels last every position of the tile has statistics of its own, so that no step waits for other threads.
+    OWN: tl.constexpr = BLOCK_S if CHANNELS_LAST else 1
+    mean = tl.zeros((BLOCK_C, OWN), tl.float32)
+    squares = tl.zeros((BLOCK_C, OWN), tl.float32)
+    position = first + tl.arange(0, BLOCK_S)[None, :]
+    seen = 0.0
     for step in range(n_steps):
-        start = first + step * BLOCK_S
-        position = start + tl.arange(0, BLOCK_S)[None, :]
-        mask = (channel < n_channels) & (position < n_positions)
-        offset = offset_of(image, channel, position, n_channels, n_positions, CHANNELS_LAST)
+        mask = (channel < n_channels) & (position + step * BLOCK_S < n_positions)
+        offset = offset_of(image, channel, position + step * BLOCK_S, n_channels, n_positions, CHANNELS_LAST)
         x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-        # Each block about its own mean, and the means about one another (Chan, Golub & LeVeque, 1983).
-        count = tl.minimum(tl.maximum(n_positions - start, 0), BLOCK_S).to(tl.float32)
-        block_mean = tl.sum(x, axis=1, keep_dims=True) / tl.maximum(count, 1.0)
-        x = tl.where(mask, x - block_mean, 0.0)
-        seen = (start - first).to(tl.float32)
-        share = count / (seen + count)
-        between = (block_mean - mean) * (block_mean - mean) * (share * seen)
-        squares += tl.sum(x * x, axis=1, keep_dims=True) + between
-        mean += (block_mean - mean) * share
+        if CHANNELS_LAST:  # Welford, 1962
+            seen += 1.0
+            deviation = tl.where(mask, x - mean, 0.0)
+            mean += deviation * (1.0 / seen)
+            squares += deviation * (x - mean)
+        else:  # each block about its own mean, and the means about one another (Chan, Golub & LeVeque, 1983)
+            count = tl.minimum(tl.maximum(n_positions - first - step * BLOCK_S, 0), BLOCK_S).to(tl.float32)
+            block_mean = tl.sum(x, axis=1, keep_dims=True) / tl.maximum(count, 1.0)
+            x = tl.where(mask, x - block_mean, 0.0)
+            share = count / (seen + count)
+            between = (block_mean - mean) * (block_mean - mean) * (share * seen)
+            squares += tl.sum(x * x, axis=1, keep_dims=True) + between
+            mean += (block_mean - mean) * share
+            seen += count
+    if CHANNELS_LAST:
+        own_count = tl.minimum(tl.maximum(tl.cdiv(n_positions - position, BLOCK_S), 0), n_steps).to(tl.float32)
+        own_mean = mean
+        mean = tl.sum(own_mean * own_count, axis=1, keep_dims=True) / tl.sum(own_count, axis=1, keep_dims=True)
+        between = own_count * (own_mean - mean) * (own_mean - mean)
+        squares = tl.sum(squares + between, axis=1, keep_dims=True)
     tl.store(mean_ptr + row * n_channels + channel, mean, mask=channel < n_channels)
     tl.store(squares_ptr + row * n_channels + channel, squares, mask=channel < n_channels)
 

@@ -19,7 +19,7 @@ import triton.language as tl
 
 from liger.device import Device
 from liger.launch import DTYPE_BYTES, cdiv, next_power_of_2
-from liger_triton.math import exp, widened
+from liger_triton.math import exp, packed, unpacked, widened
 
 # ---------------------------------------------------------------------------------------------------- kernels
 
@@ -63,9 +63,7 @@ def load_held(
         else:
             x = tl.load(row_ptr + col, eviction_policy="evict_first")
         if PACKED:
-            bits = x.to(tl.int16, bitcast=True).to(tl.int32)
-            low, high = tl.split(tl.reshape(bits, (LANES, WIDTH // 2, 2)))
-            x = (low & 0xFFFF) | (high << 16)
+            x = packed(x, LANES, WIDTH)
         held = held + (x,)  # type: ignore[assignment]  # noqa: RUF005 (Triton takes no starred tuple)
     return held
 
@@ -98,14 +96,8 @@ def held_block(x, zero, DTYPE: tl.constexpr, LANES: tl.constexpr, WIDTH: tl.cons
     """
     if DTYPE.primitive_bitwidth == 32:
         return x
-    elif DTYPE.is_bf16():
-        low = (x << (16 + zero)).to(tl.float32, bitcast=True)
-        high = (x & (-65536 ^ zero)).to(tl.float32, bitcast=True)
-        return tl.reshape(tl.join(low, high), (LANES, WIDTH))
     else:
-        low = (x << zero).to(tl.int16).to(tl.float16, bitcast=True)
-        high = (x >> (16 + zero)).to(tl.int16).to(tl.float16, bitcast=True)
-        return tl.reshape(tl.join(low, high), (LANES, WIDTH)).to(tl.float32)
+        return unpacked(x, zero, DTYPE, LANES, WIDTH)
 
 
 @triton.jit
@@ -230,9 +222,9 @@ def store_zeros(row_ptr, n_cols: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def hidden_zero(AXIS: tl.constexpr = 1):
-    """0, of which the compiler does not know that it is one; that of another axis (1 or 2) is another one to it."""
-    return tl.program_id(AXIS)
+def hidden_zero():
+    """0, of which the compiler does not know that it is one; for launches with one axis."""
+    return tl.program_id(1)
 
 
 # --------------------------------------------------------------------------------------------------- launches
