@@ -32,6 +32,9 @@ from liger.reference import embedding as reference
 TILE = 4096
 """Elements of a program's tile: 32 per thread at 4 warps, 8 KiB of bf16 in flight."""
 
+LOOKUP_TILE, LOOKUP_COLUMNS = 2048, 256
+"""Elements of a tile that is looked up, and how many of one row at most."""
+
 CHUNK = 32
 """Sorted tokens that are summed together if they have one id."""
 
@@ -63,7 +66,10 @@ def embedding_forward(
     in_range = (token >= 0) & (token < vocab_size)
     value = tl.load(weight_ptr + token * weight_stride + col, mask=mask & in_range, other=0.0).to(tl.float32)
     y = tl.where(in_range, value, float("nan"))
-    tl.store(y_ptr + row * n_cols + col, y.to(y_ptr.dtype.element_ty), mask=mask)
+    # What is written leaves the cache to the table, whose frequent rows are read again.
+    tl.store(
+        y_ptr + row * n_cols + col, y.to(y_ptr.dtype.element_ty), mask=mask, eviction_policy="evict_first"
+    )
 
 
 @triton.jit
@@ -238,8 +244,8 @@ def forward_launch(
     n_rows: int, vocab_size: int, n_cols: int, dtype: str, ids_dtype: str, weight_stride: int
 ) -> Launch:
     """y, a copy of one row of the weight per id."""
-    block = min(next_power_of_2(n_cols), TILE)
-    rows = min(TILE // block, 32)
+    block = min(next_power_of_2(n_cols), LOOKUP_COLUMNS)
+    rows = min(LOOKUP_TILE // block, 32)
     col_blocks = cdiv(n_cols, block)
     return Launch(
         kernel=embedding_forward,

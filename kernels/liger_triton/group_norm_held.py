@@ -43,7 +43,7 @@ def _groups(
 def _group_sum(x, CHANNELS_LAST: tl.constexpr):
     """Sum of each group of a tile (groups, channels, positions), as (groups, 1, 1).
 
-    First over what a thread has side by side, so that threads exchange an eighth of the numbers.
+    First over the axis along which elements lie in memory: a thread adds those of its vectors before any exchange.
     """
     if CHANNELS_LAST:
         return tl.sum(tl.sum(x, axis=1, keep_dims=True), axis=2, keep_dims=True)
@@ -187,7 +187,7 @@ def held_tile(shape: Shape, itemsize: int, options: Options, device: Device) -> 
         max(previous_power_of_2(2048 // (channels * positions)), 1), next_power_of_2(options.num_groups)
     )
     elements = groups * channels * positions
-    if options.channels_last:  # neighbours are of different channels: sums per channel go from thread to thread
+    if options.channels_last:  # sums per channel go from thread to thread
         per_warp = 1024
     else:
         per_warp = 512 if aligned or device.vendor == "cuda" else 256

@@ -93,10 +93,10 @@ def group_norm_statistics(
             mean += (block_mean - mean) * share
             seen += count
     if CHANNELS_LAST:
-        own_count = tl.minimum(tl.maximum(tl.cdiv(n_positions - position, BLOCK_S), 0), n_steps).to(tl.float32)
-        own_mean = mean
-        mean = tl.sum(own_mean * own_count, axis=1, keep_dims=True) / tl.sum(own_count, axis=1, keep_dims=True)
-        between = own_count * (own_mean - mean) * (own_mean - mean)
+        counts = tl.minimum(tl.maximum(tl.cdiv(n_positions - position, BLOCK_S), 0), n_steps).to(tl.float32)
+        means = mean
+        mean = tl.sum(means * counts, axis=1, keep_dims=True) / tl.sum(counts, axis=1, keep_dims=True)
+        between = counts * (means - mean) * (means - mean)
         squares = tl.sum(squares + between, axis=1, keep_dims=True)
     tl.store(mean_ptr + row * n_channels + channel, mean, mask=channel < n_channels)
     tl.store(squares_ptr + row * n_channels + channel, squares, mask=channel < n_channels)
@@ -369,7 +369,7 @@ def statistics_launches(shape: Shape, dtype: str, options: Options, split: Split
         integers=(units, split.steps),
         outputs=parts,
         constants=(*layout(shape, options), *_tiles(split)),
-        flops=5 * shape.images * shape.channels * shape.positions,
+        flops=(6 if options.channels_last else 5) * shape.images * shape.channels * shape.positions,
     )
     join = Launch(
         kernel=group_norm_join_statistics,

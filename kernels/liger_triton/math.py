@@ -31,14 +31,14 @@ def capped(x, scale: tl.constexpr, softcap: tl.constexpr):
 
 @triton.jit
 def packed(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A tile of 16-bit numbers as (ROWS, COLUMNS / 2) words: of two neighbours in a row, the first is the lower half."""
+    """A tile of 16-bit numbers as (ROWS, COLUMNS / 2) words; of two neighbours in a row the first is the lower half."""
     low, high = tl.split(tl.reshape(x.to(tl.int16, bitcast=True).to(tl.int32), (ROWS, COLUMNS // 2, 2)))
     return (low & 0xFFFF) | (high << 16)
 
 
 @triton.jit
 def unpacked(word, zero, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The numbers of `packed` in fp32; `zero` is 0, known to the compiler or not."""
+    """The float16 or bfloat16 numbers of `packed` in fp32; `zero` is 0, known to the compiler or not."""
     if DTYPE.is_bf16():
         low = (word << (16 + zero)).to(tl.float32, bitcast=True)
         high = (word & (-65536 ^ zero)).to(tl.float32, bitcast=True)
@@ -56,6 +56,6 @@ def widened(x, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PAIRED: tl.constexpr):
     Of bfloat16 they are taken apart by a shift and a mask then, where the compiler has three instructions.
     """
     if PAIRED and x.dtype.is_bf16():
-        return unpacked(packed(x, ROWS, COLUMNS), 0, tl.bfloat16, ROWS, COLUMNS)
+        return unpacked(packed(x, ROWS, COLUMNS), 0, x.dtype, ROWS, COLUMNS)
     else:
         return x.to(tl.float32)
