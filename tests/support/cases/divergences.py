@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -107,7 +108,11 @@ def cases() -> list[Case]:
         _case(jsd, "logits-tokens", y=some, reduction="tokens", beta=0.2, **_OF_LOGITS),
         _case(jsd, "logits-forward", reduction="tokens", beta=0.0, temperature=0.5, **_OF_LOGITS),
         _case(jsd, "logits-reverse", (2, 9001), beta=1.0, **_OF_LOGITS),
-        _case(jsd, "logits-wide", (2, 9000), reduction="tokens", beta=0.3, **_OF_LOGITS),
+        # In float16 most gradients of 9000 words are subnormal.
+        dataclasses.replace(
+            _case(jsd, "logits-wide", (2, 9000), reduction="tokens", beta=0.3, **_OF_LOGITS),
+            float16_roundings=4,
+        ),
         _case(jsd, "logits-widest", (1, 67_000), beta=0.0, **_OF_LOGITS),
         _case(jsd, "logits-all-ignored", (4, 50), labels((4,), 50, 1.0), reduction="tokens", **_OF_LOGITS),
         _case(tvd, "mean", y=some, reduction="mean_elements", **_OF_PROBS),
