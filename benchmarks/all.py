@@ -2,7 +2,7 @@
 
 A part that fails or takes too long does not stop the rest; what failed is told at the end, and what each one printed is
 in build/benchmarks. Parts keep what they have measured as they go, and `--resume` goes on with what is missing (but
-for `host`, which takes a minute), so that the whole can be done in several leases of a GPU. `--list` prints the command
+for `host`, which takes a minute), so that the whole can be done in several sittings. `--list` prints the command
 of each part, to be run one by one.
 """
 
@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.commands import COMMANDS, Command
+from benchmarks.gpu import has_gpu
 from benchmarks.offline import SKIPPED
 from benchmarks.options import add_resume
 
@@ -55,11 +56,6 @@ def parts(words: list[str], resume: bool) -> Iterator[Part]:
                 continue
             more = ("--resume",) if resume and name in RESUMABLE else ()
             yield Part(name, (*arguments, *more), command)
-
-
-def has_gpu() -> bool:
-    """Whether there is an NVIDIA or AMD GPU."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
 
 
 def execute(part: Part) -> str:

@@ -1,7 +1,7 @@
 """What is reached at best: at the ceiling itself, by the time that it takes in the row of ours.
 
 Neither a copy nor the vendor's products are the last word of the hardware: kernels that read more than they write pass
-a copy. So of a row that has passed its ceiling nothing is said.
+a copy. So where ours or the peer has passed the ceiling nothing is said.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ def at_best(aim: Aim, ours: Row, peer: Spread, ceilings: float = 1.0) -> float |
     """Beside a peer, if ours took no longer than its ceiling, or than so many of them; None where nobody knows."""
     share = ours.device_share
     if aim.kind not in (AHEAD, LEVEL) or ours.ceiling_us is None or share is None or share * ceilings > 1:
+        return None
+    if ceilings == 1 and peer.median < ours.ceiling_us:
         return None
     least = ours.ceiling_us * ceilings
     return peer.median / least if aim.kind == AHEAD else least / peer.median

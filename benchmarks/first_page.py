@@ -9,7 +9,7 @@ from benchmarks.missed import counted, tables
 from benchmarks.pages import SLOWER, lost
 from benchmarks.placed import Placed, with_legend
 from benchmarks.rows import EARLIER, Run
-from benchmarks.verdicts import Measured, compared, counts
+from benchmarks.verdicts import Measured, Verdict, compared, counts
 
 HEAD = """# Measurements
 
@@ -17,13 +17,15 @@ Written by `python -m benchmarks report` from the rows in `benchmarks/results`; 
 anew. How: [benchmarks/README.md](../../benchmarks/README.md). Each figure is a link to its row.
 
 An aim beside torch.compile allows the 3 % that it names. "No slower than XLA's best formula" allows nothing: ours is
-compared with the fastest of XLA's formulas that were measured, by medians. Both spreads (20th to 80th percentile) stand
-beside, and where they overlap, "within the spread".
+compared with the fastest of XLA's formulas that were measured, by medians; both spreads (20th to 80th percentile) stand
+beside. "Within two standard errors" says that a figure differs from its aim, or a median from a peer's, by less than
+two standard errors of these medians, as far as samples of one run can tell: runs differ by more (benchmarks/NOTES.md).
 
 "Beyond the ceiling" are aims beside a peer that would be missed even if ours took no longer than its ceiling: the copy
 of its least bytes, or its matrix products. "Of products computed twice" says that ours repeats some of them by design,
 to save memory: that ceiling is not the hardware's. What could be reached stands beside. The bound is soft:
-a kernel that reads more than it writes can pass a copy by some percent (a share above 1), and such a row has no bound.
+a kernel that reads more than it writes can pass a copy by some percent (a share above 1), and where ours or the peer
+did there is none.
 "Why" is what experiments found, each told once for all the lines that it is of;
 it is empty where none found anything.
 """
@@ -85,6 +87,7 @@ def _aims(rows: Sequence[Placed], peaks: Iterable[Placed]) -> str:
         f"\n### Aims: {len(found) + len(REJECTED)}\n\n{n['met']} met, {counted(found)}, "
         f"{n['not measured']} not measured, {len(REJECTED)} given up.\n"
     )
+    text += _by_kind(found)
     text += tables(found)
     if unknown := [
         f"| {v.aim.entry} | {v.aim.which} | {v.aim.text} | {v.reached} |" for v in found if v.met is None
@@ -95,6 +98,17 @@ def _aims(rows: Sequence[Placed], peaks: Iterable[Placed]) -> str:
             + "\n\n</details>\n"
         )
     return text
+
+
+def _by_kind(found: Sequence[Verdict]) -> str:
+    """How many of each kind are met: most aims are that nobody be ahead."""
+    measured = [v for v in found if v.met is not None]
+    kinds = dict.fromkeys(v.aim.kind for v in measured)
+    told = (
+        f"{kind} {sum(bool(v.met) for v in measured if v.aim.kind == kind)} of {n}"
+        for kind, n in ((kind, sum(v.aim.kind == kind for v in measured)) for kind in kinds)
+    )
+    return f"\nMet, by kind: {'; '.join(told)}.\n" if measured else ""
 
 
 def _aims_of_then(rows: Sequence[Placed], peaks: Iterable[Placed]) -> str:

@@ -211,7 +211,7 @@ def run(options: argparse.Namespace) -> int:
             rows.append(row)
             told = row.note if row.wall_us is None else f"{row.wall_us.median:.1f} us"
             print(f"{row.entry:16s} {row.which:10s} {row.provider:24s} {told}", flush=True)
-        save()  # a lease of a GPU may end in between
+        save()  # a run may be cut short in between
     save(copy.rate(monitor))
     print(*table(rows), sep="\n")
     print(f"{len(rows)} rows in {path}")

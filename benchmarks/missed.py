@@ -1,4 +1,4 @@
-"""The first page's tables of missed aims: plainly missed, beyond the ceiling, within the spread, each with a reason."""
+"""The first page's tables of missed aims: plainly missed, beyond the ceiling, nearly met, each with a reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from benchmarks.bounds import BEYOND
 from benchmarks.pages import AIMED, aimed_line
 from benchmarks.reasons import NOTES, Reason, reason_of
-from benchmarks.verdicts import OVERLAPS, Verdict
+from benchmarks.verdicts import NEARLY, Verdict
 
 TABLE = """| op | pass | aim | reached | | why |
 |---|---|---|---|---|---|
@@ -15,7 +15,7 @@ TABLE = """| op | pass | aim | reached | | why |
 
 FOLDED = {
     BEYOND: "Missed, and beyond the ceiling: what would be missed at the rate of a copy, or of its products, too",
-    OVERLAPS: "Missed within the spread",
+    NEARLY: "Missed by less than two standard errors",
 }
 """Tables that are folded, by how their aims are missed."""
 

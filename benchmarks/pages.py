@@ -10,7 +10,7 @@ from benchmarks.aims import held
 from benchmarks.groups import GROUPS
 from benchmarks.placed import Placed, placed, with_legend
 from benchmarks.rows import Run, number
-from benchmarks.verdicts import Measured, Verdict, compared, within_spread
+from benchmarks.verdicts import NEARLY, Measured, Verdict, apart, compared
 
 TITLES = {**GROUPS, "jax": "ops on JAX beside XLA's own formulas, optax and tokamax"}
 
@@ -77,12 +77,12 @@ def aimed_line(found: Verdict) -> str:
 
 
 def lost(rows: Iterable[Placed]) -> list[str]:
-    """Where a peer was faster on the device, by more than the spread, or within it."""
+    """Where a peer was faster on the device, told apart or not."""
     found = []
     for mine, other in compared(rows):
         a, b = mine.row.device_us, other.row.device_us
         if b.median < a.median:
-            within = "within the spread" if within_spread(a, b) else ""
+            within = "" if apart(a, b) else NEARLY
             found.append(
                 f"| {mine.row.entry} | {mine.row.which} | {mine.link(f'{a.median:.1f}')} | {other.row.provider} "
                 f"| {other.link(f'{b.median:.1f}')} | {within} |"

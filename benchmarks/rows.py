@@ -124,6 +124,16 @@ class Spread:
         return cls(at(0.5), at(0.2), at(0.8), len(ordered))
 
     @property
+    def error(self) -> float:
+        """The standard error of the median, as of normal samples; 0 of one number alone, which tells none."""
+        return 1.2533 * (self.high - self.low) / 1.6832 / self.samples**0.5
+
+    def times(self, factor: float) -> Spread:
+        """Of each sample multiplied."""
+        low, median, high = (round(factor * value, 3) for value in (self.low, self.median, self.high))
+        return Spread(median, low, high, self.samples)
+
+    @property
     def range(self) -> str:
         """In words, to a tenth; one number alone is the mean of several calls."""
         return f"{self.low:.1f} to {self.high:.1f}" if self.samples > 1 else "a mean"
@@ -140,14 +150,16 @@ class Row:
         device_us: time on the device; None where the implementation was not timed.
         wall_us: eager calls by the host's clock, the device waited for at the end of a block of calls.
         of: the ceiling, "copy" or "products".
-        ceiling_us: what the ceiling takes for the least bytes, or for the same products, in the same run.
+        ceiling_us: what the ceiling takes on the device for the least bytes, or for the same products, in the same run.
         error: relative error of outputs and gradients against float64, on a few rows; the largest.
         peak_mb: memory beyond the operands, outputs and gradients included.
         note: why it was not timed, or what else there is to say.
-        clock_mhz: of the multiprocessors while it ran; the median over its samples.
+        clock_mhz: of the multiprocessors behind its blocks of eager calls; the median.
         power_w: likewise.
         temperature_c: likewise.
         repeats: whether a second call gave the same bits.
+        least_bytes: what is to be read and written at least.
+        ceiling: the ceiling's time with its spread; rows of before 2026-11-30 have its median alone.
     """
 
     entry: str
@@ -164,6 +176,8 @@ class Row:
     power_w: float | None = None
     temperature_c: float | None = None
     repeats: bool | None = None
+    least_bytes: int | None = None
+    ceiling: Spread | None = None
 
     @property
     def device_share(self) -> float | None:
@@ -172,8 +186,8 @@ class Row:
 
     @property
     def wall_share(self) -> float | None:
-        """The ceiling's time over the wall clock's."""
-        return self._share(self.wall_us)
+        """The ceiling's time over the wall clock's; None of products, whose clock in the other phase is another one."""
+        return self._share(self.wall_us) if self.of == "copy" else None
 
     @property
     def key(self) -> str:
@@ -308,16 +322,17 @@ def show(row: Row) -> str:
         error = "" if row.error is None else f" (error {row.error:.1e})"
         return f"{row.entry:56s} {row.provider:26s} {row.note}{error}"
     clock = "" if row.clock_mhz is None else f"  {row.clock_mhz:.0f} MHz {row.power_w:.0f} W"
+    wall_share = "     " if row.wall_share is None else f"{row.wall_share:5.2f}"
     return (
         f"{row.entry:56s} {row.provider:26s} {row.which:20s} device {row.device_us.median:9.1f} us "
-        f"{row.device_share:5.2f}  wall {row.wall_us.median:9.1f} us {row.wall_share:5.2f} of {row.of:8s} "
+        f"{row.device_share:5.2f}  wall {row.wall_us.median:9.1f} us {wall_share} of {row.of:8s} "
         f"error {row.error:.1e}  peak {row.peak_mb:6.0f} MB{clock}  {row.note}".rstrip()
     )
 
 
 def read_row(values: dict[str, Any]) -> Row:
     """A row of what JSON holds."""
-    times = {n: values[n] and Spread(**values[n]) for n in ("device_us", "wall_us")}
+    times = {n: (found := values.get(n)) and Spread(**found) for n in ("device_us", "wall_us", "ceiling")}
     return Row(**(values | times))
 
 
@@ -345,7 +360,7 @@ def save(path: Path, runs: Iterable[Run]) -> None:
             json.dumps(head, indent=2).removesuffix("\n}") + ',\n  "rows": [\n' + lines + "\n  ]\n}"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.with_suffix(".part")  # a lease of a GPU may end in between
+    written = path.with_suffix(".part")  # a run may be cut short in between
     written.write_text('{"runs": [\n' + ",\n".join(blocks) + "\n]}\n")
     written.replace(path)
 

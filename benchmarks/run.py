@@ -1,6 +1,6 @@
 """`python -m benchmarks run GROUP ...`: ops beside their peers, on the GPU at hand.
 
-The rows go to results/DEVICE/GROUP.json after every entry, so that a lease of a GPU may end in between; `--resume` goes
+The rows go to results/DEVICE/GROUP.json after every entry, so that a run may be cut short in between; `--resume` goes
 on with the entries that were not measured from this source and with these versions, or of which ours failed.
 """
 
@@ -142,10 +142,9 @@ def _measured(
         if entry.products is not None:
             turns["products"] = [entry.products(*constants_of(sets[0]))]
         times = measure(turns, monitor, phases)
-        rate = copy.moved / times.pop("copy").best.median
-        of, ceiling = "copy", least[which] / rate
+        of, ceiling = "copy", times.pop("copy").best.times(least[which] / copy.moved)
         if entry.products is not None:
-            of, ceiling = "products", times.pop("products").best.median
+            of, ceiling = "products", times.pop("products").best
         for name, found in times.items():
             yield found.row(
                 entry.name,
@@ -156,6 +155,7 @@ def _measured(
                 error=errors[name],
                 peak_mb=peaks[name, which],
                 repeats=same.get((name, which)),
+                least_bytes=least[which],
             )
 
 

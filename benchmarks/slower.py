@@ -9,7 +9,7 @@ from benchmarks import sources
 from benchmarks.figures import devices
 from benchmarks.placed import Placed, placed, with_legend
 from benchmarks.rows import RESULTS, load
-from benchmarks.verdicts import compared, within_spread
+from benchmarks.verdicts import apart, compared
 
 
 def lines(results: Path = RESULTS) -> Iterator[str]:
@@ -30,10 +30,13 @@ def _table(folder: Path) -> Iterator[str]:
         key = (f"{sources.op(mine.row)}{on_jax}", other.row.provider)
         counts[key] = counts.get(key, 0) + 1
         share = other.row.device_us.median / mine.row.device_us.median
-        if share < 1.0 and not within_spread(mine.row.device_us, other.row.device_us):
+        if share < 1.0 and apart(mine.row.device_us, other.row.device_us):
             pairs.setdefault(key, []).append((share, mine, other))
     lost = {key: min(found, key=lambda pair: pair[0]) for key, found in pairs.items()}
-    yield "| op | peer | slower by more than the spread | its time over ours where it is least | ours, us | its, us |"
+    yield (
+        "| op | peer | slower by more than two standard errors | its time over ours where it is least | ours, us "
+        "| its, us |"
+    )
     yield "|---|---|---|---|---|---|"
     for (op, peer), (share, mine, other) in sorted(lost.items(), key=lambda item: item[1][0]):
         size = mine.row.entry.removeprefix(op.removesuffix(", JAX")).removesuffix(", JAX").strip()

@@ -70,10 +70,21 @@ class Times:
         """On the device where it is known."""
         return self.device or self.wall
 
-    def row(self, entry: str, provider: str, which: str, of: str, ceiling_us: float, **more: Any) -> Row:
+    def row(self, entry: str, provider: str, which: str, of: str, ceiling: Spread, **more: Any) -> Row:
         """A row with them."""
         reading = self.reading._asdict() if self.reading else {}
-        return Row(entry, provider, which, self.best, self.wall, of, ceiling_us, **reading, **more)
+        return Row(
+            entry,
+            provider,
+            which,
+            self.best,
+            self.wall,
+            of,
+            ceiling.median,
+            ceiling=ceiling,
+            **reading,
+            **more,
+        )
 
 
 def draws(draw: Callable[[int], T], size: Callable[[T], int], cache: int) -> list[T]:

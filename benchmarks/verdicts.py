@@ -14,7 +14,7 @@ from benchmarks.providers import EAGER, provider_of
 from benchmarks.reasons import reason_of
 from benchmarks.rows import FORWARD, Spread
 
-OVERLAPS = "within the spread"
+NEARLY = "within two standard errors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Verdict:
         aim: the aim.
         reached: what was reached, each figure with a link to its row; why there is nothing where it is not measured.
         met: whether that is enough; None where it is not measured.
-        remark: what else there is to say where it is missed, by `BEYOND` or `OVERLAPS` at first.
+        remark: what else there is to say where it is missed, by `BEYOND` or `NEARLY` at first.
     """
 
     aim: Aim
@@ -44,10 +44,10 @@ class Verdict:
 
     @property
     def kind(self) -> str:
-        """How it is missed: `BEYOND`, `OVERLAPS`, or ''; '' where it is not."""
+        """How it is missed: `BEYOND`, `NEARLY`, or ''; '' where it is not."""
         if self.met is not False:
             return ""
-        return next((kind for kind in (BEYOND, OVERLAPS) if self.remark.startswith(kind)), "")
+        return next((kind for kind in (BEYOND, NEARLY) if self.remark.startswith(kind)), "")
 
 
 def compared(rows: Iterable[Placed]) -> Iterator[tuple[Placed, Placed]]:
@@ -60,9 +60,16 @@ def compared(rows: Iterable[Placed]) -> Iterator[tuple[Placed, Placed]]:
             yield mine, row
 
 
-def within_spread(mine: Spread, other: Spread) -> bool:
-    """Whether their samples' middle parts (20th to 80th percentile) overlap."""
-    return other.high >= mine.low and mine.high >= other.low
+def apart(mine: Spread, other: Spread) -> bool:
+    """Whether their medians differ by more than two standard errors of the difference."""
+    return abs(mine.median - other.median) > 2 * math.hypot(mine.error, other.error)
+
+
+def nearly(aim: Aim, figure: float, *of: Spread | None) -> str:
+    """`NEARLY` where a figure, a ratio of such medians, would meet the aim if it were two standard errors better."""
+    found = [spread for spread in of if spread is not None]
+    error = 2 * math.hypot(*(spread.error / spread.median for spread in found))
+    return NEARLY if aim.is_met_by(figure * (1 + error)) or aim.is_met_by(figure * (1 - error)) else ""
 
 
 class Measured:
@@ -128,7 +135,8 @@ class Measured:
         if mine is None or mine.row.device_share is None:
             return None
         share = mine.row.device_share
-        return Verdict(aim, mine.link(aim.figure(share, ".1%")), aim.is_met_by(share))
+        remark = nearly(aim, share, mine.row.device_us, mine.row.ceiling)
+        return Verdict(aim, mine.link(aim.figure(share, ".1%")), aim.is_met_by(share), remark)
 
     def _ahead(self, aim: Aim) -> Verdict | None:
         mine, other = (self._timed.get((aim.entry, name, aim.which)) for name in ("ours", aim.peer))
@@ -136,7 +144,8 @@ class Measured:
             return None
         faster = other.row.device_us.median / mine.row.device_us.median
         reached = f"{mine.link(aim.figure(faster, '.2f'))} ({_us(mine)}, its {_us(other)})"
-        return Verdict(aim, reached, aim.is_met_by(faster), _beyond(aim, mine, other))
+        remark = _beyond(aim, mine, other) or nearly(aim, faster, mine.row.device_us, other.row.device_us)
+        return Verdict(aim, reached, aim.is_met_by(faster), remark)
 
     def _level(self, aim: Aim) -> Verdict | None:
         """Beside the fastest variant of the peer's."""
@@ -152,8 +161,7 @@ class Measured:
         slower = mine.row.device_us.median / other.row.device_us.median
         figure = mine.link(aim.figure(slower, ".3f"))
         reached = f"{figure} of {other.row.provider} ({_us(mine)}, its {_us(other)})"
-        overlap = within_spread(mine.row.device_us, other.row.device_us)
-        remark = _beyond(aim, mine, other) or (OVERLAPS if overlap else "")
+        remark = _beyond(aim, mine, other) or nearly(aim, slower, mine.row.device_us, other.row.device_us)
         return Verdict(aim, reached, aim.is_met_by(slower), remark)
 
     def _memory(self, aim: Aim) -> Verdict | None:

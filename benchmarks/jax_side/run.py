@@ -20,12 +20,12 @@ from benchmarks.jax_side import gate
 from benchmarks.jax_side.entries import FAMILIES, entries
 from benchmarks.jax_side.entry import PLAIN, Entry, Operands, Specs, cotangents_for, outputs_of
 from benchmarks.jax_side.programs import BACKWARD, BOTH, FORWARD, RESIDUALS, Program, compiled, lowered
-from benchmarks.jax_side.timing import copy_rate, measure
+from benchmarks.jax_side.timing import COPIED, copy_times, measure
 from benchmarks.nvml import Monitor
 from benchmarks.options import add_output, add_resume, check
 from benchmarks.phases import Phases
 from benchmarks.providers import Absent, absent, note_of
-from benchmarks.rows import Row, Run, conclude, file_of, keep, load, measured_now
+from benchmarks.rows import Row, Run, Spread, conclude, file_of, keep, load, measured_now
 from benchmarks.turns import Calls, Times, draws, gather
 
 CACHE = 64 << 20
@@ -130,8 +130,8 @@ def _products(entry: Entry, sets: list[Operands]) -> Calls:
     return [lambda: call(*arguments)]
 
 
-def measured(prepared: Prepared, rate: float, monitor: Monitor, phases: Phases) -> Iterator[Row]:
-    """The rows of one entry; their ceilings are those of a copy at this rate, or of its products."""
+def measured(prepared: Prepared, copy: Spread, monitor: Monitor, phases: Phases) -> Iterator[Row]:
+    """The rows of one entry; their ceilings are by what the copy takes, or its products."""
     entry = prepared.entry
     with phases.of("operands"):
         sets = operand_sets(entry)
@@ -162,10 +162,9 @@ def measured(prepared: Prepared, rate: float, monitor: Monitor, phases: Phases) 
         if entry.products is not None:
             turns[PRODUCTS] = _products(entry, sets)
         times = measure(turns, monitor, phases)
-        of, ceiling = "copy", least[which] / rate
+        of, ceiling = "copy", copy.times(least[which] / COPIED)
         if entry.products is not None:
-            products = times.pop(PRODUCTS)
-            of, ceiling = "products", products.best.median
+            of, ceiling = "products", times.pop(PRODUCTS).best
         for provider, found_time in times.items():
             program = prepared.programs[provider, which].result()
             yield found_time.row(
@@ -177,6 +176,7 @@ def measured(prepared: Prepared, rate: float, monitor: Monitor, phases: Phases) 
                 error=found[provider],
                 peak_mb=program.peak_mb,
                 note=_note(found_time, program),
+                least_bytes=least[which],
             )
 
 
@@ -227,7 +227,8 @@ def run(options: argparse.Namespace) -> int:
         print("nothing to measure")
         return 0
     monitor = Monitor()
-    before = copy_rate(monitor)
+    copy = copy_times(monitor)
+    before = COPIED / copy.median
     print(f"{device}: copy {before / 1e6:.2f} TB/s", flush=True)
     rows: list[Row] = []
 
@@ -252,10 +253,10 @@ def run(options: argparse.Namespace) -> int:
             print(f"{', '.join(entry.name for entry in together)}: seconds: {compiling}", flush=True)
             for prepared in batch:
                 phases = Phases()
-                gather(prepared.entry.name, measured(prepared, before, monitor, phases), rows)
-                save()  # a lease of a GPU may end in between
+                gather(prepared.entry.name, measured(prepared, copy, monitor, phases), rows)
+                save()  # a run may be cut short in between
                 print(f"{prepared.entry.name}: seconds: {phases}", flush=True)
-    run = save(copy_rate(monitor))
+    run = save(COPIED / copy_times(monitor).median)
     for provider, reason in run.absent.items():
         print(f"absent: {provider}: {reason}")
     status = conclude(run, path)

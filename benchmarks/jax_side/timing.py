@@ -19,6 +19,7 @@ import jax
 from benchmarks import turns
 from benchmarks.nvml import Monitor
 from benchmarks.phases import Phases
+from benchmarks.rows import Spread
 from benchmarks.turns import Calls, Rotation, Times, busy, rounds
 
 APART_US = 1500.0
@@ -99,10 +100,12 @@ def measure(candidates: Mapping[str, Calls], monitor: Monitor, phases: Phases) -
     return turns.measure(candidates, monitor, phases, jax.block_until_ready, _on_device)
 
 
-def copy_rate(monitor: Monitor) -> float:
-    """Bytes per microsecond that a copy of 2 GB, compiled by XLA, reads and writes."""
-    source = jax.random.normal(jax.random.key(0, impl="unsafe_rbg"), (2**30,), jax.numpy.bfloat16)
+COPIED = 2**32
+"""Bytes that the copy reads and writes, half of them each."""
+
+
+def copy_times(monitor: Monitor) -> Spread:
+    """What a copy that XLA compiles takes."""
+    source = jax.random.normal(jax.random.key(0, impl="unsafe_rbg"), (COPIED // 4,), jax.numpy.bfloat16)
     copy = jax.jit(jax.numpy.copy).lower(source).compile()
-    return (
-        2 * source.nbytes / measure({"copy": [lambda: copy(source)]}, monitor, Phases())["copy"].best.median
-    )
+    return measure({"copy": [lambda: copy(source)]}, monitor, Phases())["copy"].best

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from benchmarks.gpu import has_gpu
 from benchmarks.models import pool
 from benchmarks.models.case import ARMS, FLAX_ARMS, Case, Result
 from benchmarks.models.shapes import CURVES, MODELS, SHAPES
@@ -153,6 +154,8 @@ def run(options: argparse.Namespace) -> int:
     )  # so that the process that has the device is ended
     check(options.words, SHAPES, "model")
     wanted = cases(options)
+    if any(case.model in MODELS for case in wanted) and not has_gpu():
+        raise SystemExit("benchmarks models needs a GPU; a CPU takes hours for a step of these.")
     before: tuple[Run, ...] = ()
     done: list[Result] = []
     machine: dict[str, Any] = {}
@@ -173,7 +176,7 @@ def run(options: argparse.Namespace) -> int:
         if path is None and found:
             machine, path = found, file_of(options.output, found["device"], "models")
             before = load(path, Result.from_json)
-        if path is not None and done:  # after every case: a lease of a GPU may end in between
+        if path is not None and done:  # after every case: a run may be cut short in between
             keep(path, Run.now(machine["device"], None, done, {}, machine["hardware"]), before)
     print(f"{len(done)} results in {path}")
     if not_run:

@@ -19,9 +19,12 @@ from benchmarks.jax_side.entry import OURS, PLAIN, Entry, cotangents_for, output
 from benchmarks.jax_side.run import chosen, prepare
 from benchmarks.phases import Phases
 from benchmarks.providers import Absent
-from benchmarks.rows import Row, load
+from benchmarks.rows import Row, Spread, load
 from benchmarks.sizes import Sizes
 from liger_jax import implementations
+
+COPY = Spread.of([timing.COPIED / 1e6])
+"""At 1 TB/s."""
 
 SMALL = Sizes(
     norms=((64, 128),),
@@ -106,7 +109,7 @@ def test_programs_of_an_entry_run(monkeypatch: pytest.MonkeyPatch) -> None:
         prepared = prepare(entry, pool)
         monitor = nvml.Monitor(library="none")
         monkeypatch.setattr(monitor, "read", lambda: nvml.Reading(1000.0, 500.0, 40.0))
-        rows = list(run.measured(prepared, 1e6, monitor, Phases()))
+        rows = list(run.measured(prepared, COPY, monitor, Phases()))
     assert not prepared.failed
     assert {(row.provider, row.which) for row in rows} == {
         (provider, which)
@@ -126,7 +129,7 @@ def test_a_run_keeps_its_rows_and_goes_on(
     """As on a GPU."""
     entry = next(entry for _, entry in entries(SMALL) if entry.name.startswith("rms_norm"))
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(run, "copy_rate", lambda monitor: 1e6)
+    monkeypatch.setattr(run, "copy_times", lambda monitor: COPY)
     monkeypatch.setattr(run, "chosen", lambda words: [entry])
     options = argparse.Namespace(words=[], seconds=None, threads=1, output=tmp_path, resume=True)
     assert run.run(options) == 0
@@ -143,7 +146,7 @@ def test_a_run_without_time_says_what_is_left(
 ) -> None:
     first, second = itertools.islice((entry for _, entry in entries(SMALL)), 2)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(run, "copy_rate", lambda monitor: 1e6)
+    monkeypatch.setattr(run, "copy_times", lambda monitor: COPY)
     monkeypatch.setattr(run, "chosen", lambda words: [first, second])
     options = argparse.Namespace(words=[], seconds=1e-9, threads=1, output=tmp_path, resume=True)
     assert run.run(options) == 1

@@ -13,7 +13,7 @@ from benchmarks.aims import SHARE, Aim
 from benchmarks.bounds import BEYOND
 from benchmarks.reasons import REASONS, Reason
 from benchmarks.rows import FORWARD
-from benchmarks.verdicts import OVERLAPS, Verdict
+from benchmarks.verdicts import NEARLY, Verdict
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,13 +44,13 @@ def test_what_is_missed_is_told_with_its_reason_and_nothing_else(monkeypatch: py
             ("op 1", False, ""),
             ("other", False, ""),
             ("op 2", False, ""),
-            ("op 3", True, OVERLAPS),
+            ("op 3", True, NEARLY),
             ("op 4", None, ""),
             ("op 5", False, f"{BEYOND} (1.50 at best)"),
-            ("op 6", False, OVERLAPS),
+            ("op 6", False, NEARLY),
         )
     ]
-    assert missed.counted(found) == "5 missed (of them 1 beyond the ceiling, 1 within the spread)"
+    assert missed.counted(found) == "5 missed (of them 1 beyond the ceiling, 1 within two standard errors)"
     plain, beyond, overlap = missed.tables(found).split("<details>")
     told = "so it is ([notes](../../benchmarks/NOTES.md#norms))"
     begin = "forward | 90% of copy | 80% | missed"
@@ -58,7 +58,7 @@ def test_what_is_missed_is_told_with_its_reason_and_nothing_else(monkeypatch: py
         f"| op 1 | {begin} | {told} |\n| op 2 | {begin} | as above |\n| other | {begin} |  |\n\n"
     )
     assert f"| op 5 | {begin}, beyond the ceiling (1.50 at best) | {told} |" in beyond
-    assert f"| op 6 | {begin}, within the spread | {told} |" in overlap
+    assert f"| op 6 | {begin}, within two standard errors | {told} |" in overlap
     of_then = missed.tables(found, reasons=False)
     assert told not in of_then and all(f"| op {n} |" in of_then for n in (1, 2, 5, 6))
     assert not re.search("op [34]", missed.tables(found) + of_then)
