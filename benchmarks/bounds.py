@@ -17,7 +17,7 @@ def at_best(aim: Aim, ours: Row, peer: Spread, ceilings: float = 1.0) -> float |
     share = ours.device_share
     if aim.kind not in (AHEAD, LEVEL) or ours.ceiling_us is None or share is None or share * ceilings > 1:
         return None
-    if ceilings == 1 and peer.median < ours.ceiling_us:
+    if peer.median < ours.ceiling_us:
         return None
     least = ours.ceiling_us * ceilings
     return peer.median / least if aim.kind == AHEAD else least / peer.median

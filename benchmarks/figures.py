@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.placed import Placed, placed, with_legend
+from benchmarks.providers import provider_of
 from benchmarks.rows import EARLIER, RESULTS, Run, days, load
 
 PEERS = ("ours", "liger-kernel", "torch.compile", "torch eager")
@@ -103,7 +104,7 @@ def table(folder: Path) -> Iterator[str]:
         others = [
             p
             for (of, provider, passes), p in found.items()
-            if (of, passes) == (entry, which) and provider not in PEERS and not p.row.is_ours
+            if (of, passes) == (entry, which) and provider_of(provider) not in PEERS
         ]
         best = min(others, key=lambda p: p.row.device_us.median, default=None)
         other = "" if best is None else f"{best.row.provider} {cell(best)}"

@@ -6,5 +6,7 @@ from pathlib import Path
 
 
 def has_gpu() -> bool:
-    """Whether there is an NVIDIA or AMD GPU."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+    """Whether there is an NVIDIA or AMD GPU; under Windows, its way to one."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or any(
+        map(Path.exists, map(Path, ("/dev/kfd", "/dev/dxg")))
+    )

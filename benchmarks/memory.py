@@ -57,10 +57,10 @@ def measured(entry: Entry, function: Function) -> tuple[float, float]:
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    before, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    before = torch.cuda.memory_allocated()
     kept = step(function, operands)
     torch.cuda.synchronize()
-    peaks = torch.cuda.max_memory_allocated() - before, torch.cuda.max_memory_reserved() - reserved
+    peaks = torch.cuda.max_memory_allocated() - before, torch.cuda.max_memory_reserved() - before
     del kept
     return peaks[0] / 1e6, peaks[1] / 1e6
 

@@ -34,7 +34,7 @@ of eager calls by the wall clock. A share is the ceiling's time over the op's: o
 op's matrix products, in the same run. It can be above 1: what is copied is 1 GB, and a kernel that reads more than it
 writes, or whose last lines stay in the cache, can be faster than that copy. The error is the largest relative one of
 outputs and gradients against float64, on a few tokens. "ours: ..." is a variant of ours, not the default. "A mean" is
-all that JAX's profiler recorded.
+all that JAX's profiler recorded. Of products there is no share by the wall clock: the GPU's clock is another one then.
 
 """
 

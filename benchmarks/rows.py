@@ -14,6 +14,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -125,13 +126,14 @@ class Spread:
 
     @property
     def error(self) -> float:
-        """The standard error of the median, as of normal samples; 0 of one number alone, which tells none."""
+        """The standard error of the median, as of normal samples; of one number alone nobody knows it."""
+        if self.samples == 1:
+            return math.inf
         return 1.2533 * (self.high - self.low) / 1.6832 / self.samples**0.5
 
     def times(self, factor: float) -> Spread:
         """Of each sample multiplied."""
-        low, median, high = (round(factor * value, 3) for value in (self.low, self.median, self.high))
-        return Spread(median, low, high, self.samples)
+        return Spread(factor * self.median, factor * self.low, factor * self.high, self.samples)
 
     @property
     def range(self) -> str:
@@ -159,7 +161,7 @@ class Row:
         temperature_c: likewise.
         repeats: whether a second call gave the same bits.
         least_bytes: what is to be read and written at least.
-        ceiling: the ceiling's time with its spread; rows of before 2026-11-30 have its median alone.
+        ceiling: ceiling_us with its spread; rows of before 2026-11-30 have the median alone.
     """
 
     entry: str
@@ -348,6 +350,18 @@ def load(path: Path, row: Callable[[dict[str, Any]], Any] = read_row) -> tuple[R
     return tuple(runs)
 
 
+SINCE = ("least_bytes", "ceiling")
+"""Fields that rows of before 2026-11-30 do not have, and that are left out of theirs."""
+
+
+def _told(row: Any) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in dataclasses.asdict(row).items()
+        if value is not None or name not in SINCE
+    }
+
+
 def save(path: Path, runs: Iterable[Run]) -> None:
     """Write the runs that have rows as JSON, one row per line, so that a change shows as the lines that changed."""
     blocks = []
@@ -355,7 +369,7 @@ def save(path: Path, runs: Iterable[Run]) -> None:
         if not run.rows:
             continue
         head = {f.name: getattr(run, f.name) for f in dataclasses.fields(run) if f.name != "rows"}
-        lines = ",\n".join("    " + json.dumps(dataclasses.asdict(row)) for row in run.rows)
+        lines = ",\n".join("    " + json.dumps(_told(row)) for row in run.rows)
         blocks.append(
             json.dumps(head, indent=2).removesuffix("\n}") + ',\n  "rows": [\n' + lines + "\n  ]\n}"
         )

@@ -25,7 +25,7 @@ class Verdict:
         aim: the aim.
         reached: what was reached, each figure with a link to its row; why there is nothing where it is not measured.
         met: whether that is enough; None where it is not measured.
-        remark: what else there is to say where it is missed, by `BEYOND` or `NEARLY` at first.
+        remark: what else there is to say, beginning with `BEYOND` or `NEARLY`; where it is met, `NEARLY` or nothing.
     """
 
     aim: Aim
@@ -66,10 +66,10 @@ def apart(mine: Spread, other: Spread) -> bool:
 
 
 def nearly(aim: Aim, figure: float, *of: Spread | None) -> str:
-    """`NEARLY` where a figure, a ratio of such medians, would meet the aim if it were two standard errors better."""
+    """`NEARLY` where two standard errors of a figure, a ratio of such medians, decide whether it meets the aim."""
     found = [spread for spread in of if spread is not None]
     error = 2 * math.hypot(*(spread.error / spread.median for spread in found))
-    return NEARLY if aim.is_met_by(figure * (1 + error)) or aim.is_met_by(figure * (1 - error)) else ""
+    return NEARLY if aim.is_met_by(figure * (1 + error)) != aim.is_met_by(figure * (1 - error)) else ""
 
 
 class Measured:

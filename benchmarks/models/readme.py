@@ -28,7 +28,7 @@ def is_finished(result: Result) -> bool:
 
 
 def has_pair(results: Iterable[Placed]) -> bool:
-    """Whether ours stands beside another arm that the README shows, both finished; of searches, every one."""
+    """Whether ours stands beside another arm that the README shows, both finished, and no search was cut short."""
     seen = [p.row for p in results if p.row.case.arm in SHOWN_ARMS]
     finished = {row.case.arm for row in seen if is_finished(row)}
     cut_short = any(row.is_at_least for row in seen)
@@ -41,7 +41,7 @@ def cell(result: Placed | None) -> str:
         return ""
     row = result.row
     if row.fits is not None:
-        return result.link(f"{'at least ' if row.is_at_least else ''}{row.fits:,} tokens")
+        return result.link(f"{row.fits:,} tokens")
     if row.tokens_s is None:
         return result.link(row.note)
     peak = "" if row.peak_gb is None else f" ({row.peak_gb:.1f} GB)"

@@ -8,7 +8,9 @@ import ctypes
 import dataclasses
 import importlib.util
 import itertools
+import random
 import re
+import statistics
 import subprocess
 import sys
 import threading
@@ -38,6 +40,7 @@ from benchmarks import (
     run,
     sources,
     turns,
+    verdicts,
 )
 from benchmarks import all as everything
 from benchmarks.commands import COMMANDS, Command, module_of
@@ -126,13 +129,38 @@ def run_of(found: tuple[Row, ...], **more: Any) -> Run:
 
 
 def test_rows_are_kept_as_they_are(tmp_path: Path) -> None:
-    kept = run_of(rows(), absent={"quack": "not installed"}, hardware={"driver": "1"}, source="abc")
+    first, *others = rows()
+    whole = dataclasses.replace(first, least_bytes=7, ceiling=Spread(1.0, 0.9, 1.1, 30))
+    kept = run_of((whole, *others), absent={"quack": "not installed"}, hardware={"driver": "1"}, source="abc")
     save(tmp_path / "gpu" / "norms.json", [kept])
     assert load(tmp_path / "gpu" / "norms.json") == (kept,)
+    assert (tmp_path / "gpu" / "norms.json").read_text().count(
+        "least_bytes"
+    ) == 1  # older rows stay as they were
     assert load(tmp_path / "none.json") == ()
     assert kept.rows[0].device_share == 0.25
     assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0, 3)
     assert (Spread.of([3.0, 1.0, 2.0]).range, Spread.of([2.0]).range) == ("1.0 to 3.0", "a mean")
+    assert Spread(2.0, 1.0, 3.0, 9).times(2.0) == Spread(4.0, 2.0, 6.0, 9)
+
+
+def test_the_error_of_a_median() -> None:
+    assert Spread(2.0, 1.9, 2.1, 30).error == pytest.approx(0.02719, rel=1e-3)
+    assert Spread.of([2.0]).error == float("inf")  # a mean alone
+    # A hundred medians of 30 normal samples differ by what it says.
+    draw = random.Random(0)
+    found = [Spread.of([draw.gauss(10.0, 1.0) for _ in range(30)]) for _ in range(400)]
+    said = statistics.mean(spread.error for spread in found)
+    assert statistics.stdev(spread.median for spread in found) == pytest.approx(said, rel=0.1)
+
+
+def test_medians_are_told_apart_by_two_standard_errors() -> None:
+    mine = Spread(2.0, 1.9, 2.1, 30)  # of the difference of two such .0385
+    assert not verdicts.apart(mine, Spread(2.075, 1.975, 2.175, 30))
+    assert verdicts.apart(mine, Spread(2.079, 1.979, 2.179, 30))
+    assert not verdicts.apart(mine, Spread.of([3.0]))
+    of_products = dataclasses.replace(rows()[0], of="products")
+    assert of_products.device_share is not None and of_products.wall_share is None
 
 
 def test_an_entry_measured_anew_replaces_its_rows_alone(tmp_path: Path) -> None:

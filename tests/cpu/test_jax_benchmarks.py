@@ -120,6 +120,9 @@ def test_programs_of_an_entry_run(monkeypatch: pytest.MonkeyPatch) -> None:
     # y and the sum; the gradients of x and of the residual are one array, XLA's are two or one
     assert by_pass["forward"].peak_mb >= 2 * 64 * 128 * 2 / 1e6
     assert all("wall clock" in row.note for row in rows)
+    assert all(row.ceiling and row.ceiling.median == row.ceiling_us for row in rows)
+    # A copy at 1 TB/s: a megabyte in a microsecond.
+    assert all(row.ceiling_us == pytest.approx(row.least_bytes / 1e6) for row in rows)
     assert {(row.clock_mhz, row.power_w, row.temperature_c) for row in rows} == {(1000.0, 500.0, 40.0)}
 
 

@@ -18,7 +18,7 @@ from benchmarks.marked import marks
 from benchmarks.placed import DRIFTED, LEGENDS, OLDER, UNTOLD, Placed, placed
 from benchmarks.report import Options, render
 from benchmarks.rows import BACKWARD, BOTH, FORWARD, Row, Run, Spread, load, rows_of, save
-from benchmarks.verdicts import Measured
+from benchmarks.verdicts import NEARLY, Measured
 from liger.device import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +98,14 @@ def test_rows_of_an_older_source_and_of_a_copy_that_drifted_are_marked(tmp_path:
         assert f"| 0.90{mark} | 0.90{others} |" in plain(readme.read_text())
         for text in (page, (docs / "README.md").read_text(), readme.read_text()):
             assert [found for found in LEGENDS if LEGENDS[found] in text] == list(mark)
+
+
+def test_the_readme_names_the_quickest_of_the_peers_without_a_column(tmp_path: Path) -> None:
+    name = "rms_norm 8192x4096"
+    times = {"ours": 2.0, "torch.compile: of another": 0.5, "quack": 3.0, "trl": 2.5, "torch fused": 4.0}
+    save(tmp_path / "gpu" / "norms.json", [run_of(tuple(timed(name, FORWARD, times)))])
+    (line,) = [plain(line) for line in figures.lines(tmp_path) if line.startswith(f"| {name}")]
+    assert line == f"| {name}, forward | copy | 0.90 |  |  |  | trl 0.72 |"
 
 
 def test_the_device_that_was_measured_last_comes_first_and_an_earlier_harness_is_told(tmp_path: Path) -> None:
@@ -181,7 +189,7 @@ def test_the_readme_tells_what_was_lost_by_more_than_two_standard_errors(tmp_pat
     ours, near, far = Spread(4.0, 3.9, 4.1, 9), Spread(3.9, 3.8, 4.05, 9), Spread(2.0, 1.9, 2.1, 9)
     found = [
         *timed("rms_norm 1x2", FORWARD, {"ours": ours, "trl": near, "quack": far}),
-        *timed("rms_norm 3x4", FORWARD, {"ours": ours, "trl": near, "quack": Spread.of([1.0])}),
+        *timed("rms_norm 3x4", FORWARD, {"ours": ours, "trl": near, "quack": Spread(1.0, 0.9, 1.1, 9)}),
     ]
     save(tmp_path / "gpu" / "norms.json", [run_of(tuple(found))])
     (line,) = [plain(line) for line in slower.lines(tmp_path) if "rms_norm" in line]
@@ -269,6 +277,11 @@ def test_a_miss_by_less_than_two_standard_errors_is_told_apart() -> None:
     ]
     found = timed("op", BACKWARD, {"ours": ours}, ceiling=Spread(1.8, 1.7, 1.9, 30))
     assert judged(found, aims[1:])[aims[1].text][1] == "missed, within two standard errors"
+    ahead = [Aim("op", BACKWARD, AHEAD, value, "trl") for value in (1.48, 1.53, 1.6)]
+    found = timed("op", BACKWARD, {"ours": ours, "trl": 3.0}, ceiling=None)
+    found = [dataclasses.replace(row, ceiling_us=1.0) for row in found]
+    said = [v for aim in ahead for v in Measured(placed([run_of(tuple(found))], ""), [], [aim]).verdicts()]
+    assert [(v.met, v.remark) for v in said] == [(True, NEARLY), (False, NEARLY), (False, "")]
 
 
 def test_products_that_are_computed_twice_are_in_the_ceiling() -> None:
