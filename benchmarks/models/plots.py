@@ -29,24 +29,30 @@ def plots(groups: Iterable[Sequence[Result]], folder: Path) -> None:
 
 
 def _bars(axes: Any, groups: Groups, value: Callable[[Result], float | None], label: str) -> None:
+    """A bar for each arm that a group has, one below the other."""
     arms = [arm for arm in ARMS if any(row.case.arm == arm for rows in groups for row in rows)]
-    height = 0.8 / len(arms)
-    for i, arm in enumerate(arms):
-        for place, rows in enumerate(groups):
-            row = next((r for r in rows if r.case.arm == arm), None)
-            if row is None:
-                continue
-            found, at = value(row), place + i * height
+    height = 0.85 / max(map(len, groups))
+    for place, rows in enumerate(groups):
+        for i, row in enumerate(sorted(rows, key=lambda row: ARMS.index(row.case.arm))):
+            arm = row.case.arm
+            found, at = value(row), place + (i - (len(rows) - 1) / 2) * height
             look = {"facecolor": "none", "hatch": "////"} if row.is_at_least else {"color": COLOURS[arm]}
             axes.barh(at, found or 0.0, height, edgecolor=COLOURS[arm], **look)
-            text = row.note[:24] if found is None else f" {found:,.0f}" if found >= 1000 else f" {found:.4g}"
+            text = (
+                f" {row.note}"[:40]
+                if found is None
+                else f" {found:,.0f}"
+                if found >= 1000
+                else f" {found:.4g}"
+            )
             if row.is_at_least:
                 text = f" at least{text} →"
-            axes.text(found or 0.0, at, text, fontsize=7, va="center")
+            axes.text(found or 0.0, at, text, fontsize=6, va="center")
+    for arm in arms:
         axes.barh(0, 0, color=COLOURS[arm], label=arm)
     titles = [rows[0].case.title for rows in groups]
-    axes.set_yticks([i + 0.4 - height / 2 for i in range(len(titles))], titles, fontsize=8)
-    axes.set_ylim(len(titles) - 0.1, -0.3)
+    axes.set_yticks(range(len(titles)), titles, fontsize=8)
+    axes.set_ylim(len(titles) - 0.5, -0.5)
     axes.set_xlabel(label, fontsize=9)
     axes.tick_params(axis="x", labelsize=8)
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -67,8 +73,8 @@ def _finish(figure: Any, axes: Any, at_least: bool) -> None:
 def _figure(groups: Groups, columns: int) -> Any:
     from matplotlib import pyplot
 
-    rows = sum(len(each) + 1 for each in groups)
-    size = (2.5 + 5.5 * columns, 1.3 + 0.18 * rows)
+    most = max(map(len, groups))
+    size = (2.5 + 5.5 * columns, 1.3 + 0.15 * (most + 0.5) * len(groups))
     return pyplot.subplots(1, columns, figsize=size, sharey=True, squeeze=False, layout="constrained")
 
 
