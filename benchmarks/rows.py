@@ -160,7 +160,8 @@ class Row:
         power_w: likewise.
         temperature_c: likewise.
         repeats: whether a second call gave the same bits.
-        least_bytes: what is to be read and written at least.
+        least_bytes: what is to be read and written at least; None where no op tells.
+        flops: of the products, where these are the ceiling.
         ceiling: ceiling_us with its spread; rows of before 2026-11-30 have the median alone.
     """
 
@@ -179,6 +180,7 @@ class Row:
     temperature_c: float | None = None
     repeats: bool | None = None
     least_bytes: int | None = None
+    flops: int | None = None
     ceiling: Spread | None = None
 
     @property
@@ -350,7 +352,7 @@ def load(path: Path, row: Callable[[dict[str, Any]], Any] = read_row) -> tuple[R
     return tuple(runs)
 
 
-SINCE = ("least_bytes", "ceiling")
+SINCE = ("least_bytes", "flops", "ceiling")
 """Fields that rows of before 2026-11-30 do not have, and that are left out of theirs."""
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch._functorch.config as functorch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gate
 from benchmarks.entries import entries
@@ -50,6 +51,13 @@ def repeats(call: Callable[[], object]) -> bool:
     """Whether two calls give the same bits."""
     first, second = (tensors_of(call()) for _ in range(2))
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def flops_of(products: Callable[[], object]) -> int:
+    """Floating-point operations of these matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        products()
+    return counter.get_total_flops()
 
 
 def operand_sets(entry: Entry) -> list[Operands]:
@@ -139,8 +147,10 @@ def _measured(
         if not turns:
             continue
         turns["copy"] = [copy]
+        flops = None
         if entry.products is not None:
-            turns["products"] = [entry.products(*constants_of(sets[0]))]
+            turns["products"] = [products := entry.products(*constants_of(sets[0]))]
+            flops = flops_of(products)
         times = measure(turns, monitor, phases)
         of, ceiling = "copy", times.pop("copy").best.times(least[which] / copy.moved)
         if entry.products is not None:
@@ -155,7 +165,8 @@ def _measured(
                 error=errors[name],
                 peak_mb=peaks[name, which],
                 repeats=same.get((name, which)),
-                least_bytes=least[which],
+                least_bytes=least[which] or None,
+                flops=flops,
             )
 
 

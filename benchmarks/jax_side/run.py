@@ -123,11 +123,14 @@ def candidates(prepared: Prepared, provider: str, sets: list[Operands]) -> dict[
     return found
 
 
-def _products(entry: Entry, sets: list[Operands]) -> Calls:
+def products_of(entry: Entry, sets: list[Operands]) -> tuple[Calls, int | None]:
+    """The call of an entry's matrix products, and its floating-point operations as XLA counts them."""
     assert entry.products is not None
     function, arguments = entry.products(*sets[0])
-    call = jax.jit(function).lower(*arguments).compile()
-    return [lambda: call(*arguments)]
+    lowered = jax.jit(function).lower(*arguments)
+    call = lowered.compile()
+    counted: Any = lowered.cost_analysis() or {}
+    return [lambda: call(*arguments)], int(counted["flops"]) if "flops" in counted else None
 
 
 def measured(prepared: Prepared, copy: Spread, monitor: Monitor, phases: Phases) -> Iterator[Row]:
@@ -159,8 +162,9 @@ def measured(prepared: Prepared, copy: Spread, monitor: Monitor, phases: Phases)
         turns = {provider: passes[which] for provider, passes in calls.items() if which in passes}
         if not turns:
             continue
+        flops = None
         if entry.products is not None:
-            turns[PRODUCTS] = _products(entry, sets)
+            turns[PRODUCTS], flops = products_of(entry, sets)
         times = measure(turns, monitor, phases)
         of, ceiling = "copy", copy.times(least[which] / COPIED)
         if entry.products is not None:
@@ -176,7 +180,8 @@ def measured(prepared: Prepared, copy: Spread, monitor: Monitor, phases: Phases)
                 error=found[provider],
                 peak_mb=program.peak_mb,
                 note=_note(found_time, program),
-                least_bytes=least[which],
+                least_bytes=least[which] or None,
+                flops=flops,
             )
 
 

@@ -101,6 +101,7 @@ def test_every_implementation_has_a_row_or_a_reason() -> None:
         assert row.device_us and row.ceiling_us == 40.0 and row.of == "products"  # the fourth in turn
         assert row.clock_mhz == 1000.0 and row.error is not None and row.error < 0.01
         assert row.ceiling == Spread.of([40.0]) and row.least_bytes
+        assert row.flops == 3 * 2 * 96 * 32 * 80
     assert found["ours"].repeats is True and found[providers.EAGER].repeats is None
     gone = {r.provider for r in run.measured(small(), FakeCopy(), monitor, phases, ["trl"])}
     assert "trl" not in gone

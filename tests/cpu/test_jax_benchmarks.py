@@ -126,6 +126,14 @@ def test_programs_of_an_entry_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {(row.clock_mhz, row.power_w, row.temperature_c) for row in rows} == {(1000.0, 500.0, 40.0)}
 
 
+def test_products_are_counted() -> None:
+    entry = next(entry for _, entry in entries(SMALL) if entry.name.startswith("linear_cross_entropy"))
+    x, kernel = entry.operands(0)[:2]
+    calls, flops = run.products_of(entry, [entry.operands(0)])
+    assert len(calls) == 1 and flops == 3 * 2 * x.size * kernel.shape[1]
+    jax.block_until_ready(calls[0]())
+
+
 def test_a_run_keeps_its_rows_and_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
