@@ -21,7 +21,7 @@ An aim beside torch.compile allows the 3 % that it names. "No slower than XLA's 
 compared with the fastest of XLA's formulas that were measured, by medians; both spreads (20th to 80th percentile) stand
 beside. "Within two standard errors" says that a figure on the device differs from its aim, or a median from a peer's,
 by less than two standard errors of these medians. A ceiling's own error counts where its row keeps it, from 2026-11-30
-on; and runs of one op can differ by 2 % ([how](../../benchmarks/README.md)).
+on; and runs of one op can differ by 3 % ([how](../../benchmarks/README.md)).
 
 "Beyond the ceiling" are aims beside a peer that would be missed even if ours took no longer than its ceiling: the copy
 of its least bytes, or its matrix products. "Of products computed twice" says that ours repeats some of them by design,

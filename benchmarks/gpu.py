@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
+"""In /dev: NVIDIA's, AMD's, and the way to either under Windows."""
+
 
 def has_gpu() -> bool:
-    """Whether there is an NVIDIA or AMD GPU; under Windows, its way to one."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) or any(
-        map(Path.exists, map(Path, ("/dev/kfd", "/dev/dxg")))
-    )
+    """Whether there is a GPU."""
+    return any(any(Path("/dev").glob(device)) for device in DEVICES)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 SM_CLOCK, MAX_CLOCK_SM = 1, 1
 GPU_TEMPERATURE = 0
 MEMORY_TEMPERATURE = 82
-"""Of the fields that `nvmlDeviceGetFieldValues` knows. Memory that is hot is refreshed more often, and slower."""
+"""Of the fields that `nvmlDeviceGetFieldValues` knows. Hot memory may be refreshed more often, which costs rate."""
 
 
 class Field(ctypes.Structure):

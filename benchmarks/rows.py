@@ -156,7 +156,7 @@ class Row:
         error: relative error of outputs and gradients against float64, on a few rows; the largest.
         peak_mb: memory beyond the operands, outputs and gradients included.
         note: why it was not timed, or what else there is to say.
-        clock_mhz: of the multiprocessors behind its blocks of eager calls; the median.
+        clock_mhz: of the multiprocessors after each block of eager calls; the median.
         power_w: likewise.
         temperature_c: likewise.
         repeats: whether a second call gave the same bits.

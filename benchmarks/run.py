@@ -149,8 +149,8 @@ def _measured(
         turns["copy"] = [copy]
         flops = None
         if entry.products is not None:
-            turns["products"] = [products := entry.products(*constants_of(sets[0]))]
-            flops = flops_of(products)
+            products = entry.products(*constants_of(sets[0]))
+            turns["products"], flops = [products], flops_of(products)
         times = measure(turns, monitor, phases)
         of, ceiling = "copy", times.pop("copy").best.times(least[which] / copy.moved)
         if entry.products is not None:

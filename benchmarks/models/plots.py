@@ -28,9 +28,13 @@ def plots(groups: Iterable[Sequence[Result]], folder: Path) -> None:
             save(draw(wanted), folder / PLOTS[what])
 
 
+def _digits(value: float) -> str:
+    """Of a large number all before the point, of a small one four."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 def _bars(axes: Any, groups: Groups, value: Callable[[Result], float | None], label: str) -> None:
     """A bar for each arm that a group has, one below the other."""
-    arms = [arm for arm in ARMS if any(row.case.arm == arm for rows in groups for row in rows)]
     height = 0.85 / max(map(len, groups))
     for place, rows in enumerate(groups):
         for i, row in enumerate(sorted(rows, key=lambda row: ARMS.index(row.case.arm))):
@@ -38,17 +42,14 @@ def _bars(axes: Any, groups: Groups, value: Callable[[Result], float | None], la
             found, at = value(row), place + (i - (len(rows) - 1) / 2) * height
             look = {"facecolor": "none", "hatch": "////"} if row.is_at_least else {"color": COLOURS[arm]}
             axes.barh(at, found or 0.0, height, edgecolor=COLOURS[arm], **look)
-            text = (
-                f" {row.note}"[:40]
-                if found is None
-                else f" {found:,.0f}"
-                if found >= 1000
-                else f" {found:.4g}"
-            )
-            if row.is_at_least:
-                text = f" at least{text} →"
-            axes.text(found or 0.0, at, text, fontsize=6, va="center")
-    for arm in arms:
+            if found is None:
+                text = row.note[:40]
+            elif row.is_at_least:
+                text = f"at least {_digits(found)} →"
+            else:
+                text = _digits(found)
+            axes.text(found or 0.0, at, f" {text}", fontsize=6, va="center")
+    for arm in sorted({row.case.arm for rows in groups for row in rows}, key=ARMS.index):
         axes.barh(0, 0, color=COLOURS[arm], label=arm)
     titles = [rows[0].case.title for rows in groups]
     axes.set_yticks(range(len(titles)), titles, fontsize=8)

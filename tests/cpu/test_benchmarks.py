@@ -1,21 +1,17 @@
-"""The benchmarks' bookkeeping: the gate before timing, rows and pages."""
+"""The benchmarks' gate before timing, entries and their peers, turns, memory, and the command that runs all."""
 
 from __future__ import annotations
 
 import argparse
 import collections
-import ctypes
 import dataclasses
 import importlib.util
 import itertools
-import random
 import re
-import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +29,10 @@ from benchmarks import (
     checks,
     gate,
     memory,
-    memory_page,
-    merge,
-    nvml,
     providers,
     run,
     sources,
     turns,
-    verdicts,
 )
 from benchmarks import all as everything
 from benchmarks.commands import COMMANDS, Command, module_of
@@ -48,9 +40,8 @@ from benchmarks.entries import entries, linear_cross_entropy, linear_jsd, logpro
 from benchmarks.entry import Entry
 from benchmarks.groups import GROUPS
 from benchmarks.jax_side import entries as jax_entries
-from benchmarks.models.case import Case, Result
 from benchmarks.phases import Phases
-from benchmarks.rows import Row, Run, Spread, keep, load, measured_now, rows_of, save, source_digest
+from benchmarks.rows import Row, Run
 
 sys.path.pop()
 
@@ -110,87 +101,6 @@ def test_ours_and_the_plain_formula_pass_the_gate(name: str) -> None:
             assert gate.error(entry, function, operands, right) <= gate.limit(None, torch.bfloat16)
     wrong = [t * 1.1 if t.is_floating_point() else t for t in right]
     assert gate.error(entry, entry.function, operands, wrong) > gate.limit(None, torch.bfloat16)
-
-
-# ------------------------------------------------------------------------------------------------- rows, pages
-
-
-def rows() -> tuple[Row, ...]:
-    fast, slow = Spread.of([1.0, 2.0, 3.0]), Spread.of([4.0])
-    return (
-        Row("op 1x2", "ours", "forward", slow, slow, "copy", 1.0, 1e-3, 5.0),
-        Row("op 1x2", "peer", "forward", fast, slow, "copy", 1.0, 1e-3, 5.0),
-        Row("op 1x2", "other-peer", "", error=0.5, note="not timed: its error is out of line"),
-    )
-
-
-def run_of(found: tuple[Row, ...], **more: Any) -> Run:
-    return Run("GPU", "2026-01-01", "python -m benchmarks run", {"torch": "2"}, (3.0, 3.1), found, **more)
-
-
-def test_rows_are_kept_as_they_are(tmp_path: Path) -> None:
-    first, *others = rows()
-    whole = dataclasses.replace(first, least_bytes=7, ceiling=Spread(1.0, 0.9, 1.1, 30))
-    kept = run_of((whole, *others), absent={"quack": "not installed"}, hardware={"driver": "1"}, source="abc")
-    save(tmp_path / "gpu" / "norms.json", [kept])
-    assert load(tmp_path / "gpu" / "norms.json") == (kept,)
-    assert (tmp_path / "gpu" / "norms.json").read_text().count(
-        "least_bytes"
-    ) == 1  # older rows stay as they were
-    assert load(tmp_path / "none.json") == ()
-    assert kept.rows[0].device_share == 0.25
-    assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0, 3)
-    assert (Spread.of([3.0, 1.0, 2.0]).range, Spread.of([2.0]).range) == ("1.0 to 3.0", "a mean")
-    assert Spread(2.0, 1.0, 3.0, 9).times(2.0) == Spread(4.0, 2.0, 6.0, 9)
-
-
-def test_the_error_of_a_median() -> None:
-    assert Spread(2.0, 1.9, 2.1, 30).error == pytest.approx(0.02719, rel=1e-3)
-    assert Spread.of([2.0]).error == float("inf")  # a mean alone
-    # A hundred medians of 30 normal samples differ by what it says.
-    draw = random.Random(0)
-    found = [Spread.of([draw.gauss(10.0, 1.0) for _ in range(30)]) for _ in range(400)]
-    said = statistics.mean(spread.error for spread in found)
-    assert statistics.stdev(spread.median for spread in found) == pytest.approx(said, rel=0.1)
-
-
-def test_medians_are_told_apart_by_two_standard_errors() -> None:
-    mine = Spread(2.0, 1.9, 2.1, 30)  # of the difference of two such .0385
-    assert not verdicts.apart(mine, Spread(2.075, 1.975, 2.175, 30))
-    assert verdicts.apart(mine, Spread(2.079, 1.979, 2.179, 30))
-    assert not verdicts.apart(mine, Spread.of([3.0]))
-    of_products = dataclasses.replace(rows()[0], of="products")
-    assert of_products.device_share is not None and of_products.wall_share is None
-
-
-def test_an_entry_measured_anew_replaces_its_rows_alone(tmp_path: Path) -> None:
-    path = tmp_path / "norms.json"
-    other = dataclasses.replace(rows()[0], entry="op 3x4")
-    save(path, [run_of((*rows(), other))])
-    again = dataclasses.replace(rows()[0], peak_mb=6.0)
-    keep(path, dataclasses.replace(run_of((again,)), date="2026-01-02"), load(path))
-    assert [r.date for r in load(path)] == ["2026-01-01", "2026-01-02"]
-    assert rows_of(load(path)) == [other, again]
-
-
-def test_rows_of_several_folders_are_merged(tmp_path: Path) -> None:
-    other = dataclasses.replace(rows()[0], entry="op 3x4")
-    peaks = memory_page.Peak("op", "ours", 1.0), memory_page.Peak("op", "trl", 2.0)
-    models = [Result(Case("llama-3.2-1b", arm), note="out of memory") for arm in ("ours", "eager")]
-    for i in (0, 1):
-        folder = tmp_path / str(i) / "gpu"
-        save(folder / "norms.json", [run_of((rows()[0],)), run_of((other,))][: i + 1])
-        save(folder / "memory.json", [Run("GPU", "", "", {}, None, (peaks[i],))])
-        save(folder / "models.json", [Run("GPU", "", "", {}, None, (models[i],))])
-    target = tmp_path / "results"
-    options = argparse.Namespace(folders=[tmp_path / "0", tmp_path / "1"], output=target)
-    for _ in range(2):  # the second time it changes nothing
-        assert merge.run(options) == 0
-        assert rows_of(load(target / "gpu" / "norms.json")) == [rows()[0], other]
-        assert rows_of(load(target / "gpu" / "memory.json", memory_page.read_peak)) == list(peaks)
-        assert rows_of(load(target / "gpu" / "models.json", Result.from_json)) == models
-    with pytest.raises(SystemExit, match="No results in"):
-        merge.run(argparse.Namespace(folders=[tmp_path / "none"], output=target))
 
 
 # ------------------------------------------------------------------------------------------------- entries, peers
@@ -368,116 +278,6 @@ def test_phases_are_added_up() -> None:
     assert list(phases.seconds) == ["gate", "device"]
     assert phases.seconds["gate"] >= 0.02 and phases.seconds["device"] >= 0.01
     assert re.fullmatch(r"gate \d\.\d, device \d\.\d", str(phases))
-
-
-def test_without_nvml_it_is_said(tmp_path: Path) -> None:
-    monitor = nvml.Monitor(library=str(tmp_path / "libnvidia-ml.so"))
-    assert monitor.read() is None
-    assert monitor.hardware()["nvml"].startswith("NVML: ")
-    assert nvml.middle([]) is None
-    readings = [nvml.Reading(1.0, 2.0, 3.0), nvml.Reading(3.0, 2.0, 1.0), nvml.Reading(2.0, 2.0, 2.0)]
-    assert nvml.middle(readings) == nvml.Reading(2.0, 2.0, 2.0)
-
-
-class Driver:
-    """As CUDA's and NVML's libraries, of a machine with two GPUs of which CUDA shows the second one alone."""
-
-    clocks: Mapping[bytes, int] = {b"0000:1B:00.0": 1111, b"0000:4D:00.0": 1980}
-
-    def __init__(self, *memory: int) -> None:
-        self.memory = list(memory) or [0]
-
-    def cuInit(self, flags: int) -> int:
-        return 0
-
-    def cuDeviceGet(self, device: Any, ordinal: int) -> int:
-        device._obj.value = 7 + ordinal
-        return 0
-
-    def cuDeviceGetPCIBusId(self, text: Any, size: int, device: Any) -> int:
-        text.value = b"0000:4D:00.0"
-        return 0 if device.value == 7 and size > 12 else 1
-
-    def nvmlInit_v2(self) -> int:
-        return 0
-
-    def nvmlDeviceGetHandleByPciBusId_v2(self, bus: bytes, handle: Any) -> int:
-        handle._obj.value = self.clocks[bus]
-        return 0
-
-    def nvmlDeviceGetClockInfo(self, handle: Any, which: int, found: Any) -> int:
-        found._obj.value = handle.value
-        return 0
-
-    def nvmlDeviceGetPowerUsage(self, handle: Any, found: Any) -> int:
-        found._obj.value = 500_000
-        return 0
-
-    def nvmlDeviceGetTemperature(self, handle: Any, which: int, found: Any) -> int:
-        found._obj.value = 40
-        return 0
-
-    def nvmlDeviceGetFieldValues(self, handle: Any, count: int, fields: Any) -> int:
-        assert (count, fields._obj.field, ctypes.sizeof(fields._obj)) == (1, 82, 40)
-        fields._obj.value = self.memory.pop(0)
-        return 0
-
-
-def test_the_gpu_that_is_read_is_the_one_that_cuda_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
-    assert nvml.Monitor().read() == nvml.Reading(1980.0, 500.0, 40.0)
-    monkeypatch.setattr(Driver, "cuInit", lambda self, flags: 100)
-    assert nvml.Monitor().absent == "NVML: cuInit returned 100"
-
-
-def test_the_memorys_temperature_is_told_at_first_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = Driver(62, 95, 0)
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
-    monitor = nvml.Monitor()
-    assert monitor.hardware()["memory"] == "62 °C at first, 95 °C at the end"
-    assert "memory" not in monitor.hardware()  # where it is not told
-
-
-def test_rows_of_another_source_or_geometry_are_not_current(tmp_path: Path) -> None:
-    (tmp_path / "liger" / "geometry").mkdir(parents=True)
-    (tmp_path / "liger" / "geometry" / "__pycache__").mkdir()
-    digests = []
-    for name, text in (
-        ("op.py", "rows = 1"),
-        ("op.py", "rows = 2"),
-        ("geometry/sm_90.json", '{"rows": 1}'),
-        ("geometry/sm_90.json", '{"rows": 2}'),
-        ("geometry/__pycache__/op.pyc", "compiled"),  # of the same source
-    ):
-        (tmp_path / "liger" / name).write_text(text)
-        source_digest.cache_clear()
-        digests.append(source_digest(tmp_path))
-    assert len(set(digests)) == 4 and digests[3] == digests[4]
-
-
-def test_what_failed_was_not_measured() -> None:
-    def current(*found: Any) -> Run:
-        return Run.now("GPU", None, found, {}, {})
-
-    ours, peer = rows()[:2]
-    broke_off = dataclasses.replace(ours, which="backward", note="failed: no memory")
-    other = dataclasses.replace(peer, entry="op 3x4", note="failed: it cannot")
-    assert measured_now([current(ours, broke_off, other)]) == {"op 3x4"}  # what a peer cannot do stands
-    wrong = dataclasses.replace(broke_off, note="not timed: its error is out of line")
-    assert measured_now([current(ours, wrong)]) == set()
-    assert measured_now([current(dataclasses.replace(wrong, provider="trl"))]) == {"op 1x2"}
-    assert measured_now([current(ours), dataclasses.replace(current(other), source="older")]) == {"op 1x2"}
-    drifted = dataclasses.replace(current(other), copy_tb_s=(4.0, 3.9))
-    assert measured_now([current(ours), drifted]) == {"op 1x2"}
-    done, failed = (
-        memory_page.Peak("op", "ours", 1.0),
-        memory_page.Peak("op", "trl", note="failed: more than 240 s"),
-    )
-    assert measured_now([current(done, failed)]) == {("op", "ours")}
-    case = Case("llama-3.2-1b", "ours")
-    longer = dataclasses.replace(case, tokens=16_384)
-    found = [Result(case, note="failed: ValueError"), Result(longer, note="out of memory")]
-    assert measured_now([current(*found)]) == {longer.key}
 
 
 # ------------------------------------------------------------------------------------------------- memory
