@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.placed import Placed, placed, with_legend
 from benchmarks.providers import provider_of
-from benchmarks.rows import EARLIER, RESULTS, Run, days, load
+from benchmarks.rows import RESULTS, Run, days, load
 
 PEERS = ("ours", "liger-kernel", "torch.compile", "torch eager")
 """With a column each; the quickest of all others has one, too."""
@@ -56,12 +56,16 @@ SHOWN = (
 
 
 def devices(results: Path = RESULTS) -> list[str]:
-    """The folders of devices that have rows of these groups, the one with the newest first."""
+    """The folders of devices that have rows of these groups, the one with the newest first.
+
+    Not those whose rows are of an earlier harness: these stand on the pages alone.
+    """
     dates: dict[str, str] = {}
     for path in sorted(results.glob("*/*.json")):
         if path.stem in {group for group, _, _ in SHOWN}:
-            newest = max((run.date for run in load(path)), default="")
-            dates[path.parent.name] = max(newest, dates.get(path.parent.name, ""))
+            for run in load(path):
+                if run.source:
+                    dates[path.parent.name] = max(run.date, dates.get(path.parent.name, ""))
     return sorted(dates, key=lambda name: dates[name], reverse=True)
 
 
@@ -90,8 +94,7 @@ def table(folder: Path) -> Iterator[str]:
     newest = max(runs, key=lambda run: run.date)
     named = ("torch", "triton", "liger-kernel")
     versions = ", ".join(f"{name} {newest.versions[name]}" for name in named if name in newest.versions)
-    earlier = "" if newest.source else f", by {EARLIER}"
-    yield f"{newest.device}, {days(runs)}, {versions}{earlier}; each figure is a link to its row:"
+    yield f"{newest.device}, {days(runs)}, {versions}; each figure is a link to its row:"
     yield ""
     yield f"| op, bf16 | of | {' | '.join(PEERS)} | quickest other |"
     yield f"|---|---|{'---|' * len(PEERS)}---|"

@@ -10,23 +10,6 @@ from typing import NamedTuple
 
 SM_CLOCK, MAX_CLOCK_SM = 1, 1
 GPU_TEMPERATURE = 0
-MEMORY_TEMPERATURE = 82
-"""Of the fields that `nvmlDeviceGetFieldValues` knows. Hot memory may be refreshed more often, which costs rate."""
-
-
-class Field(ctypes.Structure):
-    """`nvmlFieldValue_t`, of a field whose value is an unsigned integer."""
-
-    _fields_ = (
-        ("field", ctypes.c_uint),
-        ("scope", ctypes.c_uint),
-        ("timestamp", ctypes.c_longlong),
-        ("latency_us", ctypes.c_longlong),
-        ("kind", ctypes.c_int),
-        ("status", ctypes.c_int),
-        ("value", ctypes.c_uint),
-        ("_rest_of_the_union", ctypes.c_uint),
-    )
 
 
 class Reading(NamedTuple):
@@ -76,7 +59,6 @@ class Monitor:
             self._read()
         except (OSError, AttributeError) as failure:
             self.absent = f"NVML: {failure}"
-        self._memory_at_first = self._memory()
 
     def _call(self, name: str, *arguments: object) -> None:
         _checked(self._nvml, name, *arguments)
@@ -93,14 +75,6 @@ class Monitor:
             float(self._number("nvmlDeviceGetTemperature", GPU_TEMPERATURE)),
         )
 
-    def _memory(self) -> str:
-        """The temperature of the memory; empty where it is not told."""
-        found = Field(field=MEMORY_TEMPERATURE)
-        if not self.absent:
-            with contextlib.suppress(OSError, AttributeError):
-                self._call("nvmlDeviceGetFieldValues", self._handle, 1, ctypes.byref(found))
-        return f"{found.value} °C" if found.value and not found.status else ""
-
     def read(self) -> Reading | None:
         """How the GPU is now."""
         if self.absent:
@@ -112,7 +86,7 @@ class Monitor:
             return None
 
     def hardware(self) -> dict[str, str]:
-        """The driver, the limits under which the GPU runs, and how warm its memory was at first and is now."""
+        """The driver and the limits under which the GPU runs."""
         if self.absent:
             return {"nvml": self.absent}
         found: dict[str, str] = {}
@@ -124,6 +98,4 @@ class Monitor:
             found["power limit"] = f"{self._number('nvmlDeviceGetEnforcedPowerLimit') / 1e3:.0f} W"
         with contextlib.suppress(OSError, AttributeError):
             found["highest clock"] = f"{self._number('nvmlDeviceGetMaxClockInfo', MAX_CLOCK_SM)} MHz"
-        if (now := self._memory()) and self._memory_at_first:
-            found["memory"] = f"{self._memory_at_first} at first, {now} at the end"
         return found

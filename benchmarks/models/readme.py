@@ -75,7 +75,7 @@ def _tables(results: Path) -> Iterator[str]:
         yield ""
         yield (
             f"Arms of a row may be of different days: [all cases]({page}) has the rate of a matrix product beside "
-            "each. `compile` is slower probably for the mask that transformers builds where it is traced, which nobody "
-            "has profiled."
+            "each. `compile` is slower than `eager` for its attention, which gets a mask where transformers is traced: "
+            "120 ms of the first row's step by a profile, eager's 37."
         )
         yield ""

@@ -27,10 +27,10 @@ for. The peak has weights, gradients and optimiser states in it, in 1e9 bytes; r
 The share is the model's operations (none for recomputation) over those of a matrix product of 8192 x 8192 x 8192 in
 the same process, whose rate, before and after, stands beside it. The loss is that of the first step.
 
-Where it is traced, transformers builds a mask with which torch's attention cannot take its causal kernel, by its
-source: probably why `compile` and `ours-compile` are slower, which nobody has profiled. Arms of one group may be of
-different days and machines, whose clocks differ by some percent: the rate of the product stands beside each, and the
-share is what compares; the list of runs at the end says which.
+Where it is traced, transformers builds a mask with which torch's attention leaves out nothing that is not causal: by
+the profile of `compile`, Llama-3.2-1B at 8192 tokens, its attention takes 120 ms, eager's 37. Arms of one group may be
+of different days and machines, whose clocks differ by some percent: the rate of the product stands beside each, and
+the share is what compares; the list of runs at the end says which.
 
 """
 

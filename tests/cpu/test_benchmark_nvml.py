@@ -27,9 +27,6 @@ class Driver:
 
     clocks: Mapping[bytes, int] = {b"0000:1B:00.0": 1111, b"0000:4D:00.0": 1980}
 
-    def __init__(self, *memory: int) -> None:
-        self.memory = list(memory) or [0]
-
     def cuInit(self, flags: int) -> int:
         return 0
 
@@ -60,22 +57,9 @@ class Driver:
         found._obj.value = 40
         return 0
 
-    def nvmlDeviceGetFieldValues(self, handle: Any, count: int, fields: Any) -> int:
-        assert (count, fields._obj.field, ctypes.sizeof(fields._obj)) == (1, 82, 40)
-        fields._obj.value = self.memory.pop(0)
-        return 0
-
 
 def test_the_gpu_that_is_read_is_the_one_that_cuda_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
     assert nvml.Monitor().read() == nvml.Reading(1980.0, 500.0, 40.0)
     monkeypatch.setattr(Driver, "cuInit", lambda self, flags: 100)
     assert nvml.Monitor().absent == "NVML: cuInit returned 100"
-
-
-def test_the_memorys_temperature_is_told_at_first_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = Driver(62, 95, 0)
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
-    monitor = nvml.Monitor()
-    assert monitor.hardware()["memory"] == "62 °C at first, 95 °C at the end"
-    assert "memory" not in monitor.hardware()  # where it is not told
