@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import datetime
 import functools
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -58,16 +57,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-@functools.cache
-def source_digest(root: Path = ROOT) -> str:
-    """A digest of what is measured, source and tables of geometry, so that a result can be told from an older one."""
-    found = hashlib.sha256()
-    for folder in ("liger", "kernels", "liger_torch", "liger_jax"):
-        for path in sorted(p for p in (root / folder).rglob("*") if p.suffix in (".py", ".json")):
-            found.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return found.hexdigest()[:12]
 
 
 @functools.cache
@@ -228,7 +217,7 @@ class Run:
         versions: of packages.
         copy_tb_s: what a copy moved, before and after, None after a run that was cut short; None where none was timed.
         rows: what was measured: of `Row`, or of another dataclass with `key` and `failed`.
-        source: `source_digest` of the package.
+        source: a digest of all of the package's code; empty of an earlier harness.
         sources: digests of the code that was measured, by family (`benchmarks.sources`).
         absent: providers that could not be measured, each with the reason.
         hardware: driver, limits of power and clock; the CPU and how many cores of it.
@@ -264,7 +253,7 @@ class Run:
             versions(),
             rates,
             rows,
-            source_digest(),
+            sources.digest(sources.EVERYTHING),
             absent,
             {**hardware, **processor()},
             {name: sources.digest(name) for name in sorted(set(map(sources.family, rows)))},
@@ -302,9 +291,9 @@ class Run:
         return self.copy_tb_s is not None and self.copy_tb_s[1] is None
 
     @property
-    def is_current(self) -> bool:
-        """Whether it is of the source and of the packages that are here now."""
-        return self.source == source_digest() and self.versions == versions()
+    def has_versions(self) -> bool:
+        """Whether all packages that are here now were there in the same version."""
+        return versions().items() <= self.versions.items()
 
     def is_older(self, row: Any) -> bool:
         """Whether one of its rows is of code of ours that has changed since."""
@@ -388,18 +377,26 @@ def keep(path: Path, run: Run, before: Iterable[Run]) -> None:
 
 
 def measured_now(runs: Iterable[Run]) -> set[Any]:
-    """The keys of what was measured from this source and with these packages; what failed is told, and left out."""
-    rows: list[Any] = []
+    """The keys of what was measured from the code and with the packages that are here now.
+
+    What failed is told, and left out.
+    """
+    measured: set[Any] = set()
+    changed: set[Any] = set()
     failed: dict[Any, str] = {}
     for run in runs:
-        if not run.is_current:
+        if not run.has_versions:
             continue
-        rows += run.rows
         drifted = f"the copy drifted by {run.drift:.1%}" if run.drifted else ""
-        failed |= {row.key: drifted or row.note for row in run.rows if drifted or row.failed}
+        for row in run.rows:
+            measured.add(row.key)
+            if run.is_older(row) or run.is_untold(row):
+                changed.add(row.key)
+            elif drifted or row.failed:
+                failed[row.key] = drifted or row.note
     for key, why in failed.items():
         print(f"again: {key}: {why}")
-    return {row.key for row in rows} - failed.keys()
+    return measured - changed - failed.keys()
 
 
 def conclude(run: Run, path: Path) -> int:

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import memory_page, merge, verdicts
 from benchmarks.models.case import Case, Result
-from benchmarks.rows import Row, Run, Spread, keep, load, measured_now, rows_of, save, source_digest
+from benchmarks.rows import Row, Run, Spread, keep, load, measured_now, rows_of, save
 
 
 def rows() -> tuple[Row, ...]:
@@ -94,23 +94,6 @@ def test_rows_of_several_folders_are_merged(tmp_path: Path) -> None:
         merge.run(argparse.Namespace(folders=[tmp_path / "none"], output=target))
 
 
-def test_rows_of_another_source_or_geometry_are_not_current(tmp_path: Path) -> None:
-    (tmp_path / "liger" / "geometry").mkdir(parents=True)
-    (tmp_path / "liger" / "geometry" / "__pycache__").mkdir()
-    digests = []
-    for name, text in (
-        ("op.py", "rows = 1"),
-        ("op.py", "rows = 2"),
-        ("geometry/sm_90.json", '{"rows": 1}'),
-        ("geometry/sm_90.json", '{"rows": 2}'),
-        ("geometry/__pycache__/op.pyc", "compiled"),  # of the same source
-    ):
-        (tmp_path / "liger" / name).write_text(text)
-        source_digest.cache_clear()
-        digests.append(source_digest(tmp_path))
-    assert len(set(digests)) == 4 and digests[3] == digests[4]
-
-
 def test_what_failed_was_not_measured() -> None:
     def current(*found: Any) -> Run:
         return Run.now("GPU", None, found, {}, {})
@@ -122,7 +105,6 @@ def test_what_failed_was_not_measured() -> None:
     wrong = dataclasses.replace(broke_off, note="not timed: its error is out of line")
     assert measured_now([current(ours, wrong)]) == set()
     assert measured_now([current(dataclasses.replace(wrong, provider="trl"))]) == {"op 1x2"}
-    assert measured_now([current(ours), dataclasses.replace(current(other), source="older")]) == {"op 1x2"}
     drifted = dataclasses.replace(current(other), copy_tb_s=(4.0, 3.9))
     assert measured_now([current(ours), drifted]) == {"op 1x2"}
     done, failed = (
@@ -134,3 +116,22 @@ def test_what_failed_was_not_measured() -> None:
     longer = dataclasses.replace(case, tokens=16_384)
     found = [Result(case, note="failed: ValueError"), Result(longer, note="out of memory")]
     assert measured_now([current(*found)]) == {longer.key}
+
+
+def test_what_has_changed_since_was_not_measured() -> None:
+    ours, peer = (dataclasses.replace(row, entry="rms_norm 1x2") for row in rows()[:2])
+    other = dataclasses.replace(ours, entry="rope 1x2")
+    now = Run.now("GPU", None, [ours, peer, other], {}, {})
+    assert measured_now([now]) == {"rms_norm 1x2", "rope 1x2"}
+    for sources in ({"rope": now.sources["rope"]}, now.sources | {"rms_norm": "older"}):
+        assert measured_now([dataclasses.replace(now, sources=sources)]) == {"rope 1x2"}
+    alone = dataclasses.replace(now, rows=(peer,), sources={})
+    assert measured_now([alone]) == {"rms_norm 1x2"}  # a peer's row does not depend on this package
+
+
+def test_what_other_packages_measured_is_not_of_today() -> None:
+    now = Run.now("GPU", None, rows()[:1], {}, {})
+    assert measured_now([dataclasses.replace(now, versions=now.versions | {"gone": "1"})]) == {"op 1x2"}
+    assert measured_now([dataclasses.replace(now, versions=now.versions | {"python": "2.7"})]) == set()
+    absent = {name: version for name, version in now.versions.items() if name != "python"}
+    assert measured_now([dataclasses.replace(now, versions=absent)]) == set()

@@ -118,7 +118,7 @@ def test_a_run_keeps_its_rows_and_goes_on(
     assert run.run(options) == 0
     (kept,) = load(path)
     assert {row.entry for row in kept.rows} == {entry.name for entry in chosen}
-    assert kept.device == "NVIDIA GPU 80GB" and kept.copy_tb_s == (1.0, 1.0) and kept.is_current
+    assert kept.device == "NVIDIA GPU 80GB" and kept.copy_tb_s == (1.0, 1.0) and kept.has_versions
     assert "nvml" in kept.hardware and kept.hardware["CPU"]
     assert kept.hardware["cores"] == str(len(os.sched_getaffinity(0)))
     before = path.read_text()
