@@ -1,9 +1,9 @@
 """`python -m benchmarks all`: every command that measures, each part in a process of its own, then the report.
 
 A part that fails or takes too long does not stop the rest; what failed is told at the end, and what each one printed is
-in build/benchmarks. Parts keep what they have measured as they go, and `--resume` goes on with what is missing (but
-for `host`, which takes a minute), so that the whole can be done in several sittings. `--list` prints the command
-of each part, to be run one by one.
+in build/benchmarks. Parts keep what they have measured as they go, and `--resume` goes on with what is missing or no
+longer holds (but for `host`, which takes a minute), so that the whole can be done in several sittings. `--list` prints
+the command of each part, to be run one by one.
 """
 
 from __future__ import annotations

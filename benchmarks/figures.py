@@ -56,17 +56,18 @@ SHOWN = (
 
 
 def devices(results: Path = RESULTS) -> list[str]:
-    """The folders of devices that have rows of these groups, the one with the newest first.
-
-    Not those whose rows are of an earlier harness: these stand on the pages alone.
-    """
+    """The folders of devices that have rows of these groups, the one with the newest first."""
     dates: dict[str, str] = {}
     for path in sorted(results.glob("*/*.json")):
         if path.stem in {group for group, _, _ in SHOWN}:
-            for run in load(path):
-                if run.source:
-                    dates[path.parent.name] = max(run.date, dates.get(path.parent.name, ""))
+            for run in _runs(path):
+                dates[path.parent.name] = max(run.date, dates.get(path.parent.name, ""))
     return sorted(dates, key=lambda name: dates[name], reverse=True)
+
+
+def _runs(path: Path) -> list[Run]:
+    """Those of a file, but for runs of an earlier harness, which stand on the pages alone."""
+    return [run for run in load(path) if run.source]
 
 
 def cell(found: Placed) -> str:
@@ -87,7 +88,7 @@ def table(folder: Path) -> Iterator[str]:
     found: dict[tuple[str, str, str], Placed] = {}
     runs: list[Run] = []
     for group in dict.fromkeys(group for group, _, _ in SHOWN):
-        of_group = load(folder / f"{group}.json")
+        of_group = _runs(folder / f"{group}.json")
         runs += of_group
         rows = placed(of_group, f"docs/benchmarks/{folder.name}/{group}.md")
         found |= {(p.row.entry, p.row.provider, p.row.which): p for p in rows if p.row.device_us is not None}

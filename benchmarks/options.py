@@ -33,5 +33,5 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 def add_resume(parser: argparse.ArgumentParser) -> None:
     """--resume."""
-    text = "leave out what was measured from the code of today, but for what failed or whose copy drifted"
+    text = "leave out what was measured from today's code and versions, but for what failed or whose copy drifted"
     parser.add_argument("--resume", action="store_true", help=text)

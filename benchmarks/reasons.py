@@ -149,9 +149,9 @@ REASONS = (
         "linear_jsd .*(?<!JAX)",
         (BOTH,),
         (SHARE, AHEAD),
-        "the row kernel is JSD of logits, bound by its instructions; at hidden 1024 its three least passes alone would "
-        "leave 94 %, without chunks",
-        "divergences-the-entries-steps",
+        "the row kernel is JSD of logits, at .42 of a copy: its three least passes, without chunks, would leave 93 % "
+        "at hidden 1024, and .42 of them leaves 85",
+        "jsds-third-sweep",
     ),
     Reason(
         "dpo .*",
@@ -174,15 +174,15 @@ REASONS = (
         (BOTH,),
         (SHARE,),
         "three sweeps make 7 passes where 3 are the least, .43 of a copy if the cache has nothing left of a row; with "
-        "fewer rows under way, of which it has some, programs wait longer; fewer instructions gained nothing",
+        "fewer rows under way, of which it has some, programs wait longer; fewer instructions gained 3 % at most",
         "jsds-third-sweep",
     ),
     Reason(
         "jsd of logits 16384x32000",
         (BOTH,),
         (SHARE,),
-        "7 passes where 3 are the least, and 82 instructions per pair, of which a copy leaves time for 57; fewer of "
-        "them gained nothing, nor did blocks on their way through shared memory",
+        "7 passes where 3 are the least, .43 of a copy if the cache had nothing of a row; fewer instructions (.46) and "
+        "blocks on their way through shared memory (.44) were slower",
         "jsds-third-sweep",
     ),
     Reason(
@@ -190,8 +190,8 @@ REASONS = (
         (BOTH,),
         (SHARE,),
         "5 passes where 3 are the least, of which the cache has a part: .60 before; two blocks on their way and two in "
-        "registers are the best of those tried, blocks on their way through shared memory among them",
-        "divergences-fourth-sweep",
+        "registers are the best of those tried, also beside blocks on their way through shared memory",
+        "jsds-third-sweep",
     ),
     # ------------------------------------------------------------------------------------------- losses on JAX
     Reason(
@@ -229,8 +229,8 @@ REASONS = (
         "rms_norm|add_rms_norm|layer_norm|rope|swiglu",
         (FORWARD,),
         (HOST,),
-        "one launch; in a quieter sitting RMSNorm (11.0) and SwiGLU (9.6) were within the aim, sittings differ by up "
-        "to two times",
+        "one launch, as torch's own beside it; RMSNorm was at 11.0 in another sitting, and sittings differ by up to "
+        "two times",
         "host-cost",
     ),
     Reason(

@@ -217,7 +217,7 @@ class Run:
         versions: of packages.
         copy_tb_s: what a copy moved, before and after, None after a run that was cut short; None where none was timed.
         rows: what was measured: of `Row`, or of another dataclass with `key` and `failed`.
-        source: a digest of all of the package's code; empty of an earlier harness.
+        source: a digest of all of the package's code (until 2026-11-30 with comments); empty of an earlier harness.
         sources: digests of the code that was measured, by family (`benchmarks.sources`).
         absent: providers that could not be measured, each with the reason.
         hardware: driver, limits of power and clock; the CPU and how many cores of it.

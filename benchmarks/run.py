@@ -1,7 +1,7 @@
 """`python -m benchmarks run GROUP ...`: ops beside their peers, on the GPU at hand.
 
 The rows go to results/DEVICE/GROUP.json after every entry, so that a run may be cut short in between; `--resume` goes
-on with the entries that were not measured from this source and with these versions, or of which ours failed.
+on with what `benchmarks.rows.measured_now` leaves out.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def functions_of(entry: Entry) -> dict[str, Function]:
 
 def peak_mb(call: Callable[[], object]) -> float:
     """Memory beyond what is there, results included."""
+    torch.cuda.empty_cache()  # or a block that is a little larger than what it is taken for counts as a whole
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     call()
@@ -219,7 +220,8 @@ def _group(group: str, path: Path, options: argparse.Namespace, monitor: Monitor
         return run
 
     for entry in chosen:
-        # Not after an entry: a copy is slower by a tenth right after much memory was given back to the driver.
+        # Not after an entry: right after 50 GB were given back to the driver, though not after 25, a copy is slower by
+        # a tenth.
         torch.cuda.empty_cache()
         started, phases = time.monotonic(), Phases()
         gather(entry.name, measured(entry, copy, monitor, phases, gone), rows)

@@ -74,8 +74,8 @@ def _tables(results: Path) -> Iterator[str]:
             yield f"| {'longest context: ' if case.what == 'longest' else ''}{case.title} | {cells} |"
         yield ""
         yield (
-            f"Arms of a row may be of different days: [all cases]({page}) has the rate of a matrix product beside "
-            "each. `compile` is slower than `eager` for its attention, which gets a mask where transformers is traced: "
-            "120 ms of the first row's step by a profile, eager's 37."
+            f"Arms of a row may be of different days and machines, which differ by 3 to 4 %: [all cases]({page}) has "
+            "the rate of a matrix product beside each. `compile`, torch.compile of `eager`, is slower than it for its "
+            "attention, which gets a mask where transformers is traced."
         )
         yield ""

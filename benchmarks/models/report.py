@@ -27,10 +27,10 @@ for. The peak has weights, gradients and optimiser states in it, in 1e9 bytes; r
 The share is the model's operations (none for recomputation) over those of a matrix product of 8192 x 8192 x 8192 in
 the same process, whose rate, before and after, stands beside it. The loss is that of the first step.
 
-Where it is traced, transformers builds a mask with which torch's attention leaves out nothing that is not causal: by
-the profile of `compile`, Llama-3.2-1B at 8192 tokens, its attention takes 120 ms, eager's 37. Arms of one group may be
-of different days and machines, whose clocks differ by some percent: the rate of the product stands beside each, and
-the share is what compares; the list of runs at the end says which.
+`compile` is slower than `eager` for its attention: where it is traced, transformers builds a mask, with which, by its
+source, nothing is left out that is not causal, and keys and values are repeated for all heads. Arms of one group may be
+of different days and machines, whose steps differ by 3 to 4 %: less than that between two arms tells nothing. The rate
+of the product stands beside each, and the share compares better; the list of runs at the end says which.
 
 """
 

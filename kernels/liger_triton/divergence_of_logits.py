@@ -429,7 +429,7 @@ def _forward_blocks(rows: Rows, options: Options, want_gradient: bool) -> Blocks
     """How a program goes through a pair of rows: measured in 16 bits on an H200.
 
     All threads that a multiprocessor has registers for work on one pair of wide rows, so that the cache still has most
-    of it when a sweep turns. JSD, which is bound by its arithmetic, has more of programs that are not in step.
+    of it when a sweep turns. JSD gains more by programs that are not in step.
     """
     wide = 2 * rows.n_cols > WIDE_BYTES
     if not want_gradient:

@@ -107,6 +107,8 @@ def test_what_failed_was_not_measured() -> None:
     assert measured_now([current(dataclasses.replace(wrong, provider="trl"))]) == {"op 1x2"}
     drifted = dataclasses.replace(current(other), copy_tb_s=(4.0, 3.9))
     assert measured_now([current(ours), drifted]) == {"op 1x2"}
+    cut_short = dataclasses.replace(current(other), copy_tb_s=(4.0, None))
+    assert measured_now([cut_short]) == {"op 3x4"}  # or it would begin anew each time
     done, failed = (
         memory_page.Peak("op", "ours", 1.0),
         memory_page.Peak("op", "trl", note="failed: more than 240 s"),

@@ -136,6 +136,46 @@ def test_a_run_keeps_its_rows_and_goes_on(
     assert first == kept and {row.which for row in second.rows if row.provider == "ours"} == {"forward"}
 
 
+@pytest.mark.usefixtures("on_a_machine")
+def test_the_copy_is_measured_before_memory_is_given_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    happened = []
+
+    class Copy(FakeCopy):
+        def rate(self, monitor: nvml.Monitor) -> float:
+            happened.append("copy")
+            return super().rate(monitor)
+
+    monkeypatch.setattr(run, "Copy", Copy)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: happened.append("given back"))
+    monkeypatch.setattr(run, "entries", lambda groups, words: [small(), small(frozen=True)])
+    monkeypatch.setattr(run, "gather", lambda name, found, rows: happened.append("entry"))
+    assert run.run(argparse.Namespace(groups=["policy"], word=[], output=tmp_path, resume=False)) == 0
+    assert happened == ["copy", "given back", "entry", "given back", "entry", "copy"]
+
+
+@pytest.mark.usefixtures("on_a_machine")
+def test_what_was_measured_before_a_run_is_cut_short_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def ends(*_: object) -> object:
+        raise KeyboardInterrupt
+
+    first, second = small(), small(frozen=True)
+    chosen = [first, dataclasses.replace(second, function=ends)]
+    monkeypatch.setattr(run, "entries", lambda groups, words: chosen)
+    options = argparse.Namespace(groups=["policy"], word=[], output=tmp_path, resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(options)
+    path = tmp_path / "nvidia-gpu-80gb" / "policy.json"
+    (kept,) = load(path)
+    assert kept.was_cut_short and {row.entry for row in kept.rows} == {first.name}
+    chosen[-1] = second
+    assert run.run(options) == 0
+    assert [{row.entry for row in each.rows} for each in load(path)] == [{first.name}, {second.name}]
+
+
 def rms_norm(**more: Any) -> Entry:
     """Measured forward and backward one by one, the plain formula compiled as well."""
 

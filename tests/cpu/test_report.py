@@ -108,6 +108,18 @@ def test_the_readme_names_the_quickest_of_the_peers_without_a_column(tmp_path: P
     assert line == f"| {name}, forward | copy | 0.90 |  |  |  | trl 0.72 |"
 
 
+def test_the_readme_has_no_rows_of_an_earlier_harness(tmp_path: Path) -> None:
+    name = "rms_norm 8192x4096"
+    (mine,), (theirs,) = (timed(name, FORWARD, {p: 2.0}) for p in ("ours", "liger-kernel"))
+    for device, dates in (("a", ("2026-01-03", "2026-01-05")), ("b", ("2026-01-09", "2026-01-01"))):
+        runs = [run_of((mine,), device=device, date=date) for date in dates]
+        save(tmp_path / device / "norms.json", [*runs, run_of((theirs,), date="2026-01-08", source="")])
+    save(tmp_path / "c" / "norms.json", [run_of((mine,), source="")])
+    assert figures.devices(tmp_path) == ["b", "a"]  # the one that was measured last
+    lines = [plain(line) for line in figures.lines(tmp_path) if line.startswith("| rms_norm")]
+    assert lines == 2 * [f"| {name}, forward | copy | 0.90 |  |  |  |  |"]
+
+
 def test_the_device_that_was_measured_last_comes_first_and_an_earlier_harness_is_told(tmp_path: Path) -> None:
     old = run_of(rows(), device="Old GPU", source="", date="2026-01-01")
     new = run_of(rows(), device="New GPU", date="2026-01-02")
