@@ -144,15 +144,10 @@ def _joined(
     """(loss, highest, log_total, z_loss, correct, predicted) of all chunks."""
     if parts:
         return tuple(None if c[0] is None else backend.concat_rows(c) for c in zip(*parts, strict=True))
-    empty = backend.zeros((0,), "float32")
-    return (
-        empty,
-        empty,
-        empty,
-        empty if options.return_z_loss else None,
-        empty if options.return_accuracy else None,
-        backend.zeros((0,), "int32") if options.return_predicted else None,
-    )
+    wanted = (True, True, True, options.return_z_loss, options.return_accuracy, options.return_predicted)
+    dtypes = ("float32",) * 5 + ("int32",)
+    # An array for each: were one of them two outputs, torch would take neither for differentiable or both.
+    return tuple(backend.zeros((0,), d) if w else None for w, d in zip(wanted, dtypes, strict=True))
 
 
 def _backward(

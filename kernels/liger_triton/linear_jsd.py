@@ -153,10 +153,10 @@ def _joined(
     """(loss, soft, hard, statistics) of all chunks."""
     if parts:
         return tuple(None if c[0] is None else backend.concat_rows(c) for c in zip(*parts, strict=True))
-    empty = backend.zeros((0,), "float32")
-    part = empty if options.return_parts else None
-    statistics = backend.zeros((0, divergence.STATISTICS), "float32") if want_statistics else None
-    return empty, part, part, statistics
+    # An array for each: were one of them two outputs, torch would take neither for differentiable or both.
+    wanted = (True, options.return_parts, options.return_parts, want_statistics)
+    shapes = ((0,),) * 3 + ((0, divergence.STATISTICS),)
+    return tuple(backend.zeros(s, "float32") if w else None for w, s in zip(wanted, shapes, strict=True))
 
 
 def _backward(

@@ -124,6 +124,7 @@ def cases() -> list[Case]:
         _linear("tokens", biased=True, reduction="tokens", beta=0.1, **distilled),
         _linear("forward", beta=0.0, reduction="sum", temperature=3.0),
         _linear("empty", (0,), **distilled),
+        _linear("empty-tokens", (0,), reduction="tokens", **distilled),
         _linear("all-ignored", ignored=1.0, **distilled),
         _linear("frozen-head", frozen=("student_weight",), beta=1.0),
     ]

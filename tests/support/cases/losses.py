@@ -88,6 +88,12 @@ def cases() -> list[Case]:
         )
     cases += [
         Case(
+            "linear_cross_entropy-empty-none",
+            linear_cross_entropy.LINEAR_CROSS_ENTROPY,
+            linear_cross_entropy.Options(reduction="none", return_accuracy=True, return_predicted=True),
+            together(normal(0, 24), normal(50, 24), labels((0,), 50), None, None, None, None),
+        ),
+        Case(
             "cross_entropy-wide",
             cross_entropy.CROSS_ENTROPY,
             cross_entropy.Options(label_smoothing=0.1, return_predicted=True),
