@@ -150,7 +150,7 @@ REASONS = (
         (BOTH,),
         (SHARE, AHEAD),
         "the row kernel is JSD of logits, at .42 of a copy: its three least passes, without chunks, would leave 93 % "
-        "at hidden 1024, and .42 of them leaves 85",
+        "at hidden 1024 and 4096, and at .42 they leave 85",
         "jsds-third-sweep",
     ),
     Reason(
@@ -190,8 +190,8 @@ REASONS = (
         (BOTH,),
         (SHARE,),
         "5 passes where 3 are the least, of which the cache has a part: .60 before; two blocks on their way and two in "
-        "registers are the best of those tried, also beside blocks on their way through shared memory",
-        "jsds-third-sweep",
+        "registers are the best of those tried",
+        "divergences-fourth-sweep",
     ),
     # ------------------------------------------------------------------------------------------- losses on JAX
     Reason(

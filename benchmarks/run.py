@@ -40,7 +40,7 @@ def functions_of(entry: Entry) -> dict[str, Function]:
 
 def peak_mb(call: Callable[[], object]) -> float:
     """Memory beyond what is there, results included."""
-    torch.cuda.empty_cache()  # or a block that is a little larger than what it is taken for counts as a whole
+    torch.cuda.empty_cache()  # or a cached block that is a little larger than what is asked for counts in full
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     call()
@@ -220,8 +220,8 @@ def _group(group: str, path: Path, options: argparse.Namespace, monitor: Monitor
         return run
 
     for entry in chosen:
-        # Not after an entry: right after 50 GB were given back to the driver, though not after 25, a copy is slower by
-        # a tenth.
+        # Not after an entry: for some seconds after 50 GB were given back to the driver, though not after 25, a copy is
+        # slower by a tenth.
         torch.cuda.empty_cache()
         started, phases = time.monotonic(), Phases()
         gather(entry.name, measured(entry, copy, monitor, phases, gone), rows)

@@ -73,7 +73,8 @@ def _checked(op: Op, given: Any, operands: Tensors, names: Mapping[str, str], sw
     ordered = swap(operands, swapped)
     check_operands(op, options, ordered, names)
     if uses_reference(first):
-        return swap(op.reference(ordered, options), swapped)
+        results = zip(op.reference(ordered, options), op.outputs, strict=True)
+        return swap(tuple(t if t is None or o.differentiable else t.detach() for t, o in results), swapped)
     if any(t is not None and t.dtype == torch.float64 for t in operands):
         raise TypeError(
             f"{op.name}: float64 on {kind}: the kernels compute in float32; cast the operands to float32 or move "

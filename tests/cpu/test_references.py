@@ -17,6 +17,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
+from liger.op import Op
 from liger_torch import functional as f
 from liger_torch.autograd import call
 
@@ -289,3 +290,17 @@ def test_cpu_tensors_take_the_reference_and_stay_as_they_were(case: Case) -> Non
         assert (gradient is not None) == need
         if need:
             assert (gradient.shape, gradient.dtype) == (tensor.shape, tensor.dtype)
+
+
+@pytest.mark.parametrize("op", dict.fromkeys(case.op for case in CASES), ids=lambda op: op.name)
+def test_outputs_have_gradients_as_declared(op: Op) -> None:
+    """As where the kernels run: what is there to be logged holds on to no graph."""
+    for case in (case for case in CASES if case.op is op and "wide" not in case.name):
+        operands = tensors(case, "float32")
+        wanted = any(t is not None and t.requires_grad for t in operands)
+        for output, declared in zip(call(op, case.options, *operands), op.outputs, strict=True):
+            if output is not None:
+                assert output.requires_grad == (declared.differentiable and wanted), (
+                    case.name,
+                    declared.name,
+                )

@@ -330,6 +330,18 @@ def test_opcheck(case: Case) -> None:
     opcheck(packet, (*given, *library._values(case.options), list(needs)))
 
 
+@each_signature
+def test_outputs_have_gradients_as_declared(case: Case) -> None:
+    """Where torch compiles as elsewhere: an accuracy that is logged holds on to no graph."""
+    given = tuple(tensors(case, "float32"))
+    needs = needed(case.op, given)
+    eager = call(case.op, case.options, *given)
+    for outputs in (eager, library.call(case.op, case.options, given, needs)):
+        for output, declared in zip(outputs, case.op.outputs, strict=True):
+            if output is not None:
+                assert output.requires_grad == (declared.differentiable and any(needs)), declared.name
+
+
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_arguments_of_an_operator_have_names_of_their_own(op: Op) -> None:
     """Torch takes a schema that names two arguments alike; Inductor does not."""
