@@ -189,7 +189,8 @@ def _register(op: Op) -> None:
         ctx.kept = [name for name in kept_names if name in names and present[name]]
         ctx.save_for_backward(*(available[name] for name in ctx.kept))
         ctx.outputs_present = [s is not None for s in outputs]
-        results = zip(output, (*op.outputs, *op.saved), strict=True)
+        # Not what is saved: by a gradient that it may be, a second derivative is noticed.
+        results = zip(output, op.outputs, strict=False)
         ctx.mark_non_differentiable(*(t for t, o in results if not o.differentiable))
         ctx.set_materialize_grads(False)  # an output that is not used costs no work on zeros
 
