@@ -82,10 +82,10 @@ def lost(rows: Iterable[Placed]) -> list[str]:
     for mine, other in compared(rows):
         a, b = mine.row.device_us, other.row.device_us
         if b.median < a.median:
-            within = "" if apart(a, b) else NEARLY
+            said = ", ".join(filter(None, ("" if apart(a, b) else NEARLY, mine.beside(other))))
             found.append(
                 f"| {mine.row.entry} | {mine.row.which} | {mine.link(f'{a.median:.1f}')} | {other.row.provider} "
-                f"| {other.link(f'{b.median:.1f}')} | {within} |"
+                f"| {other.link(f'{b.median:.1f}')} | {said} |"
             )
     return found
 

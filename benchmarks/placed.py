@@ -43,6 +43,10 @@ class Placed:
         }
         return "".join(mark for mark, is_so in marks.items() if is_so)
 
+    def beside(self, other: Placed) -> str:
+        """What there is to say of a comparison with another row: ''; or that the two were not measured together."""
+        return "" if self.run is other.run else "of another run"
+
     def link(self, text: str) -> str:
         """A figure of it, with a link to it and its marks."""
         return f"[{text}]({self.page}#{self.row.anchor}){self.marks}"

@@ -1,8 +1,9 @@
 """What a measurement leaves: rows of JSON, with the run that they come from.
 
 A file results/DEVICE/NAME.json holds the rows of one group of ops, or of one command, as a list of runs. An entry that
-is measured anew has its rows in the newer run only, so that a file can be filled in several sittings and every row
-still stands under the versions, the date and the copy that it was measured with. Nothing here needs torch or a GPU.
+is measured anew has its rows in the newer run only, but for peers that were not installed there, so that a file can be
+filled in several sittings and every row still stands under the versions, the date and the copy that it was measured
+with. Nothing here needs torch or a GPU.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import sources
+from benchmarks.providers import provider_of
 
 ROOT = sources.ROOT
 RESULTS = Path(__file__).parent / "results"
@@ -198,7 +200,7 @@ class Row:
     @property
     def is_ours(self) -> bool:
         """Whether it is this package's, or a variant of it."""
-        return self.provider.split(":")[0] == "ours"
+        return provider_of(self.provider) == "ours"
 
     @property
     def anchor(self) -> str:
@@ -304,9 +306,19 @@ class Run:
         """Whether one of its rows is of code of ours that its digests do not tell."""
         return row.is_ours and sources.family(row) not in self.sources
 
-    def without(self, keys: Collection[object]) -> Run:
-        """Without the rows of these keys."""
-        return dataclasses.replace(self, rows=tuple(r for r in self.rows if r.key not in keys))
+    def before(self, newer: Run) -> Run:
+        """Without what a newer run has measured anew; a provider that it did not have keeps its rows."""
+        keys = {row.key for row in newer.rows}
+        told = {(row.key, row.provider) for row in newer.rows} if newer.absent else set()
+
+        def stays(row: Any) -> bool:
+            if row.key not in keys:
+                return True
+            if not newer.absent or provider_of(row.provider) not in newer.absent:
+                return False
+            return (row.key, row.provider) not in told
+
+        return dataclasses.replace(self, rows=tuple(filter(stays, self.rows)))
 
 
 def show(row: Row) -> str:
@@ -372,31 +384,27 @@ def save(path: Path, runs: Iterable[Run]) -> None:
 
 def keep(path: Path, run: Run, before: Iterable[Run]) -> None:
     """Write a run after those of `before`, which lose what it has measured anew."""
-    keys = {row.key for row in run.rows}
-    save(path, (*(older.without(keys) for older in before), run))
+    save(path, (*(older.before(run) for older in before), run))
 
 
 def measured_now(runs: Iterable[Run]) -> set[Any]:
     """The keys of what was measured from the code and with the packages that are here now.
 
-    What failed is told, and left out.
+    What failed is told, and left out. Where a provider of an older run keeps its rows, the newest run decides.
     """
-    measured: set[Any] = set()
-    changed: set[Any] = set()
+    newest = {row.key: run for run in runs for row in run.rows}
+    left_out: set[Any] = set()
     failed: dict[Any, str] = {}
-    for run in runs:
-        if not run.has_versions:
-            continue
+    for key, run in newest.items():
         drifted = f"the copy drifted by {run.drift:.1%}" if run.drifted else ""
-        for row in run.rows:
-            measured.add(row.key)
-            if run.is_older(row) or run.is_untold(row):
-                changed.add(row.key)
+        for row in (row for row in run.rows if row.key == key):
+            if not run.has_versions or run.is_older(row) or run.is_untold(row):
+                left_out.add(key)
             elif drifted or row.failed:
-                failed[row.key] = drifted or row.note
+                failed[key] = drifted or row.note
     for key, why in failed.items():
         print(f"again: {key}: {why}")
-    return measured - changed - failed.keys()
+    return newest.keys() - left_out - failed.keys()
 
 
 def conclude(run: Run, path: Path) -> int:

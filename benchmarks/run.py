@@ -151,7 +151,7 @@ def _measured(
         if entry.products is not None:
             products = entry.products(*constants_of(sets[0]))
             turns["products"], flops = [products], flops_of(products)
-        times = measure(turns, monitor, phases)
+        times = measure(turns, monitor, phases, settled=entry.products is not None)
         of, ceiling = "copy", times.pop("copy").best.times(least[which] / copy.moved)
         if entry.products is not None:
             of, ceiling = "products", times.pop("products").best

@@ -43,5 +43,5 @@ def _table(folder: Path) -> Iterator[str]:
         yield (
             f"| {op} | {peer} | {len(pairs[op, peer])} of {counts[op, peer]} | {other.link(f'{share:.2f}')} "
             f"({size}, {mine.row.which}) | {mine.link(f'{mine.row.device_us.median:.1f}')} "
-            f"| {other.link(f'{other.row.device_us.median:.1f}')} |"
+            f"| {' '.join(filter(None, (other.link(f'{other.row.device_us.median:.1f}'), mine.beside(other))))} |"
         )

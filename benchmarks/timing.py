@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch._C._autograd import DeviceType
@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import turns
 from benchmarks.nvml import Monitor
 from benchmarks.phases import Phases
-from benchmarks.turns import Calls, Rotation, Times, busy, rounds
+from benchmarks.turns import Calls, Rotation, Times, busy
 
 MARK = "spin_kernel"
 """The kernel of torch.cuda._sleep: it parts the calls in what the profiler finds."""
@@ -22,14 +22,13 @@ def _wait(_: object) -> None:
 
 
 def _on_device(
-    candidates: Mapping[str, Calls], samples: Mapping[str, int]
+    candidates: Mapping[str, Calls], order: Sequence[tuple[str, bool]]
 ) -> dict[str, tuple[list[float], int]]:
-    """Microseconds of each call of a candidate, and the number of kernels of one."""
+    """Microseconds of each call of a candidate that is timed, and the number of kernels of one."""
     taken = Rotation(candidates)
-    order = rounds(samples)
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         torch.cuda._sleep(1)
-        for name in order:
+        for name, _ in order:
             taken.next(name)()
             torch.cuda._sleep(1)
         torch.cuda.synchronize()
@@ -46,7 +45,7 @@ def _on_device(
             calls[-1].append((start, end))
     if len(calls) != len(order) + 1:
         raise RuntimeError(f"the profiler lost events: {len(calls)} marks of {len(order) + 1}")
-    ran = list(zip(order, calls, strict=False))
+    ran = [(name, kernels) for (name, timed), kernels in zip(order, calls, strict=False) if timed]
     counts = {name: len(kernels) for name, kernels in ran}
     return {
         name: ([busy(kernels) / 1e3 for of, kernels in ran if of == name], counts[name])
@@ -54,9 +53,11 @@ def _on_device(
     }
 
 
-def measure(candidates: Mapping[str, Calls], monitor: Monitor, phases: Phases) -> dict[str, Times]:
-    """Each candidate's times."""
-    return turns.measure(candidates, monitor, phases, _wait, _on_device)
+def measure(
+    candidates: Mapping[str, Calls], monitor: Monitor, phases: Phases, settled: bool = False
+) -> dict[str, Times]:
+    """Each candidate's times; `settled`: as of `turns.turns_of`."""
+    return turns.measure(candidates, monitor, phases, _wait, _on_device, settled)
 
 
 class Copy:

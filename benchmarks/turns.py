@@ -3,6 +3,9 @@
 Candidates take turns, so that a clock that drifts hits them all, and each round in another order: what a call leaves in
 the cache unwritten costs the next one, so that no candidate may always stand behind the same one. Each call takes the
 next one of several sets of operands, together larger than the cache, and never the set that was read just before.
+What is compared with matrix products is called twice at every turn, and the second call is timed on the device: at the
+limit of its power a GPU has another clock behind a copy than behind products, and a call is to have the clock that it
+sets itself.
 
 A framework brings `Wait`, which waits for what a call returned, and `OnDevice`, which finds by its profiler the time in
 which at least one kernel of a call ran.
@@ -26,9 +29,9 @@ T = TypeVar("T")
 Calls = Sequence[Callable[[], Any]]
 """The same call of different operands."""
 Wait = Callable[[Any], object]
-OnDevice = Callable[[Mapping[str, Calls], Mapping[str, int]], dict[str, tuple[list[float], int]]]
-"""(candidates, how many samples of each) -> microseconds of each sample and the number of kernels of a call; without
-those that the profiler did not see."""
+OnDevice = Callable[[Mapping[str, Calls], Sequence[tuple[str, bool]]], dict[str, tuple[list[float], int]]]
+"""(candidates, their names as they are to be called, each with whether that call is timed) -> microseconds of each call
+that is timed and the number of kernels of one; without those that the profiler did not see."""
 
 CACHES = 3
 """Operands of all calls together are at least so many times the size of the cache."""
@@ -117,6 +120,12 @@ def rounds(times: Mapping[T, int]) -> list[T]:
     return found
 
 
+def turns_of(samples: Mapping[str, int], settled: bool) -> list[tuple[str, bool]]:
+    """The names round by round, each with whether that call is timed; `settled`: behind one of its own that is not."""
+    once = (False, True) if settled else (True,)
+    return [(name, timed) for name in rounds(samples) for timed in once]
+
+
 class Rotation(Generic[T]):
     """The calls of candidates, each with other operands than the call before."""
 
@@ -177,15 +186,21 @@ def wall_times(
 
 
 def measure(
-    candidates: Mapping[str, Calls], monitor: Monitor, phases: Phases, wait: Wait, on_device: OnDevice
+    candidates: Mapping[str, Calls],
+    monitor: Monitor,
+    phases: Phases,
+    wait: Wait,
+    on_device: OnDevice,
+    settled: bool,
 ) -> dict[str, Times]:
-    """Each candidate's times."""
+    """Each candidate's times; `settled`: as of `turns_of`."""
     with phases.of("warm-up"):
         around = {name: warm(calls, wait) for name, calls in candidates.items()}
     with phases.of("wall clock"):
         wall, readings = wall_times(candidates, around, monitor, wait)
     with phases.of("device"):
-        device = on_device(candidates, {name: samples_of(us) for name, us in around.items()})
+        samples = {name: samples_of(us) for name, us in around.items()}
+        device = on_device(candidates, turns_of(samples, settled))
     found = {}
     for name in candidates:
         times, kernels = device.get(name, ([], 0))

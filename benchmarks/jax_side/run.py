@@ -165,7 +165,7 @@ def measured(prepared: Prepared, copy: Spread, monitor: Monitor, phases: Phases)
         flops = None
         if entry.products is not None:
             turns[PRODUCTS], flops = products_of(entry, sets)
-        times = measure(turns, monitor, phases)
+        times = measure(turns, monitor, phases, settled=entry.products is not None)
         of, ceiling = "copy", copy.times(least[which] / COPIED)
         if entry.products is not None:
             of, ceiling = "products", times.pop(PRODUCTS).best

@@ -11,6 +11,7 @@ from __future__ import annotations
 import glob
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from benchmarks import turns
 from benchmarks.nvml import Monitor
 from benchmarks.phases import Phases
 from benchmarks.rows import Spread
-from benchmarks.turns import Calls, Rotation, Times, busy, rounds
+from benchmarks.turns import Calls, Rotation, Times, busy
 
 APART_US = 1500.0
 """The host waits so long between calls that are profiled: a gap of half of that is one between calls."""
@@ -73,31 +74,36 @@ def groups(intervals: Sequence[Interval], gap: float) -> list[list[Interval]]:
 
 
 def _on_device(
-    candidates: Mapping[str, Calls], samples: Mapping[str, int]
+    candidates: Mapping[str, Calls], order: Sequence[tuple[str, bool]]
 ) -> dict[str, tuple[list[float], int]]:
-    """Microseconds of each call of a candidate, and the number of kernels of one; nothing where it was not seen."""
+    """Microseconds of each call of a candidate that is timed, and the number of kernels of one.
+
+    Nothing of one that was not seen.
+    """
     taken = Rotation(candidates)
-    order = rounds(samples)
-    seen = groups(profiled([taken.next(name) for name in order]), APART_US / 2)
+    seen = groups(profiled([taken.next(name) for name, _ in order]), APART_US / 2)
     if not seen:
         return {}
     if len(seen) == len(order):
-        times = {
-            name: [busy(g) for n, g in zip(order, seen, strict=True) if n == name] for name in candidates
+        ran = [(name, kernels) for (name, timed), kernels in zip(order, seen, strict=True) if timed]
+        counts = {name: len(kernels) for name, kernels in ran}
+        return {
+            name: ([busy(kernels) for of, kernels in ran if of == name], counts[name]) for name in candidates
         }
-        counts = {n: len(g) for n, g in zip(order, seen, strict=True)}
-        return {name: (times[name], counts[name]) for name in candidates}
     found = {}
-    for name, n in samples.items():  # one pauses, or was not recorded: their mean is all that is known
+    for name, n in Counter(name for name, timed in order if timed).items():
+        # One pauses, or was not recorded: their mean is all that is known.
         intervals = profiled([taken.next(name) for _ in range(n)])
         if intervals:
             found[name] = ([busy(intervals) / n], round(len(intervals) / n))
     return found
 
 
-def measure(candidates: Mapping[str, Calls], monitor: Monitor, phases: Phases) -> dict[str, Times]:
-    """Each candidate's times."""
-    return turns.measure(candidates, monitor, phases, jax.block_until_ready, _on_device)
+def measure(
+    candidates: Mapping[str, Calls], monitor: Monitor, phases: Phases, settled: bool = False
+) -> dict[str, Times]:
+    """Each candidate's times; `settled`: as of `turns.turns_of`."""
+    return turns.measure(candidates, monitor, phases, jax.block_until_ready, _on_device, settled)
 
 
 COPIED = 2**32

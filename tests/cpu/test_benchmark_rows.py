@@ -74,6 +74,25 @@ def test_an_entry_measured_anew_replaces_its_rows_alone(tmp_path: Path) -> None:
     assert rows_of(load(path)) == [other, again]
 
 
+def test_a_peer_that_was_not_there_keeps_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "norms.json"
+    first, second = (dataclasses.replace(rows()[0], peak_mb=mb) for mb in (5.0, 6.0))
+    lost = [dataclasses.replace(first, provider=name) for name in ("quack", "quack: in place")]
+    peer = dataclasses.replace(first, provider="liger-kernel")
+    old = dataclasses.replace(run_of((first, *lost, peer)), copy_tb_s=(4.0, 3.0))
+    save(path, [old])
+    new = Run.now("GPU", (4e6, 4e6), (second,), {"quack": "no module"}, {})
+    for _ in range(2):  # the second time it changes nothing
+        keep(path, new, load(path))
+        assert rows_of(load(path)) == [*lost, second]
+    assert measured_now(load(path)) == {second.key}, "the old run's drift is not the new one's"
+    told = dataclasses.replace(second, provider="quack", device_us=None, note="absent: no module")
+    keep(path, dataclasses.replace(new, rows=(second, told)), load(path))
+    assert rows_of(load(path)) == [lost[1], second, told]
+    keep(path, dataclasses.replace(new, absent={}), load(path))
+    assert rows_of(load(path)) == [second]
+
+
 def test_rows_of_several_folders_are_merged(tmp_path: Path) -> None:
     other = dataclasses.replace(rows()[0], entry="op 3x4")
     peaks = memory_page.Peak("op", "ours", 1.0), memory_page.Peak("op", "trl", 2.0)

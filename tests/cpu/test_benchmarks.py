@@ -270,6 +270,17 @@ def test_slow_calls_are_sampled_less() -> None:
     ]
 
 
+def test_what_is_timed_may_stand_behind_itself() -> None:
+    """A GPU at the limit of its power has another clock behind a copy."""
+    samples = {"ours": 3, "products": 2}
+    names = turns.rounds(samples)
+    assert turns.turns_of(samples, settled=False) == [(name, True) for name in names]
+    order = turns.turns_of(samples, settled=True)
+    assert order[0::2] == [(name, False) for name in names] and order[1::2] == [
+        (name, True) for name in names
+    ]
+
+
 def test_phases_are_added_up() -> None:
     phases = Phases()
     for name in ("gate", "device", "gate"):

@@ -180,6 +180,16 @@ def test_calls_are_told_apart_by_their_gaps() -> None:
     assert turns.busy(kernels) == 2.0 + 3.5 + 1.0
 
 
+def test_calls_that_are_not_timed_have_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    pause = 2 * timing.APART_US
+    monkeypatch.setattr(
+        timing, "profiled", lambda calls: [(i * pause, i * pause + i + 1) for i in range(len(calls))]
+    )
+    order = [("op", False), ("op", True), ("other", False), ("other", True), ("op", False), ("op", True)]
+    calls = {"op": [lambda: None], "other": [lambda: None]}
+    assert timing._on_device(calls, order) == {"op": ([2.0, 6.0], 1), "other": ([4.0], 1)}
+
+
 def test_calls_that_cannot_be_told_apart_have_one_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two kernels of a call that are further apart than calls are."""
     pause = 2 * timing.APART_US
@@ -188,5 +198,5 @@ def test_calls_that_cannot_be_told_apart_have_one_sample(monkeypatch: pytest.Mon
         "profiled",
         lambda calls: [(i * pause, i * pause + us) for i, us in enumerate([2.0, 4.0] * len(calls))],
     )
-    found = timing._on_device({"op": [lambda: None]}, {"op": 5})
+    found = timing._on_device({"op": [lambda: None]}, [("op", True)] * 5)
     assert found == {"op": ([6.0], 2)}

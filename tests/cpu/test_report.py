@@ -12,7 +12,7 @@ import checkout  # noqa: F401
 import pytest
 from without import run_without
 
-from benchmarks import aims, figures, first_page, host_page, memory_page, plots, providers, slower
+from benchmarks import aims, figures, first_page, host_page, memory_page, pages, plots, providers, slower
 from benchmarks.aims import AHEAD, HOST, HOST_AHEAD, LEAN, LEVEL, PLANNED, SHARE, WITHIN, Aim
 from benchmarks.marked import marks
 from benchmarks.placed import DRIFTED, LEGENDS, OLDER, UNTOLD, Placed, placed
@@ -206,6 +206,18 @@ def test_the_readme_tells_what_was_lost_by_more_than_two_standard_errors(tmp_pat
     save(tmp_path / "gpu" / "norms.json", [run_of(tuple(found))])
     (line,) = [plain(line) for line in slower.lines(tmp_path) if "rms_norm" in line]
     assert line == "| rms_norm | quack | 2 of 2 | 0.25 (3x4, forward) | 4.0 | 1.0 |"
+
+
+def test_a_peer_of_another_run_is_told_so(tmp_path: Path) -> None:
+    """It was not there when the op was measured anew, and kept its row."""
+    ours, peer = Spread(4.0, 3.9, 4.1, 9), Spread(2.0, 1.9, 2.1, 9)
+    mine, other = timed("rms_norm 1x2", FORWARD, {"ours": ours, "quack": peer})
+    path = tmp_path / "gpu" / "norms.json"
+    save(path, [run_of((other,)), run_of((mine,), absent={"quack": "not installed"})])
+    (line,) = [plain(line) for line in slower.lines(tmp_path) if "rms_norm" in line]
+    assert line == "| rms_norm | quack | 1 of 1 | 0.50 (1x2, forward) | 4.0 | 2.0 of another run |"
+    (line,) = pages.lost(placed(load(path), ""))
+    assert plain(line) == "| rms_norm 1x2 | forward | 4.0 | quack | 2.0 | of another run |"
 
 
 # ------------------------------------------------------------------------------------------------- aims
