@@ -50,6 +50,7 @@ from liger_triton.divergence_rows import Options as Options
 from liger_triton.divergence_rows import Rows, counts_labels
 from liger_triton.scale import scaled
 
+KINDS = ("jsd", "tvd")
 REDUCTIONS = ("elements", "tokens", "sum", "mean_elements", "mean_tokens", "mean_batch")
 
 # ------------------------------------------------------------------------------------------------- algorithms
@@ -252,6 +253,15 @@ def _backward(
 
 def check_options(name: str, options: Options) -> None:
     """Raise for option values outside their range."""
+    check.one_of(name, "kind", options.kind, KINDS)
+    spaces = options.student_space, options.teacher_space
+    for side, space in zip(("student_space", "teacher_space"), spaces, strict=True):
+        check.one_of(name, side, space, (LOGITS, LOG_PROBS, PROBS))
+    if spaces.count(LOGITS) == 1:
+        raise ValueError(
+            f"{name}: student_space is {spaces[0]!r} and teacher_space {spaces[1]!r}; give logits on both sides or on "
+            "neither."
+        )
     check.in_range(name, "beta", options.beta, 0.0, 1.0)
     check.positive(name, "temperature", options.temperature)
     check.in_range(name, "eps", options.eps, 0.0, 1.0)
@@ -275,6 +285,10 @@ def _check(name: str, operands: tuple[Spec | None, ...], options: Options) -> No
     check.shape(name, "teacher", teacher, tuple(student.shape), "the shape of student")
     check_labels(name, labels, tuple(student.shape[:-1]))
     check_options(name, options)
+    for side in ("soft_weight", "hard_weight"):
+        given, alone = getattr(options, side), getattr(Options(), side)
+        if given != alone:
+            raise ValueError(f"{name}: {side} is {given}; that is of linear_jsd, leave it at {alone}.")
     if options.student_space == LOGITS and options.reduction == "elements":
         raise ValueError(
             f'{name}: reduction is "none", one number per token and word, which is not computed from logits; choose '

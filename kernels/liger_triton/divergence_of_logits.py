@@ -28,6 +28,12 @@ def _exponentials(raw, highest, scale: tl.constexpr):
 
 
 @triton.jit
+def _rescaled(weighted, rescale):
+    """weighted * rescale; 0 where no exponential is left: what it was multiplied by may have been infinite."""
+    return tl.where(rescale == 0.0, 0.0, weighted * rescale)
+
+
+@triton.jit
 def _add_statistics(
     tile,
     state,
@@ -50,9 +56,13 @@ def _add_statistics(
         hard_highest, e, rescale = _exponentials(raw_s, hard_highest, 1.0)
         hard_total = hard_total * rescale + tl.sum(e, axis=1)
     if KIND == "jsd" and beta == 0.0:
-        weighted = weighted * rescale_t + tl.sum(tl.where(e_t == 0.0, 0.0, e_t * (raw_t - raw_s)), axis=1)
+        weighted = _rescaled(weighted, rescale_t) + tl.sum(
+            tl.where(e_t == 0.0, 0.0, e_t * (raw_t - raw_s)), axis=1
+        )
     elif KIND == "jsd" and beta == 1.0:
-        weighted = weighted * rescale_s + tl.sum(tl.where(e_s == 0.0, 0.0, e_s * (raw_t - raw_s)), axis=1)
+        weighted = _rescaled(weighted, rescale_s) + tl.sum(
+            tl.where(e_s == 0.0, 0.0, e_s * (raw_t - raw_s)), axis=1
+        )
     return new_s, total_s, new_t, total_t, hard_highest, hard_total, weighted
 
 
@@ -246,8 +256,9 @@ def divergence_of_logits_forward(
     biases = (student_bias_ptr, teacher_bias_ptr)
     held = load_held_pair(rows, n_cols, LANES, WIDTH, STREAMED, HELD, ALIGNED)
     nothing = tl.zeros((LANES,), tl.float32)
-    # Lower than any logit but finite: where a thread meets -inf alone, there is something to be subtracted.
-    lowest = tl.full((LANES,), -1e30, tl.float32)
+    # Lower than any logit but finite: where a thread meets -inf alone, there is something to be subtracted. (A row of
+    # logits below -2.3e38 alone, which are -inf when they are multiplied by LOG2E, is NaN as one of -inf alone is.)
+    lowest = tl.full((LANES,), -3.4e38, tl.float32)
     # The last one is of KL: sum_j e_j * (t - s)_j, e the exponentials of the model that it is taken over.
     highest_s, total_s, highest_t, total_t, hard_highest, hard_total, weighted = sweep_pair(
         _add_statistics, rows, biases, held, (lowest, nothing, lowest, nothing, lowest, nothing, nothing), (), 0,
@@ -261,10 +272,10 @@ def divergence_of_logits_forward(
     shift = (top_t - top_s) + (tl.log2(sum_t) - tl.log2(sum_s))
     if KL:
         if beta == 0.0:
-            soft = tl.sum(weighted * rescale_t, axis=0) / sum_t * scale - shift * LN2
+            soft = tl.sum(_rescaled(weighted, rescale_t), axis=0) / sum_t * scale - shift * LN2
             slope = 0.0
         else:
-            soft = shift * LN2 - tl.sum(weighted * rescale_s, axis=0) / sum_s * scale
+            soft = shift * LN2 - tl.sum(_rescaled(weighted, rescale_s), axis=0) / sum_s * scale
             slope = soft
     else:
         # Of a JSD, all that the weights are factors of is summed first.

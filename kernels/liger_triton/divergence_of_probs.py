@@ -9,7 +9,7 @@ import triton.language as tl
 
 from liger.device import Device
 from liger.launch import DTYPE_BYTES, Launch, Spec, next_power_of_2
-from liger_triton.divergence_rows import Options, Rows, constants, counted
+from liger_triton.divergence_rows import PROBS, Options, Rows, constants, counted
 from liger_triton.divergence_terms import LOG2E, between, column_terms, load_columns, row_factor, unit
 from liger_triton.held import store_zeros
 
@@ -47,7 +47,7 @@ def _block_of_probs(
     raw_s = raw_t
     if READ_STUDENT:
         raw_s = load_columns(student_row_ptr, col, n_cols, STUDENT, MASK)
-    term, g, _, _, h = column_terms(
+    term, g, _, p, h = column_terms(
         raw_s, raw_t, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, eps, beta, KIND, STUDENT, TEACHER
     )
     if between(beta, KIND):
@@ -57,7 +57,12 @@ def _block_of_probs(
     if WANT_GRADIENT:
         if STUDENT == "probs":
             # A probability that counts as eps has the logarithm's derivative 0.
-            gradient = h if KIND == "tvd" else h + tl.where(raw_s > eps, 1.0, 0.0)
+            if KIND == "jsd" and beta == 0.0:
+                gradient = tl.where((raw_s > eps) & (p != 0.0), -p / raw_s, 0.0)
+            elif KIND == "jsd" and beta == 1.0:
+                gradient = h + tl.where(raw_s > eps, 1.0, 0.0)
+            else:  # in that of a JSD the derivatives of both logarithms by q add up to 0
+                gradient = h
         elif KIND == "jsd" and beta == 1.0:
             gradient = g + tl.exp2(raw_s * LOG2E)
         else:
@@ -165,7 +170,8 @@ def divergence_backward(
     if not ELEMENTS:
         factor *= tl.load(dloss_ptr + row * COTANGENT_STRIDE)
     FULL: tl.constexpr = n_cols // BLOCK * BLOCK
-    READ_STUDENT: tl.constexpr = KIND == "tvd" or beta > 0.0  # otherwise the gradient is -p
+    # Otherwise the gradient is -p.
+    READ_STUDENT: tl.constexpr = KIND == "tvd" or beta > 0.0 or STUDENT == "probs"
     student_row_ptr = student_ptr + row * student_stride
     teacher_row_ptr = teacher_ptr + row * teacher_stride
     dloss_row_ptr = dloss_ptr + row * n_cols
@@ -245,7 +251,7 @@ def backward_launch(rows: Rows, options: Options) -> Launch:
     block, warps = _block(rows.n_cols)
     elements, tokens = options.reduction == "elements", options.reduction == "tokens"
     # The derivative of KL(P || Q) by log q is -p.
-    reads_student = options.kind == "tvd" or options.beta > 0
+    reads_student = options.kind == "tvd" or options.beta > 0 or options.student_space == PROBS
     dloss = (rows.n_rows, rows.n_cols) if elements else (rows.n_rows if tokens else 1,)
     read = (rows.dtypes[0] if reads_student else None, rows.dtypes[1], "float32" if elements else None)
     return Launch(

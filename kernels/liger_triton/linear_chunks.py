@@ -67,6 +67,7 @@ def plan(
         rows = max(budget // row_bytes, min(max(1024, fewest), 2 * budget // row_bytes), 1)
     else:
         rows = max(chunk_bytes // row_bytes, 1)
+    most = n_rows if chunk_bytes is None else rows
     n_chunks = max(cdiv(n_rows, rows), 1)
     accum = accum_dtype or buffer_dtype or dtype
     chosen = accum_dtype is None and weight_gradient
@@ -74,12 +75,12 @@ def plan(
         larger_workspace = cdiv(n_rows, MAX_ROUNDED_SUMS) * row_bytes + weight_bytes
         wide_sum = 2 * weight_bytes + max(rows * row_bytes, weight_bytes)
         if buffer_dtype is not None or (chunk_bytes is None and larger_workspace <= wide_sum):
-            n_chunks = MAX_ROUNDED_SUMS
+            n_chunks, most = MAX_ROUNDED_SUMS, n_rows
         else:
             accum = "float32"
     chunk = cdiv(n_rows, n_chunks)
     if chunk >= 1024:  # whole tiles
-        chunk = round_up(chunk, 256)
+        chunk = min(round_up(chunk, 256), most)
     return Plan(max(chunk, 1), cdiv(n_rows, max(chunk, 1)), accum)
 
 
@@ -98,6 +99,16 @@ def whole_units(units: Sequence[int], n_chunks: int) -> list[range]:
     firsts = [i for i in range(len(units)) if i == 0 or chunk_of[i] != chunk_of[i - 1]]
     chunks = [range(a, b) for a, b in itertools.pairwise((*firsts, len(units)))]
     return [chunk for chunk in chunks if any(units[i] for i in chunk)]
+
+
+def joined(
+    backend: Backend, parts: Sequence[tuple[Array | None, ...]], of_no_rows: Sequence[Spec | None]
+) -> tuple[Array | None, ...]:
+    """Each chunk's results per row as those of all rows; of no chunks, what `of_no_rows` says."""
+    if parts:
+        return tuple(None if c[0] is None else backend.concat_rows(c) for c in zip(*parts, strict=True))
+    # An array for each: were one of them two outputs, torch would take neither for differentiable or both.
+    return tuple(None if s is None else backend.zeros(s.shape, s.dtype) for s in of_no_rows)
 
 
 def round_up(n: int, multiple: int) -> int:

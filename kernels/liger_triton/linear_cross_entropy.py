@@ -25,7 +25,7 @@ from liger.mesh import ONE_DEVICE, Mesh
 from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import cross_entropy as reference
 from liger_triton import cross_entropy as loss_op
-from liger_triton.linear_chunks import LAYOUTS, LinearChunks, check_linear
+from liger_triton.linear_chunks import LAYOUTS, LinearChunks, check_linear, joined
 from liger_triton.scale import scaled
 
 
@@ -39,6 +39,7 @@ class Options(loss_op.Options):
             chunks, float32 where more chunks cost less memory than larger ones.
         chunk_bytes: memory for one chunk's logits. None: half the bytes of the weight, at least 512 MB, and more
             where that gives more than four chunks and an fp32 sum of the weight's gradient would take more memory.
+            Beside a `weight_grad` of 16 bits there are four at most, whatever it says.
         into_buffer: the weight's gradient is added to the operand `weight_grad`; needs `recompute`.
     """
 
@@ -113,7 +114,7 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
         if sums is not None:
             problem.add(sums, dlogits, start, stop)
         del dlogits  # a view of the workspace, which is to be free when the gradients are finished
-    loss, highest, log_total, z_loss, correct, predicted = _joined(backend, parts, options)
+    loss, highest, log_total, z_loss, correct, predicted = joined(backend, parts, _of_no_rows(options))
     shape = tuple(labels.shape)
     if predicted is not None:
         predicted = problem.spread(predicted, shape, fill=-1)
@@ -138,16 +139,11 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
     )
 
 
-def _joined(
-    backend: Backend, parts: list[tuple[Array | None, ...]], options: Options
-) -> tuple[Array | None, ...]:
-    """(loss, highest, log_total, z_loss, correct, predicted) of all chunks."""
-    if parts:
-        return tuple(None if c[0] is None else backend.concat_rows(c) for c in zip(*parts, strict=True))
+def _of_no_rows(options: Options) -> tuple[Spec | None, ...]:
+    """(loss, highest, log_total, z_loss, correct, predicted)."""
     wanted = (True, True, True, options.return_z_loss, options.return_accuracy, options.return_predicted)
     dtypes = ("float32",) * 5 + ("int32",)
-    # An array for each: were one of them two outputs, torch would take neither for differentiable or both.
-    return tuple(backend.zeros((0,), d) if w else None for w, d in zip(wanted, dtypes, strict=True))
+    return tuple(Spec((0,), d) if w else None for w, d in zip(wanted, dtypes, strict=True))
 
 
 def _backward(

@@ -28,7 +28,7 @@ from liger.op import Arrays, Needs, Op, Operand, Output
 from liger.reference import divergence as reference
 from liger_triton import divergence
 from liger_triton.cross_entropy import cotangent_rows
-from liger_triton.linear_chunks import LAYOUTS, LinearChunks, Sums, check_linear
+from liger_triton.linear_chunks import LAYOUTS, LinearChunks, Sums, check_linear, joined
 from liger_triton.scale import scaled
 
 REDUCTIONS = ("tokens", "sum", "mean_tokens")
@@ -135,7 +135,8 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
         if sums is not None:
             student.add(sums, dlogits, start, stop)
         del logits, teacher_logits, dlogits  # views of the workspaces
-    loss, soft, hard, statistics = _joined(backend, parts, options, any(needs) and not now)
+    of_no_rows = _of_no_rows(options, any(needs) and not now)
+    loss, soft, hard, statistics = joined(backend, parts, of_no_rows)
     if options.reduction == "tokens":
         shape = student.x_shape[:-1]
         outputs = tuple(None if r is None else backend.reshape(r, shape) for r in (loss, soft, hard))
@@ -147,16 +148,11 @@ def _forward(backend: Backend, operands: Arrays, options: Options, needs: Needs)
     return outputs, (gradients[0], gradients[1], gradients[5], statistics)
 
 
-def _joined(
-    backend: Backend, parts: list[tuple[Array | None, ...]], options: Options, want_statistics: bool
-) -> tuple[Array | None, ...]:
-    """(loss, soft, hard, statistics) of all chunks."""
-    if parts:
-        return tuple(None if c[0] is None else backend.concat_rows(c) for c in zip(*parts, strict=True))
-    # An array for each: were one of them two outputs, torch would take neither for differentiable or both.
+def _of_no_rows(options: Options, want_statistics: bool) -> tuple[Spec | None, ...]:
+    """(loss, soft, hard, statistics)."""
     wanted = (True, options.return_parts, options.return_parts, want_statistics)
     shapes = ((0,),) * 3 + ((0, divergence.STATISTICS),)
-    return tuple(backend.zeros(s, "float32") if w else None for w, s in zip(wanted, shapes, strict=True))
+    return tuple(Spec(s, "float32") if w else None for w, s in zip(wanted, shapes, strict=True))
 
 
 def _backward(
@@ -223,6 +219,7 @@ def _check(operands: tuple[Spec | None, ...], options: Options) -> None:
     check.one_of(name, "accum_dtype", options.accum_dtype, (None, student_weight.dtype, "float32"))
     divergence.check_labels(name, labels, leading)
     divergence.check_options(name, options)
+    check.one_of(name, "student_space", options.student_space, (divergence.LOGITS,))
     check.one_of(name, "reduction", options.reduction, REDUCTIONS)
     if options.hard_weight and labels is None:
         raise ValueError(

@@ -37,7 +37,9 @@ def logprobs_shift(
     moved = tl.where(highest == float("-inf"), 0.0, highest - shift_of(top))
     decay = tl.exp(moved)
     tl.store(shifted_total_ptr + row, decay * total, mask=mask)
-    tl.store(shifted_weighted_ptr + row, decay * (weighted + total * moved), mask=mask)
+    # Of a part whose logits are all masked with the lowest number there is, total * moved is -inf.
+    shifted = tl.where(decay == 0.0, 0.0, decay * (weighted + total * moved))
+    tl.store(shifted_weighted_ptr + row, shifted, mask=mask)
     if WANT_PREDICTED:
         best = tl.load(best_ptr + row, mask=mask, other=0)
         tl.store(order_ptr + row, tl.where(highest == top, -best, -2147483647), mask=mask)

@@ -50,7 +50,8 @@ def _moved(total, weighted, highest, top):
     # Before the first finite logit there is nothing to shift.
     moved = tl.where(highest == float("-inf"), 0.0, highest - shift_of(top))
     decay = exp(moved)
-    return decay * total, decay * (weighted + total * moved)
+    # Of logits that are masked with the lowest number there is, total * moved is -inf.
+    return decay * total, tl.where(decay == 0.0, 0.0, decay * (weighted + total * moved))
 
 
 @triton.jit

@@ -15,6 +15,7 @@ Newton's method takes for B all that lies above the last bound, until B no longe
 f(t) = sum_i max(x_i - t, 0) - 1 is convex, a step from (f, |B|) to (f', |B'|) has f' / f + |B'| / |B| <= 1: it divides
 f |B| by four at least. So no numbers need more than about log4(n^2 / rounding) steps, and most need two to ten. What
 remains of f at the last bound is subtracted beside tau, not added to it: y errs by its own rounding, not by tau's.
+All of it is relative to the row's highest number, so that y has the same digits wherever the row lies.
 
 Rows up to `MAX_BLOCK` wide stay in registers; wider ones are read again.
 """
@@ -45,6 +46,7 @@ from liger_triton.held import (
     load_streamed,
     read_twice,
     row_total,
+    shift_of,
     store_block,
     store_row,
 )
@@ -56,6 +58,9 @@ MAX_BLOCK = 16384
 WIDE_BLOCK = 4096
 """Columns that a program reads at a time of wider rows."""
 
+LOWEST_TAU = tl.constexpr(-1.0 - 2.0**-22)
+"""Below every row's tau relative to its highest number, which is at least -1, by more than the rounding."""
+
 # ---------------------------------------------------------------------------------------------------- kernels
 
 
@@ -64,12 +69,6 @@ def _load_row(ptr, n_cols: tl.constexpr, start, BLOCK: tl.constexpr):
     """A block of one row in fp32; -inf beyond its end."""
     col = start + tl.arange(0, BLOCK)
     return tl.load(ptr + col, mask=col < n_cols, other=float("-inf")).to(tl.float32)
-
-
-@triton.jit
-def _lower_bound(highest):
-    """Below a row's tau, which is at least max x - 1, and so by more than the rounding of the difference."""
-    return highest - 1.0 - tl.abs(highest) * 2.0**-22
 
 
 @triton.jit
@@ -167,7 +166,8 @@ def sparsemax_forward(
     mask = (row < n_rows) & (col < n_cols)
     x = tl.load(x_ptr + row * x_stride + col, mask=mask, other=0.0).to(tl.float32)
     x = tl.where(col < n_cols, x, float("-inf"))
-    tau = _lower_bound(tl.max(x, axis=1, keep_dims=True))
+    x -= tl.max(x, axis=1, keep_dims=True)
+    tau = tl.full((ROWS, 1), LOWEST_TAU, tl.float32)
     rest = tl.zeros((ROWS, 1), tl.float32)
     size = tl.full((ROWS, 1), n_cols + 1, tl.int32)
     searching = 1
@@ -194,11 +194,16 @@ def sparsemax_forward_wide(
 ):
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * x_stride
-    # A first bound: the best of one step on every block, a subset as any other.
-    tau = float("-inf")
+    # A first bound: the best of one step on every block, a subset as any other. It is relative to the highest so far.
+    highest = float("-inf")
+    tau = LOWEST_TAU
     for block in range(BLOCKS):
         x = _load_row(x_ptr, n_cols, block * BLOCK, BLOCK)
-        bound = tl.maximum(tau, _lower_bound(tl.max(x, axis=0)))
+        top = tl.maximum(highest, tl.max(x, axis=0))
+        moved = tl.where(highest == float("-inf"), 0.0, highest - top)
+        bound = tl.maximum(tau + moved, LOWEST_TAU)
+        highest = top
+        x -= shift_of(top)  # of blocks of -inf alone
         n_above = tl.sum((x > bound).to(tl.int32), axis=0)
         excess = tl.sum(_above(x, bound), axis=0) - 1.0
         tau = tl.where(excess > 0.0, bound + excess / tl.maximum(n_above, 1).to(tl.float32), bound)
@@ -209,7 +214,7 @@ def sparsemax_forward_wide(
         above = tl.zeros((BLOCK,), tl.float32)
         counts = tl.zeros((BLOCK,), tl.int32)
         for block in range(BLOCKS):
-            x = _load_row(x_ptr, n_cols, block * BLOCK, BLOCK)
+            x = _load_row(x_ptr, n_cols, block * BLOCK, BLOCK) - highest
             above += _above(x, tau)
             counts += (x > tau).to(tl.int32)
         new_size = tl.sum(counts, axis=0)
@@ -220,7 +225,7 @@ def sparsemax_forward_wide(
     for block in range(BLOCKS):
         start = (BLOCKS - 1 - block) * BLOCK
         col = start + tl.arange(0, BLOCK)
-        y = _projected(_load_row(x_ptr, n_cols, start, BLOCK), tau, rest)
+        y = _projected(_load_row(x_ptr, n_cols, start, BLOCK) - highest, tau, rest)
         tl.store(y_ptr + row * n_cols + col, y.to(y_ptr.dtype.element_ty), mask=col < n_cols)
 
 

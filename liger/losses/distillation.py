@@ -77,7 +77,8 @@ def top_k_divergence(
     """
     check.in_range("top_k_divergence", "beta", beta, 0.0, 1.0)
     check.positive("top_k_divergence", "temperature", temperature)
-    if tuple(ids.shape) != tuple(teacher_logp.shape) or ids.ndim != student.ndim:
+    fits = tuple(ids.shape) == tuple(teacher_logp.shape) and ids.ndim == student.ndim
+    if not fits or tuple(ids.shape[:-1]) != tuple(student.shape[:-1]):
         raise ValueError(
             f"top_k_divergence: ids have shape {tuple(ids.shape)}, teacher_logp {tuple(teacher_logp.shape)}, student "
             f"{tuple(student.shape)}; expected (..., K) twice and (..., vocab)."

@@ -30,11 +30,12 @@ These are TRL's formulas. liger-kernel's differ in "luspo" of tokens, where it c
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any, NamedTuple
 
 from liger import check
 from liger.losses.arrays import bounded_exponent, sigmoid
-from liger.losses.sequences import check_shapes, lengths, masked_sum, sequence_mean, token_mean
+from liger.losses.sequences import check_items, check_shapes, lengths, masked_sum, sequence_mean, token_mean
 from liger.reference.common import namespace, stop_gradient
 
 POLICY_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo")
@@ -67,6 +68,8 @@ def check_grpo(
     delta: float | None = None,
     sapo_temperature_pos: float = 1.0,
     sapo_temperature_neg: float = 1.05,
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
 ) -> None:
     """Raise ValueError for options of `grpo` that are out of range or exclude each other."""
     check.one_of("grpo", "loss_type", loss_type, POLICY_LOSSES)
@@ -78,6 +81,10 @@ def check_grpo(
             'grpo: max_completion_length is None with loss_type="dr_grpo", which divides by it; give the number of '
             "tokens at which answers are cut off."
         )
+    if max_completion_length is not None:
+        check.positive("grpo", "max_completion_length", max_completion_length)
+    for name, epsilon in (("epsilon_low", epsilon_low), ("epsilon_high", epsilon_high)):
+        check.in_range("grpo", name, epsilon, 0.0, sys.float_info.max)
     if delta is not None:
         check.positive("grpo", "delta", delta)
         if loss_type not in _CLIPPED:
@@ -106,7 +113,8 @@ def vespo_weights(
         log_ratio: log pi - log pi_old (answers, tokens).
         mask: (answers, tokens), bool.
         advantages: (answers, 1) or (answers, tokens).
-        log_sampling_ratio: log pi_old less the sampler's, (answers, tokens) or (answers, 1); its sum counts.
+        log_sampling_ratio: log pi_old less the sampler's, (answers, tokens), 0 outside the mask, or (answers, 1); its
+            sum counts.
         positive: (k, l) where the advantage is at least 0.
         negative: elsewhere.
     """
@@ -191,7 +199,10 @@ def grpo(
         delta,
         sapo_temperature_pos,
         sapo_temperature_neg,
+        epsilon_low,
+        epsilon_high,
     )
+    check_items("grpo", num_items)
     if beta and ref_logp is None:
         raise ValueError(
             f"grpo: ref_logp is None with beta={beta}; give the reference model's or set beta to 0."
@@ -229,6 +240,10 @@ def grpo(
         advantages = advantages[:, None]
     if sampling_ratio is not None and sampling_ratio.ndim == 1:
         sampling_ratio = sampling_ratio[:, None]
+    advantages, sampling_ratio, weights = (
+        _of_tokens(array, mask, neutral)
+        for array, neutral in ((advantages, 0), (sampling_ratio, 1), (weights, 0))
+    )
     old = stop_gradient(logp) if old_logp is None else xp.where(mask, stop_gradient(old_logp), zero)
     log_ratio = logp - old
     if importance_sampling_level == "sequence":
@@ -281,6 +296,14 @@ def grpo(
         token_mean(xp.astype(high, logp.dtype), mask),
         None if entropy is None else stop_gradient(token_mean(entropy, mask)),
     )
+
+
+def _of_tokens(array: Any | None, mask: Any, neutral: int) -> Any | None:
+    """An array with a number per token has `neutral` outside the mask, where it may hold NaN."""
+    if array is None or tuple(array.shape) != tuple(mask.shape):
+        return array
+    xp = namespace(array)
+    return xp.where(mask, array, xp.full_like(array, neutral))
 
 
 def _aggregate(

@@ -164,7 +164,6 @@ DPO_LOSSES = tuple(_VARIANTS)
 SORTED_LOSSES = ("aot", "aot_unpaired")
 """The variants of DPO in which a pair's loss depends on the other pairs."""
 
-_OF_LENGTHS = ("ipo", "sigmoid_norm", "sft")
 _WITH_F_DIVERGENCE = ("sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft")
 _WITH_SMOOTHING = ("sigmoid", "sigmoid_norm", "exo_pair", "robust", "aot", "aot_unpaired")
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
+from liger import check
 from liger.reference.common import namespace
 
 
@@ -24,6 +26,12 @@ def check_shapes(loss: str, shapes: Iterable[tuple[int, ...]], meaning: str, **a
                 f"{loss}: {name} has shape {tuple(array.shape)}; expected "
                 f"{' or '.join(map(str, dict.fromkeys(allowed)))} ({meaning})."
             )
+
+
+def check_items(loss: str, num_items: Any | None) -> None:
+    """Raise ValueError for a number of tokens below 0; what is in an array is not looked at."""
+    if isinstance(num_items, (int, float)):
+        check.in_range(loss, "num_items", num_items, 0.0, sys.float_info.max)
 
 
 def masked_sum(values: Any, mask: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from liger import check
-from liger.losses.sequences import lengths, masked_sum
+from liger.losses.sequences import check_items, lengths, masked_sum
 from liger.reference.common import namespace, stop_gradient
 
 SFT_LOSSES = ("nll", "dft")
@@ -45,6 +45,7 @@ def sft(
         ValueError: an option out of range, or no lse for the z-loss.
     """
     check.one_of("sft", "loss_type", loss_type, SFT_LOSSES)
+    check_items("sft", num_items)
     if z_loss and lse is None:
         raise ValueError(f"sft: lse is None with z_loss={z_loss}; give each token's log-sum-exp.")
     xp = namespace(logp)
@@ -56,7 +57,7 @@ def sft(
         loss = loss * weights
     if z_loss:
         assert lse is not None
-        loss = loss + z_loss * lse**2
+        loss = loss + z_loss * xp.where(mask, lse, xp.zeros_like(lse)) ** 2
     n = xp.sum(lengths(mask, logp))
     if num_items is not None:
         n = xp.zeros_like(n) + num_items

@@ -26,11 +26,12 @@ def sparsemax(x: Any) -> Any:
     ordered = xp.sort(stop_gradient(wide), axis=-1, descending=True)
     highest = ordered[..., :1]
     ordered = ordered - highest
+    # Relative to the highest number, as all below: tau itself would round the sum away where numbers are large.
     # Of one row: XLA computes what is constant when it compiles, which takes minutes for a whole array.
     k = xp.cumulative_sum(xp.ones_like(ordered[(slice(0, 1),) * (x.ndim - 1)]), axis=-1)
-    tau = highest + xp.max((xp.cumulative_sum(ordered, axis=-1) - 1) / k, axis=-1, keepdims=True)
+    tau = xp.max((xp.cumulative_sum(ordered, axis=-1) - 1) / k, axis=-1, keepdims=True)
     # The sum over the support is formed again: its gradient is that of y, and it takes away the rounding of tau.
-    difference = wide - tau
+    difference = (wide - highest) - tau
     zero = xp.zeros_like(difference)
     inside = difference > 0
     total = xp.sum(xp.where(inside, difference, zero), axis=-1, keepdims=True)

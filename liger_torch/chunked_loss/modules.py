@@ -347,6 +347,8 @@ class LigerFusedLinearGRPOLoss(_Loss):
             delta,
             sapo_temperature_pos,
             sapo_temperature_neg,
+            epsilon_low,
+            epsilon_high,
         )
         super().__init__(
             beta=beta,

@@ -164,7 +164,8 @@ def liger_fused_linear_cross_entropy(
             accumulated anyway.
         chunk_bytes: memory for the logits of one chunk. By default half the bytes of the weight, at least 512 MB, and
             more where that takes less memory than gathering more than four chunks in float32. A smaller value saves
-            memory only beside accum_dtype=weight.dtype, which gives up the bound on the gradient's error.
+            memory only beside accum_dtype=weight.dtype, which gives up the bound on the gradient's error. Beside a
+            weight_grad of 16 bits there are four chunks at most, whatever it says.
 
     Returns:
         The float32 loss; a `CrossEntropyOutput` if anything else is asked for.

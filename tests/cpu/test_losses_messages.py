@@ -39,6 +39,10 @@ def test_messages(options: dict[str, Any], message: str) -> None:
         ({"beta": 0.1}, "grpo: ref_logp is None with beta=0.1"),
         ({"entropy_coef": 0.1}, "grpo: entropy is None with entropy_coef=0.1"),
         ({"loss_type": "sapo", "sapo_temperature_neg": 0.0}, "grpo: sapo_temperature_neg is 0.0; it must be positive"),
+        ({"epsilon_low": -0.5}, "grpo: epsilon_low is -0.5; it must be a finite number of at least 0"),
+        ({"epsilon_high": -2.0}, "grpo: epsilon_high is -2.0; it must be a finite number of at least 0"),
+        ({"num_items": -3.0}, "grpo: num_items is -3.0; it must be a finite number of at least 0"),
+        ({"loss_type": "dr_grpo", "max_completion_length": 0}, "grpo: max_completion_length is 0; it must be positive"),
     ],
 )  # fmt: skip
 def test_messages_of_grpo(options: dict[str, Any], message: str) -> None:
@@ -58,6 +62,8 @@ def test_messages_of_kto_and_sft() -> None:
         losses.kto(torch.zeros(2), torch.ones(2).bool(), kl=torch.zeros(()), loss_type="apo_zero_unpaired")
     with pytest.raises(ValueError, match=r"sft: lse is None with z_loss=0\.1"):
         losses.sft(torch.zeros(2, 3), torch.ones(2, 3).bool(), z_loss=0.1)
+    with pytest.raises(ValueError, match=r"sft: num_items is -1; it must be a finite number of at least 0"):
+        losses.sft(torch.zeros(2, 3), torch.ones(2, 3).bool(), num_items=-1)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +78,7 @@ def test_messages_of_kto_and_sft() -> None:
         (lambda a: losses.grpo(a.expand(4, 4), a.expand(4, 4) < 9, a, old_logp=a), r"grpo: old_logp has shape \(4,\); expected \(4, 4\)"),
         (lambda a: losses.grpo(a.expand(3, 4), a.expand(3, 4) < 9, a), r"grpo: advantages has shape \(4,\); expected \(3,\) or \(3, 1\) or \(3, 4\)"),
         (lambda a: losses.grpo(a.expand(4, 4), a.expand(4, 4) < 9, a, weights=a), r"grpo: weights has shape \(4,\); expected \(4, 1\) or \(4, 4\)"),
+        (lambda a: losses.top_k_divergence(a.expand(3, 5, 4), torch.zeros(1, 5, 2).long(), a[None, :1, None].expand(1, 5, 2)), r"ids have shape \(1, 5, 2\), teacher_logp \(1, 5, 2\), student \(3, 5, 4\)"),
     ],
 )  # fmt: skip
 def test_no_array_spreads_over_others(call: Callable[..., Any], message: str) -> None:

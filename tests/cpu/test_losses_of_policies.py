@@ -135,14 +135,21 @@ def test_grpo_is_differentiated_by_what_the_policy_computes_alone(loss_type: str
     assert [n for n, g in zip(arrays, gradients, strict=True) if g is not None] == ["logp", "entropy"]
 
 
-@pytest.mark.parametrize("loss_type", losses.POLICY_LOSSES)
-def test_grpo_reads_nothing_outside_the_mask(loss_type: str) -> None:
+@pytest.mark.parametrize(
+    ("loss_type", "level"),
+    [
+        *((name, "token") for name in losses.POLICY_LOSSES),
+        *((name, "sequence") for name in losses.POLICY_LOSSES if name != "vespo"),
+    ],
+)
+def test_grpo_reads_nothing_outside_the_mask(loss_type: str, level: str) -> None:
     mask = completions()
     arrays = {
         n: -draw(2 * PAIRS, TOKENS, seed=i).abs() for i, n in enumerate(("logp", "old_logp", "ref_logp"))
     }
-    arrays["entropy"] = draw(2 * PAIRS, TOKENS, seed=5).abs()
-    advantages = draw(2 * PAIRS, seed=6)
+    for i, name in enumerate(("entropy", "sampling_ratio", "weights"), 5):
+        arrays[name] = draw(2 * PAIRS, TOKENS, seed=i).abs()
+    arrays["advantages"] = draw(2 * PAIRS, TOKENS, seed=9)
 
     def results() -> tuple[torch.Tensor, ...]:
         logp = arrays["logp"].detach().requires_grad_()
@@ -150,9 +157,9 @@ def test_grpo_reads_nothing_outside_the_mask(loss_type: str) -> None:
         found = losses.grpo(
             logp,
             mask,
-            advantages,
             **others,
             loss_type=loss_type,
+            importance_sampling_level=level,
             beta=0.1,
             entropy_coef=0.1,
             max_completion_length=9,

@@ -45,6 +45,22 @@ def test_sft_is_cross_entropy() -> None:
     assert losses.sft(logp, torch.zeros_like(mask)) == 0
 
 
+def test_sft_reads_nothing_outside_the_mask() -> None:
+    mask = torch.tensor([[True, False, True]])
+    arrays = {name: draw(1, 3, seed=i) for i, name in enumerate(("logp", "lse", "weights"))}
+
+    def results() -> tuple[torch.Tensor, ...]:
+        logp, lse = (arrays[name].detach().requires_grad_() for name in ("logp", "lse"))
+        loss = losses.sft(logp, mask, loss_type="dft", lse=lse, z_loss=0.1, weights=arrays["weights"])
+        return loss, *torch.autograd.grad(loss, (logp, lse))
+
+    expected = results()
+    for array in arrays.values():
+        array[~mask] = float("inf")
+    for a, b in zip(results(), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @needs_trl
 @pytest.mark.parametrize("loss_type", losses.SFT_LOSSES)
 @pytest.mark.parametrize("num_items", [None, 12])

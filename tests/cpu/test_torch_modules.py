@@ -199,6 +199,21 @@ def test_plan_of_the_chunks(tokens: int, hidden: int, vocab: int) -> None:
     assert plan(tokens, hidden, vocab, "float32", True, None, None, H200).accum_dtype == "float32"
 
 
+@pytest.mark.parametrize("chunk_bytes", [1, 2_200_000, 3_000_000])
+def test_no_chunk_is_larger_than_was_asked_for(chunk_bytes: int) -> None:
+    """But for a buffer of 16 bits, to which no more than a few may be added."""
+    from liger.device import H200
+    from liger_triton.linear_chunks import MAX_ROUNDED_SUMS, plan
+
+    for tokens in (1, 1500, 2200, 2300, 100_000):
+        for weight_gradient, accum in ((True, None), (True, "bfloat16"), (False, None)):
+            p = plan(tokens, 64, 1000, "bfloat16", weight_gradient, accum, chunk_bytes, H200)
+            assert p.chunk_rows <= max(chunk_bytes // 2000, 1)
+            assert (p.n_chunks - 1) * p.chunk_rows < tokens <= p.n_chunks * p.chunk_rows
+        p = plan(tokens, 64, 1000, "bfloat16", True, None, chunk_bytes, H200, buffer_dtype="bfloat16")
+        assert p.n_chunks <= MAX_ROUNDED_SUMS
+
+
 @pytest.mark.parametrize("tokens", [4096, 20_000, 100_000])
 def test_weight_gradient_error_is_within_twice_that_of_one_product(tokens: int) -> None:
     """In bf16, gathered as the plan says: against float64, beside a single product."""

@@ -78,6 +78,70 @@ def test_a_masked_vocabulary(form: dict[str, Any], recompute: bool) -> None:
         assert error(a, b) < 3e-6
 
 
+MASKS = {"-inf": -torch.inf, "lowest": torch.finfo(torch.float32).min}
+
+
+@pytest.mark.parametrize("n_cols", [600, 33_000])
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_models_that_mask_the_same_words_in_two_ways(mask: float, beta: float, n_cols: int) -> None:
+    """Until a thread has seen another word, one that has no probability in the end is the highest it knows."""
+    given = [draw(2, n_cols, seed=i) for i in range(2)]
+    for rows in (slice(None, 500), slice(-70, None)):
+        given[beta == 0.0][0, rows], given[beta == 1.0][0, rows] = -1e4, mask
+    ours, reference = both(divergence.Options(beta=beta, reduction="tokens", **OF_LOGITS))
+    for a, b in zip(found(ours, *given, torch.float32), found(reference, *given, torch.float64), strict=True):
+        assert a.isfinite().all() and error(a, b) < 1e-6
+
+
+SPACES = [
+    (divergence.LOG_PROBS, divergence.PROBS),
+    (divergence.PROBS, divergence.LOG_PROBS),
+    (divergence.PROBS,) * 2,
+]
+
+
+@pytest.mark.parametrize("kind", ["jsd", "tvd"])
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("spaces", SPACES, ids="-".join)
+def test_gradients_of_probabilities(spaces: tuple[str, str], beta: float, kind: str) -> None:
+    student, teacher = (
+        draw(3, 70, seed=i).softmax(-1) if space == divergence.PROBS else draw(3, 70, seed=i).log_softmax(-1)
+        for i, space in enumerate(spaces)
+    )
+    options = divergence.Options(
+        kind=kind, beta=beta, reduction="tokens", student_space=spaces[0], teacher_space=spaces[1]
+    )
+    ours, reference = both(options)
+    for a, b in zip(
+        found(ours, student, teacher, torch.float32),
+        found(reference, student, teacher, torch.float64),
+        strict=True,
+    ):
+        assert error(a, b) < 1e-6
+
+
+def test_options_that_are_none_are_refused() -> None:
+    x = draw(2, 20)
+    for options, message in (
+        ({"kind": "KL"}, "jsd: kind is 'KL'; choose one of 'jsd', 'tvd'"),
+        ({"hard_weight": 0.5}, "jsd: hard_weight is 0.5; that is of linear_jsd, leave it at 0.0"),
+        (
+            {"student_space": "logit"},
+            "jsd: student_space is 'logit'; choose one of 'logits', 'log_probs', 'probs'",
+        ),
+        (
+            {"teacher_space": "logits"},
+            "jsd: student_space is 'log_probs' and teacher_space 'logits'; give logits on both",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(divergence.JSD, divergence.Options(**options), x, x, None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="linear_jsd: student_space is 'probs'; choose one of 'logits'"):
+        spaces = {"student_space": "probs", "teacher_space": "probs"}
+        call(linear_jsd.LINEAR_JSD, linear_jsd.Options(**spaces), x, x, x, x, None, None, None)
+
+
 def test_words_that_one_model_rules_out() -> None:
     """JSD stays finite; a KL is infinite only where the one it is taken over has them."""
     student, teacher = draw(3, 50), draw(3, 50, seed=1)

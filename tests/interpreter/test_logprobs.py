@@ -18,6 +18,7 @@ from liger_torch.autograd import call
 from liger_torch.backend import TorchBackend, backend_for
 from liger_triton import logprobs
 from liger_triton.linear_chunks import LinearChunks
+from liger_triton.logprobs_parts import shift_launch
 
 ROWS, HIDDEN, VOCAB = 12, 24, 50
 ROW_BYTES = 4 * VOCAB
@@ -260,14 +261,23 @@ def test_id_out_of_range_gives_nan_in_its_row_alone() -> None:
     assert not torch.autograd.grad((lse + entropy).sum(), x)[0].isnan().any()
 
 
-def test_masked_parts_of_the_vocabulary() -> None:
-    """Whole blocks of -inf, first, between and last."""
+def test_a_device_whose_words_are_all_masked_adds_nothing() -> None:
+    given = (torch.tensor([x]) for x in (torch.finfo(torch.float32).min, 3.0, 8.0, 0.0))
+    backend, best = backend_for(torch.device("cpu")), torch.zeros(1, dtype=torch.int32)
+    total, weighted, _ = backend.launch(shift_launch(1, False), *given, best)
+    assert (total.item(), weighted.item()) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("mask", [float("-inf"), torch.finfo(torch.float32).min])
+def test_masked_parts_of_the_vocabulary(mask: float) -> None:
+    """Whole blocks of -inf, or of the lowest number there is, first, between and last."""
     x = draw(3, 12_000, seed=0).detach()
-    x[0, :5000] = x[1, 4000:9000] = x[2, 5000:] = float("-inf")
+    x[0, :5000] = x[1, 4000:9000] = x[2, 5000:] = mask
     x.requires_grad_()
     ids = torch.tensor([11_000, 5, 5])
     results = token_logprobs(x, ids)
-    for row, finite in enumerate(x.isfinite()):
+    assert torch.autograd.grad(results.entropy.sum(), x, retain_graph=True)[0].isfinite().all()
+    for row, finite in enumerate(x > mask):
         part = x[row, finite].detach().double().requires_grad_()
         own = finite[: ids[row]].sum()[None]
         exact = plain_logprobs(part[None], own)

@@ -18,6 +18,10 @@ ROWS = {
     "uniform": RNG.random,
     "equal": lambda n: np.full(n, 7.0),
     "far from zero": lambda n: 1000 + RNG.standard_normal(n),
+    "equal and far from zero": lambda n: np.full(n, 1e4),
+    "further than the support is wide": lambda n: 1e4 + 1e-3 * RNG.standard_normal(n),
+    "one beyond all digits": lambda n: np.where(np.arange(n) == n // 2, 2e7, RNG.standard_normal(n)),
+    "the first block masked": lambda n: np.where(np.arange(n) < n // 2, -np.inf, RNG.standard_normal(n)),
     # Every step of Newton's method leaves most of what is left.
     "geometric": lambda n: -np.geomspace(1e-7, 1, n),
     "masked": lambda n: np.where(np.arange(n) % 3 == 1, -np.inf, RNG.standard_normal(n)),
@@ -34,6 +38,8 @@ def test_every_entry_is_right_to_its_rounding(name: str, n: int) -> None:
     # An entry that is barely in the support is a difference of nearly equal numbers.
     np.testing.assert_allclose(y, expected, rtol=1e-6, atol=3e-7 * expected.max())
     assert abs(y.sum() - 1) < 1e-6
+    reference = softmax.SPARSEMAX.reference((torch.from_numpy(x),), None)[0]
+    np.testing.assert_allclose(reference.double().numpy(), expected, rtol=1e-5, atol=1e-6 * expected.max())
 
 
 @pytest.mark.parametrize("n", [64, WIDE])
