@@ -8,7 +8,8 @@ examples are run one after the other.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -116,14 +117,26 @@ def _batch_first(args: Sequence[Any], dims: Sequence[Any]) -> tuple[list[Any], l
 def _one_by_one(
     primitive: Primitive, arrays: Sequence[Any], batched: Sequence[bool], **params: Any
 ) -> tuple[list[jax.Array], list[int | None]]:
-    def one(mapped: list[jax.Array]) -> list[jax.Array]:
-        rest = iter(mapped)
-        return list(
-            primitive.bind(*(next(rest) if b else a for a, b in zip(arrays, batched, strict=True)), **params)
-        )
-
-    results = jax.lax.map(one, [a for a, b in zip(arrays, batched, strict=True) if b])
+    results = _loop(primitive, tuple(batched), tuple(params.items()))(*arrays)
     return results, [0] * len(results)
+
+
+@functools.lru_cache(4096)
+def _loop(
+    primitive: Primitive, batched: Mask, params: tuple[tuple[str, Any], ...]
+) -> Callable[..., list[jax.Array]]:
+    """One function for one loop, or JAX would compile it anew at every call."""
+
+    @jax.jit
+    def loop(*arrays: jax.Array) -> list[jax.Array]:
+        def one(mapped: list[jax.Array]) -> list[jax.Array]:
+            rest = iter(mapped)
+            given = (next(rest) if b else a for a, b in zip(arrays, batched, strict=True))
+            return list(primitive.bind(*given, **dict(params)))
+
+        return jax.lax.map(one, [a for a, b in zip(arrays, batched, strict=True) if b])
+
+    return loop
 
 
 def _batch_forward(

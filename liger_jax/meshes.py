@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax._src.core import get_axis_env
 from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule, custom_partitioning
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -215,11 +216,23 @@ def _spec(factors: Factors, chosen: Mapping[str, tuple[str, ...]]) -> PartitionS
 # ----------------------------------------------------------------------------------------------------- Explicit
 
 
+def is_around() -> bool:
+    """Whether the call is on a mesh with Explicit axes, or on one device's part of a mesh, in `jax.shard_map`."""
+    kinds = jax.sharding.get_abstract_mesh().axis_types
+    return AxisType.Explicit in kinds or AxisType.Manual in kinds
+
+
 def explicit_axes() -> dict[str, int]:
-    """The Explicit axes of the mesh around the call, with their sizes."""
+    """The Explicit axes of the mesh around the call, with their sizes, but for those that divide a `jax.vmap`."""
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
-    return {name: size for name, size, kind in kinds if kind == AxisType.Explicit}
+    taken = mapped_axes()
+    return {name: size for name, size, kind in kinds if kind == AxisType.Explicit and name not in taken}
+
+
+def mapped_axes() -> tuple[str, ...]:
+    """The Explicit axes that divide the axis of a `jax.vmap` around the call."""
+    return tuple(getattr(get_axis_env(), "explicit_mesh_axis_names", ()))
 
 
 def mapped(

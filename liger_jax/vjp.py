@@ -58,27 +58,56 @@ def apply(
     try:
         op.check_part(specs, options, (split or WHOLE).size("columns"))
         kernels = implementations.use_kernels(op, specs, implementation)
+        if kernels and (axes := meshes.mapped_axes()):
+            # What a kernel returns says nothing of an axis that is not the call's own.
+            if implementation is not None:
+                raise ValueError(
+                    f"{op.name}: implementation is {implementation!r} in a jax.vmap over an axis that is divided along "
+                    f"{', '.join(axes)}, an Explicit axis of the mesh; leave it out for XLA's, or call the op on the "
+                    "whole batch."
+                )
+            kernels = False
     except (TypeError, ValueError) as error:
         raise type(error)(check.renamed(str(error), names)) from None
     arguments = tuple(names.get(operand.name, operand.name) for operand in op.operands)
-    outputs = _outputs(op, options, specs)
+    described = (op, options, specs, kernels, current_plan(), arguments, split)
+    # On a mesh JAX does not run the rules that the op brings one by one.
+    function = _compiled(*described) if meshes.is_around() else functools.partial(_results, *described)
+    return unpack(present(_outputs(op, options, specs)), function(*pack(arrays)))
+
+
+@functools.lru_cache(4096)
+def _compiled(*described: Any) -> Callable[..., tuple[jax.Array, ...]]:
+    return jax.jit(functools.partial(_results, *described))
+
+
+def _results(
+    op: Op,
+    options: Any,
+    specs: Specs,
+    kernels: bool,
+    plan: Plan,
+    arguments: tuple[str, ...],
+    split: Split | None,
+    *values: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """The outputs present of the operands present."""
 
     def on_device(split: Split | None, values: Sequence[Any]) -> tuple[jax.Array, ...]:
         local = unpack(present(specs), values)
         if kernels:
             local = _equally_varying(local)
         described = tuple(None if array is None else spec_of(array) for array in local)
-        function = _differentiable(op, options, described, kernels, current_plan(), arguments, split)
-        return function(*pack(local))
+        return _differentiable(op, options, described, kernels, plan, arguments, split)(*pack(local))
 
-    if split is None and meshes.explicit_axes():
-        division = Division(op, options, specs, (*outputs, *(None for _ in op.saved)))
-        given = [(o, a) for o, a in zip(op.operands, arrays, strict=True) if a is not None]
-        wanted = [(o, spec) for o, spec in zip(op.outputs, outputs, strict=True) if spec is not None]
-        results = meshes.mapped(on_device, division, given, wanted)
-    else:
-        results = on_device(split, pack(arrays))
-    return unpack(present(outputs), results)
+    if split is not None or not meshes.explicit_axes():
+        return on_device(split, values)
+    outputs = _outputs(op, options, specs)
+    division = Division(op, options, specs, (*outputs, *(None for _ in op.saved)))
+    operands = zip(op.operands, unpack(present(specs), values), strict=True)
+    given = [(operand, array) for operand, array in operands if array is not None]
+    wanted = [(o, spec) for o, spec in zip(op.outputs, outputs, strict=True) if spec is not None]
+    return meshes.mapped(on_device, division, given, wanted)
 
 
 def given_split(op: Op, options: Any, vocab_axis: str | tuple[str, ...] | None) -> Split | None:

@@ -15,6 +15,8 @@ CHUNK_BYTES = 256 * 2**20
 
 def rows_per_chunk(vocab_size: int, chunk_bytes: int | None) -> int:
     """How many tokens' float32 logits fit into `chunk_bytes`; at least one."""
+    if chunk_bytes is not None:
+        check.positive("map_logits", "chunk_bytes", chunk_bytes)
     return max(1, (CHUNK_BYTES if chunk_bytes is None else chunk_bytes) // (4 * vocab_size))
 
 

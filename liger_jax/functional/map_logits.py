@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from liger.losses.distillation import rows_per_chunk
+from liger_jax.functional.options import integer
 
 
 def map_logits(
@@ -27,8 +28,9 @@ def map_logits(
     over the chunks in the kernel's dtype. On a mesh, XLA gathers tokens that are divided: use it inside `shard_map`.
 
     Args:
-        function: takes logits (tokens, vocab) of x's dtype and the same tokens of each of `arrays`; returns one number,
-            or one row, per token. It sees rows of zeros beside the last tokens, whose results are dropped.
+        function: takes logits (tokens, vocab), of x's dtype or of what adding a bias to it gives, and the same tokens
+            of each of `arrays`; returns one number, or one row, per token. It sees rows of zeros beside the last
+            tokens, whose results are dropped.
         x: (..., hidden), floating.
         kernel: (hidden, vocab) of x's dtype; (vocab, hidden) with kernel_layout "vh".
         arrays: arrays whose leading axes are x's.
@@ -50,6 +52,8 @@ def map_logits(
     """
     if kernel_layout not in ("hv", "vh"):
         raise ValueError(f"map_logits: kernel_layout is {kernel_layout!r}; choose 'hv' or 'vh'.")
+    if chunk_bytes is not None:
+        chunk_bytes = integer("chunk_bytes", chunk_bytes)
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     leading = x.shape[:-1]
     operands = [x, *map(jnp.asarray, arrays)]

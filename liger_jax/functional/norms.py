@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from liger_jax import vjp
-from liger_jax.functional.options import number
+from liger_jax.functional.options import integer, number
 from liger_triton import group_norm as group_norm_op
 from liger_triton import layer_norm as layer_norm_op
 from liger_triton import rms_norm as rms_norm_op
@@ -264,7 +264,7 @@ def group_norm(
     if x.ndim < 2:
         raise ValueError(f"group_norm: x has shape {x.shape}; expected (batch, *, channels).")
     options = group_norm_op.Options(
-        num_groups=int(num_groups), eps=number("epsilon", epsilon), channels_last=True
+        num_groups=integer("num_groups", num_groups), eps=number("epsilon", epsilon), channels_last=True
     )
     flat = x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
     (y,) = vjp.apply(

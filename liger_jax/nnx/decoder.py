@@ -19,6 +19,7 @@ from flax import nnx
 from liger_jax import functional
 from liger_jax.nnx import checkpoint
 from liger_jax.nnx.decoder_config import DecoderConfig
+from liger_jax.nnx.embed import Embed
 from liger_jax.nnx.norms import RMSNorm
 
 IGNORE_INDEX = -100
@@ -33,6 +34,7 @@ class LayerFunctions:
     """What a layer computes with its parameters.
 
     Attributes:
+        embed_class: the embedding's class.
         norm_class: the norms' class.
         norm: (layer, x) -> the normalised x.
         add_norm: (layer, x, residual) -> (the normalised sum, the sum).
@@ -41,6 +43,7 @@ class LayerFunctions:
         loss: (x, kernel, layout, labels) -> the mean over the labels that count.
     """
 
+    embed_class: type[nnx.Embed]
     norm_class: type[nnx.RMSNorm]
     norm: Callable[[nnx.RMSNorm, jax.Array], jax.Array]
     add_norm: Callable[[nnx.RMSNorm, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -102,9 +105,11 @@ def _plain_loss(x: jax.Array, kernel: jax.Array, layout: KernelLayout, labels: j
 
 LAYERS: dict[str, LayerFunctions] = {
     "liger": LayerFunctions(
-        RMSNorm, _liger_norm, _liger_add_norm, functional.apply_rope, functional.swiglu, _liger_loss
+        Embed, RMSNorm, _liger_norm, _liger_add_norm, functional.apply_rope, functional.swiglu, _liger_loss
     ),
-    "plain": LayerFunctions(nnx.RMSNorm, _plain_norm, _plain_add_norm, _plain_rope, _plain_gate, _plain_loss),
+    "plain": LayerFunctions(
+        nnx.Embed, nnx.RMSNorm, _plain_norm, _plain_add_norm, _plain_rope, _plain_gate, _plain_loss
+    ),
 }
 """The layers that a decoder can be built on, by name."""
 
@@ -221,7 +226,7 @@ class Decoder(nnx.Module):
             raise ValueError(f"layers must be one of {', '.join(LAYERS)}; received {layers!r}.")
         self.config = config
         self.functions = LAYERS[layers]
-        self.embed_tokens = nnx.Embed(
+        self.embed_tokens = self.functions.embed_class(
             config.vocab_size,
             config.hidden_size,
             param_dtype=dtype,

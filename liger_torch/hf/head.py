@@ -95,49 +95,6 @@ class Call:
 
 
 @dataclasses.dataclass
-class StubCall(Call):
-    """The output layer returns a tensor one wide and full of NaN, so that whatever else used it would be seen.
-
-    Attributes:
-        labels: those that the model is given.
-        shift_labels: likewise.
-        ignore_index: likewise.
-        hidden: what the output layer was given.
-        n_logits: how often it was asked.
-    """
-
-    labels: torch.Tensor
-    shift_labels: torch.Tensor | None
-    ignore_index: int
-    hidden: torch.Tensor | None = dataclasses.field(default=None, init=False)
-    n_logits: int = dataclasses.field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        self._target = shifted(self.labels, self.shift_labels, self.ignore_index)
-        # Started before the model runs: the number of rows has reached the host by the time the loss needs it.
-        self._rows: ValidRows | None = valid_rows(self._target, self.ignore_index)
-
-    def in_place_of_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """See `Call`."""
-        self.hidden = hidden
-        self.n_logits += 1
-        return hidden.new_full((*hidden.shape[:-1], 1), math.nan)
-
-    def causal_loss(
-        self, labels: torch.Tensor, shift_labels: torch.Tensor | None, ignore_index: int, **options: Any
-    ) -> torch.Tensor:
-        """The loss of the hidden states that were kept."""
-        assert self.hidden is not None
-        same = (
-            labels is self.labels and shift_labels is self.shift_labels and ignore_index == self.ignore_index
-        )
-        target, rows = self._target, self._rows
-        if not same or target.device != self.hidden.device:
-            target, rows = shifted(labels, shift_labels, ignore_index).to(self.hidden.device), None
-        return self.fused_loss(self.hidden, target, ignore_index=ignore_index, valid_rows=rows, **options)
-
-
-@dataclasses.dataclass
 class LazyCall(Call):
     """The output layer returns logits that are computed if they are used.
 
@@ -171,6 +128,73 @@ class LazyCall(Call):
             return self.loss_of(logits.computed(), target, weight=weight, **options)
         options |= {"ce_weight": weight, "scale": logits.scale, "softcap": logits.softcap}
         return self.fused_loss(logits.hidden, target, **options)
+
+
+@dataclasses.dataclass
+class CausalCall(LazyCall):
+    """The model asks its `loss_function` for the loss of these labels, which are known before it runs.
+
+    Under torch.compile, which takes no lazy logits, the output layer returns a stub: a tensor one wide and full of NaN,
+    so that any use of it beside the loss would be seen.
+
+    Attributes:
+        labels: those that the model is given.
+        shift_labels: likewise.
+        ignore_index: likewise.
+        hidden: what the output layer was given where it returned a stub.
+        n_logits: how often it was asked.
+    """
+
+    labels: torch.Tensor
+    shift_labels: torch.Tensor | None
+    ignore_index: int
+    hidden: torch.Tensor | None = dataclasses.field(default=None, init=False)
+    n_logits: int = dataclasses.field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._versions = self._version_of(self.labels), self._version_of(self.shift_labels)
+        self._target: torch.Tensor | None = None
+        self._rows: ValidRows | None = None
+        if None not in self._versions:
+            self._target = shifted(self.labels, self.shift_labels, self.ignore_index)
+            # Started before the model runs: the number of rows has reached the host by the time the loss needs it.
+            self._rows = valid_rows(self._target, self.ignore_index)
+
+    @staticmethod
+    def _version_of(labels: torch.Tensor | None) -> int | None:
+        """Another one where labels have been written to since; None where that cannot be told."""
+        if labels is None:
+            return 0
+        return None if torch.compiler.is_compiling() or labels.is_inference() else labels._version
+
+    def in_place_of_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See `Call`."""
+        self.n_logits += 1
+        if not torch.compiler.is_compiling():
+            return super().in_place_of_logits(hidden)
+        self.hidden = hidden
+        return hidden.new_full((*hidden.shape[:-1], 1), math.nan)
+
+    def causal_loss(
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor,
+        shift_labels: torch.Tensor | None,
+        ignore_index: int,
+        **options: Any,
+    ) -> torch.Tensor:
+        """The loss of hidden states."""
+        same = (
+            labels is self.labels
+            and shift_labels is self.shift_labels
+            and ignore_index == self.ignore_index
+            and self._versions == (self._version_of(labels), self._version_of(shift_labels))
+        )
+        target, rows = self._target, self._rows
+        if target is None or not same or target.device != hidden.device:
+            target, rows = shifted(labels, shift_labels, ignore_index).to(hidden.device), None
+        return self.fused_loss(hidden, target, ignore_index=ignore_index, valid_rows=rows, **options)
 
 
 class _Innermost(threading.local):

@@ -125,7 +125,8 @@ class LazyLogits(torch.Tensor):
         """Whether they have been computed."""
         return self._value is not None
 
-    def _may_be_followed(self) -> bool:
+    @property
+    def may_be_followed(self) -> bool:
         """Not with gradients switched on or off since: a loss of what was cut off must not go back through it."""
         return self._value is None and self._context.gradients == torch.is_grad_enabled()
 
@@ -166,7 +167,7 @@ class LazyLogits(torch.Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         lazy = args[0] if args else None
-        if isinstance(lazy, LazyLogits) and lazy._may_be_followed():
+        if isinstance(lazy, LazyLogits) and lazy.may_be_followed:
             follow = _FOLLOWED.get(func)
             found = None if follow is None else follow(lazy, func, args, kwargs)
             if found is not None:

@@ -3,10 +3,12 @@
 Two ways lead there, found by running the model's own forward once between made-up values (`tail`):
 
 - The model asks its `loss_function`, which is transformers' ForCausalLMLoss, for the loss of its logits times a factor
-  and capped, and uses them for nothing else. The output layer then returns a stub (`head.StubCall`), and the loss
-  function is replaced for this model. Only ordinary tensors pass: torch.compile makes one graph of it.
-- The model computes a cross entropy in any other way. The output layer then returns lazy logits (`lazy`,
-  `head.LazyCall`), and the cross entropy is computed in their place. Under torch.compile the logits are computed.
+  and capped, and uses them for nothing else. The loss function is replaced for this model, and the output layer returns
+  lazy logits (`lazy`), by which whatever this very call does to them is seen. Under torch.compile it returns a stub
+  (`head.CausalCall`), an ordinary tensor, so that there is one graph; there it is believed that the forward does what
+  it did when it was run on made-up values.
+- The model computes a cross entropy in any other way. The output layer then returns lazy logits (`head.LazyCall`), and
+  the cross entropy is computed in their place. Under torch.compile the logits are computed.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ from liger_torch.hf import outputs, probe, tail
 from liger_torch.hf.head import (
     IGNORE_INDEX,
     Call,
+    CausalCall,
     HeadRecipe,
     LazyCall,
-    StubCall,
     Wishes,
     head_of,
     hooks_reason,
@@ -35,6 +37,7 @@ from liger_torch.hf.head import (
     shifted,
     unwrapped,
 )
+from liger_torch.hf.lazy import LazyLogits
 from liger_torch.hf.probe import Verdict
 from liger_torch.hf.report import warn_once
 from liger_torch.hf.swap import hides_forward, original_class, recipe_of
@@ -54,8 +57,9 @@ class LossRecipe:
             evaluation and not in training, unless `skip_logits` says otherwise.
         tail: what lies between the output layer and the loss function; None where lazy logits have to find out.
 
-    Where the loss cannot be fused, `skip_logits=True` warns, once per model, and the logits come back: transformers'
-    Trainer passes it in every evaluation with `prediction_loss_only`, which must not fail for it.
+    Where the loss cannot be fused, `skip_logits=True` warns, once per model (not under torch.compile), and the logits
+    come back: transformers' Trainer passes it in every evaluation with `prediction_loss_only`, which must not fail for
+    it.
     """
 
     fused: bool
@@ -65,6 +69,7 @@ class LossRecipe:
         """See `liger_torch.hf.swap.Recipe`."""
         recipe = self
         names = [p.name for p in probe.parameters_of(base.forward)]
+        takes_return_dict = probe.takes(base.forward, "return_dict")
         own_loss: Any = getattr(base, "loss_function", None)
 
         @functools.wraps(base.forward)
@@ -95,10 +100,12 @@ class LossRecipe:
             return_dict = given.pop("return_dict", None)
             if return_dict is None:
                 return_dict = getattr(self.config, "return_dict", True)
+            if takes_return_dict:
+                given["return_dict"] = True
             with inside(self, call):
-                output = base.forward(self, **given, return_dict=True)
+                output = base.forward(self, **given)
             output = _finished(self, call, output)
-            return output if return_dict else outputs.as_tuple(output)
+            return outputs.as_tuple(output) if takes_return_dict and not return_dict else output
 
         between = self.tail
         if between is None:
@@ -129,9 +136,10 @@ class LossRecipe:
             return None
         head = _head(model) if skip else None
         if head is not None:
-            return StubCall(
+            return CausalCall(
                 head,
                 wishes,
+                keep_logits=False,
                 labels=given["labels"],
                 shift_labels=given.get("shift_labels"),
                 ignore_index=given.get("ignore_index", IGNORE_INDEX),
@@ -142,7 +150,7 @@ class LossRecipe:
 def _finished(model: Any, call: Call, output: Any) -> Any:
     """What the model returns, from what its own forward has returned."""
     wishes = call.wishes
-    if isinstance(call, StubCall) and call.hidden is not None:
+    if isinstance(call, CausalCall) and call.hidden is not None:
         if call.n_losses != 1 or call.n_logits != 1:
             raise RuntimeError(
                 f"{type(model).__name__}: its forward asked for {call.n_losses} losses and {call.n_logits} times for "
@@ -150,7 +158,7 @@ def _finished(model: Any, call: Call, output: Any) -> Any:
                 "fused_linear_cross_entropy=False."
             )
         output = outputs.without_logits(output)
-    elif isinstance(call, StubCall):
+    elif isinstance(call, CausalCall) and not call.n_logits:
         _warn_of_logits(model, "its output layer is split over devices, or runs without gradients")
     elif isinstance(call, LazyCall):
         if call.family.used_by and not call.keep_logits:
@@ -188,10 +196,13 @@ def _causal_loss(
 ) -> torch.Tensor:
     """transformers' ForCausalLMLoss, without its float32 copy of the logits; over no label it is 0."""
     options: dict[str, Any] = {"reduction": "mean" if num_items_in_batch is None else "sum"}
-    if isinstance(call, StubCall) and call.hidden is not None:
+    if isinstance(call, CausalCall) and isinstance(logits, LazyLogits) and logits.may_be_followed:
+        options |= {"scale": logits.scale, "softcap": logits.softcap}
+        loss = call.causal_loss(logits.hidden, labels, shift_labels, ignore_index, **options)
+    elif isinstance(call, CausalCall) and call.hidden is not None:
         options |= {"scale": between.scale, "softcap": between.softcap}
-        loss = call.causal_loss(labels, shift_labels, ignore_index, **options)
-    elif isinstance(call, StubCall) and not any(call.wishes.options.values()):
+        loss = call.causal_loss(call.hidden, labels, shift_labels, ignore_index, **options)
+    elif isinstance(call, CausalCall) and not any(call.wishes.options.values()):
         return own(
             logits=logits,
             labels=labels,
@@ -203,7 +214,9 @@ def _causal_loss(
         )
     else:
         target = shifted(labels, shift_labels, ignore_index).to(logits.device)
-        loss = call.loss_of(logits.view(-1, vocab_size), target, ignore_index=ignore_index, **options)
+        loss = call.loss_of(
+            logits.reshape(-1, logits.shape[-1]), target, ignore_index=ignore_index, **options
+        )
     if isinstance(num_items_in_batch, torch.Tensor):
         num_items_in_batch = num_items_in_batch.to(loss.device)
     return loss if num_items_in_batch is None else loss / num_items_in_batch

@@ -81,11 +81,15 @@ def recognise(module: nn.Module) -> Verdict | None:
     if not list(_roles(small)):
         return None
     form = "swiglu" if len(linear) == 3 else "swiglu[packed]"
+    width = next(iter(_roles(small)))[0].in_features
     try:
         clone = probe.small_copy(module, small, sizes)
-        x = gates.rows(next(iter(_roles(small)))[0].in_features)
+        x = gates.rows(width)
         evaluated, trained = clone.eval()(x), clone.train()(x)
     except Exception as error:  # the module's own code, fed with what it may not expect
+        others = {child.in_features for child in small.values()} - {width}
+        if any(_takes(module, small, sizes, other) for other in others):
+            return None  # the layers follow one another in another order
         return Verdict(form, None, f"could not be probed: {type(error).__name__}: {error}")
     recipe, off = gates.closest(
         _recipes(module, small), evaluated, lambda candidate: candidate.reference(clone, x)
@@ -95,6 +99,15 @@ def recognise(module: nn.Module) -> Verdict | None:
     if probe.distance(trained, recipe.reference(clone, x)) > gates.RTOL:
         return Verdict(recipe.name, None, "computes something else while training (dropout?)")
     return Verdict(recipe.name, recipe)
+
+
+def _takes(module: nn.Module, small: Mapping[str, nn.Linear], sizes: Mapping[int, int], width: int) -> bool:
+    """Whether the module runs on rows of this width."""
+    try:
+        probe.small_copy(module, small, sizes).eval()(gates.rows(width))
+    except Exception:  # as above
+        return False
+    return True
 
 
 def _recipes(module: nn.Module, small: Mapping[str, nn.Linear]) -> Iterator[GatedMLPRecipe]:

@@ -26,12 +26,19 @@ def settled(output: Any, *, keep_logits: bool) -> Any:
         return type(output)(**{name: settle(value) for name, value in _fields(output).items()})
     if type(output) in (tuple, list):
         return type(output)(map(settle, output))
+    if type(output) is dict:
+        return {name: settle(value) for name, value in output.items()}
     return output
 
 
 def with_token_accuracy(output: Any, accuracy: torch.Tensor | None) -> Any:
     """An output of the same class with one more field, as tools expect that take outputs apart and build them anew."""
     cls: Any = type(output)
+    if not isinstance(output, ModelOutput):
+        raise ValueError(
+            f"return_token_accuracy is True, but the model returns a {cls.__name__}, which has no place for it; leave "
+            "it out."
+        )
     return _class_with_token_accuracy(cls)(**_fields(output), token_accuracy=accuracy)
 
 

@@ -113,6 +113,11 @@ def parameters_of(function: Any) -> list[inspect.Parameter]:
     return [p for p in found if p.name != "self"]
 
 
+def takes(function: Any, name: str) -> bool:
+    """Whether a callable takes a keyword argument of this name, by itself or among any others."""
+    return any(p.name == name or p.kind == p.VAR_KEYWORD for p in parameters_of(function))
+
+
 def n_arguments(cls: type[nn.Module]) -> int | None:
     """How many arguments `forward` takes; None if any number, or some by keyword only."""
     kinds = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY}

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils.generic import ModelOutput
 
-from liger_torch.hf import standin
+from liger_torch.hf import probe, standin
 from liger_torch.hf.lazy import Family, LazyLogits
 from liger_torch.hf.swap import original_class
 
@@ -66,7 +66,9 @@ def find(model: Any, path: str) -> Tail | str:
     stub = _Head(model.get_submodule(path), _returns(torch.tensor([math.nan], dtype=torch.float64)))
     try:
         output = _run(model, path, stub, labels, loss_function=staticmethod(_no_loss))
-        finite = math.isfinite(output["loss"] if isinstance(output, dict) else output[0])
+        if not isinstance(output, ModelOutput):
+            return f"its forward returns a {type(output).__name__}"
+        finite = math.isfinite(output["loss"])
     except Exception:  # it has looked at the logits, and found something else
         finite = False
     return tail if finite else "its forward uses the logits beside the loss"
@@ -185,9 +187,8 @@ def _run(model: Any, path: str, head: nn.Module, labels: torch.Tensor, **namespa
     """What the model's own forward returns between a backbone that returns zeros, and `head`."""
     hidden = torch.zeros(*labels.shape, model.get_submodule(path).in_features, dtype=torch.float64)
     clone = standin.of_model(model, path, head, hidden, namespace)
-    options = (
-        {"return_dict": True}
-        if "return_dict" in inspect.signature(original_class(model).forward).parameters
-        else {}
-    )
+    # With routers' logits, which the stand-in has not, an auxiliary loss would be computed of them.
+    wanted = {"return_dict": True, "output_router_logits": False}
+    named = {p.name for p in probe.parameters_of(original_class(model).forward)}
+    options = {name: value for name, value in wanted.items() if name in named}
     return clone.train()(input_ids=labels.clone(), labels=labels, **options)

@@ -15,7 +15,7 @@ import pytest
 from jax_cases import CASES, Case
 
 import liger_jax
-from liger_jax import implementations
+from liger_jax import batching, implementations
 
 cases = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -207,6 +207,29 @@ def test_float64_is_left_to_xla() -> None:
         (lambda: liger_jax.rms_norm(jnp.ones((2, 8), jnp.int32)), TypeError, "x has dtype int32"),
         (lambda: liger_jax.rms_norm(jnp.ones((2, 8)), casting="bf16"), ValueError, "casting is 'bf16'"),
         (lambda: liger_jax.rms_norm(jnp.ones((2, 8)), epsilon=-1.0), ValueError, "rms_norm: epsilon is -1.0"),
+        (
+            lambda: liger_jax.rms_norm(jnp.ones((2, 8)), epsilon=True),
+            TypeError,
+            "epsilon is True; it must be a number",
+        ),
+        (
+            lambda: liger_jax.group_norm(jnp.ones((2, 8)), num_groups=2.9),  # type: ignore[arg-type]
+            TypeError,
+            r"num_groups is 2\.9; it must be an integer",
+        ),
+        (
+            lambda: jax.jit(lambda n: liger_jax.group_norm(jnp.ones((2, 8)), num_groups=n))(2),
+            TypeError,
+            "num_groups is traced by JAX.*static_argnames",
+        ),
+        *(
+            (
+                lambda n=n: liger_jax.map_logits(jnp.sum, jnp.ones((2, 8)), jnp.ones((8, 9)), chunk_bytes=n),
+                error,
+                f"chunk_bytes is {n}; it must be",
+            )
+            for n, error in ((-5, ValueError), (0, ValueError), (2.5, TypeError))
+        ),
         (lambda: liger_jax.rms_norm(None), TypeError, "rms_norm: x is None; it must be an array"),
         (
             lambda: liger_jax.rms_norm(jnp.ones(8), epsilon=None),
@@ -336,6 +359,18 @@ def test_class_weights_that_are_differentiated_are_refused(implementation: str) 
             ValueError, match=r"class_weights is differentiated.*stop_gradient\(class_weights\)"
         ):
             jax.grad(lambda w: loss(class_weights=w, implementation=implementation).sum())(jnp.ones(70))  # noqa: B023
+
+
+def test_eager_calls_of_a_vmap_are_compiled_once() -> None:
+    """Also where the examples are run one after the other."""
+    per_example = jax.vmap(jax.grad(lambda scale, x: liger_jax.rms_norm(x, scale).sum()))
+    x, scale = jnp.ones((3, 2, 8)), jnp.ones((3, 8))
+    per_example(scale, x)
+    before = batching._loop.cache_info()
+    for _ in range(2):
+        per_example(scale, x)
+    after = batching._loop.cache_info()
+    assert after.misses == before.misses and after.hits > before.hits
 
 
 def test_one_token_without_an_axis() -> None:

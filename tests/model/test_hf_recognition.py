@@ -179,6 +179,21 @@ def test_dropout_inside_is_left() -> None:
     assert "training" in verdict.reason
 
 
+def test_layers_in_another_order_are_no_gated_mlp() -> None:
+    """The projector of a LLaVA whose text is twice as wide as its images: d -> 2d -> 2d, and no d -> 2d -> d."""
+
+    class Projector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear_1, self.linear_2 = nn.Linear(32, 64), nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear_2(nn.functional.gelu(self.linear_1(x)))
+
+    with probe.probing():
+        assert mlps.recognise(Projector()) is None
+
+
 EXPERTS = [
     ("mixtral", "MixtralExperts", "swiglu"),
     ("gpt_oss", "GptOssExperts", "swiglu(interleaved, alpha alpha, limit limit, up + 1)"),

@@ -7,10 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 
 import liger_jax
-from jax_meshes.mesh import KINDS, P, close, collectives, on_mesh
+from jax_meshes.mesh import KINDS, P, close, collectives, mesh_of, on_mesh
+from liger_jax.nnx import Decoder
+from liger_jax.nnx.decoder_config import DecoderConfig
 
 
 def norm() -> None:
@@ -88,3 +92,70 @@ def transforms() -> None:
     close(compiled(*placed), jax.grad(loss, (0, 1))(x, scale), "no mesh")
     assert collectives(compiled.as_text())["all-gather"] == 0
     close(jax.grad(loss, (0, 1))(*placed), jax.grad(loss, (0, 1))(x, scale), "no mesh, no jit")
+
+
+def eager() -> None:
+    """Calls one by one, without jit: on a mesh, and on one device's part of it."""
+    rng = np.random.default_rng(3)
+    x, kernel = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((4, 6, 16), (16, 30)))
+    labels = jnp.arange(24).reshape(4, 6)
+    norm = liger_jax.rms_norm
+    loss = lambda x: liger_jax.linear_softmax_cross_entropy(x, kernel, labels)  # noqa: E731
+    gradient = jax.grad(lambda x: jnp.sum(jnp.cos(norm(x))))
+    expected = norm(x), loss(x), gradient(x)
+    for kind in KINDS:
+        with mesh_of(kind) as mesh:
+            for spec in (P(), P("data"), P("data", "model")):
+                placed = jax.device_put(x, NamedSharding(mesh, spec))
+                close((norm(placed), loss(placed), gradient(placed)), expected, f"eager {kind} {spec}")
+                on_a_part = jax.shard_map(norm, in_specs=spec, out_specs=spec)
+                close(on_a_part(placed), expected[0], f"eager shard_map {kind} {spec}")
+
+
+def mapped() -> None:
+    """jax.vmap over an axis that is divided; on Explicit axes by XLA alone."""
+    rng = np.random.default_rng(4)
+    x, scale = jnp.asarray(rng.standard_normal((4, 6, 16)), jnp.float32), jnp.ones(16)
+    loss = lambda x, scale: jnp.sum(jnp.cos(liger_jax.rms_norm(x, scale)))  # noqa: E731
+    functions = {
+        "forward": jax.vmap(liger_jax.rms_norm, (0, None)),
+        "gradients of examples": jax.vmap(jax.grad(loss, (0, 1)), (0, None)),
+        "gradient of a sum": jax.grad(lambda x, s: jax.vmap(loss, (0, None))(x, s).sum(), (0, 1)),
+    }
+    for name, function in functions.items():
+        expected = jax.jit(function)(x, scale)
+        for kind in KINDS:
+            ours, _ = on_mesh(kind, function, (x, scale), (P("data"), P()))
+            close(ours, expected, f"vmap over a divided axis, {name}, {kind}")
+    with (
+        mesh_of(AxisType.Explicit) as mesh,
+        pytest.raises(ValueError, match="divided along data, an Explicit"),
+    ):
+        placed = jax.device_put(x, NamedSharding(mesh, P("data")))
+        jax.vmap(lambda x: liger_jax.rms_norm(x, implementation="triton"))(placed)
+
+
+def decoder() -> None:
+    config = DecoderConfig.from_hf(LLAMA)
+    model = Decoder(config, rngs=nnx.Rngs(0))
+    tokens = jnp.arange(32).reshape(4, 8) % config.vocab_size
+    expected = model.loss(tokens, tokens)
+    with mesh_of(AxisType.Explicit) as mesh:
+        model = Decoder(config, rngs=nnx.Rngs(0))
+        placed = jax.device_put(tokens, NamedSharding(mesh, P("data")))
+        close(model.loss(placed, placed), expected, "decoder")
+
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": False,
+}
