@@ -6,6 +6,6 @@ import jax_meshes
 import pytest
 
 
-@pytest.mark.parametrize("part", ["divergences", "vocabulary"])
+@pytest.mark.parametrize("part", ["divergences", "eager", "vocabulary"])
 def test_on_four_devices(part: str) -> None:
     jax_meshes.PARTS[part]()
