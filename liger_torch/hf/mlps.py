@@ -87,8 +87,8 @@ def recognise(module: nn.Module) -> Verdict | None:
         x = gates.rows(width)
         evaluated, trained = clone.eval()(x), clone.train()(x)
     except Exception as error:  # the module's own code, fed with what it may not expect
-        others = {child.in_features for child in small.values()} - {width}
-        if any(_takes(module, small, sizes, other) for other in others):
+        widths = {child.in_features for child in small.values()} - {width}
+        if any(_takes(module, small, sizes, other) for other in widths):
             return None  # the layers follow one another in another order
         return Verdict(form, None, f"could not be probed: {type(error).__name__}: {error}")
     recipe, off = gates.closest(
