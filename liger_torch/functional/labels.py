@@ -63,13 +63,4 @@ def rows_to_compute(
             f"{op}: valid_rows was made for {valid_rows.n_labels} labels, {argument} has {labels.numel()}; "
             "make it from the very labels that the loss is given."
         )
-    index = valid_rows.index()
-    if index is not None and labels.device.type == "cpu":  # on a GPU the host would wait for it
-        left_out = labels.reshape(-1) != ignore_index
-        left_out[index] = False
-        if left_out.any():
-            raise ValueError(
-                f"{op}: valid_rows was made for other labels: {int(left_out.sum())} rows of {argument} that count are "
-                f"not among them; make it with liger_torch.valid_rows({argument}, ignore_index)."
-            )
-    return index
+    return valid_rows.index()
