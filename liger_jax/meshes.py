@@ -10,6 +10,8 @@ itself, on the local arrays, which asks for what the others have through `Split`
     Explicit axes            `jax.shard_map` over the specs in the arrays' types (`mapped`)
     Auto axes                `custom_partitioning` in the lowering, with a Shardy rule (`partitioned`)
 
+In a `jax.vmap` over an axis that Explicit axes divide, XLA's implementation computes.
+
 JAX crashes on a Python callback inside `custom_partitioning` (jax#23620): in Triton's interpreter, programs on Auto
 axes are not divided, and XLA gathers the arrays.
 """
