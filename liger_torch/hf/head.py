@@ -100,18 +100,19 @@ class LazyCall(Call):
 
     Attributes:
         keep_logits: whether they come back from the model. Their loss is then computed from them.
+        family: the lazy logits; None before there are any, and after the model's forward: they hold this call, which
+            would otherwise be garbage in a cycle, and the weight with it.
     """
 
     keep_logits: bool
-
-    def __post_init__(self) -> None:
-        self.family = Family(self)
+    family: Family | None = dataclasses.field(default=None, init=False)
 
     def in_place_of_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """See `Call`."""
         kind, weight = hidden.device.type, self.head.weight
         dtype = torch.get_autocast_dtype(kind) if autocasting(kind) else hidden.dtype
         trained = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+        self.family = self.family or Family(self)
         return LazyLogits(self.family, hidden, weight.shape[0], dtype, trained)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -134,10 +135,12 @@ class LazyCall(Call):
 class CausalCall(LazyCall):
     """The model asks its `loss_function` for the loss of these labels, which are known before it runs.
 
-    Under torch.compile, which takes no lazy logits, the output layer returns a stub: a tensor one wide and full of NaN,
-    so that any use of it beside the loss would be seen.
+    Where lazy logits cannot be, the output layer returns a stub: a tensor one wide and full of NaN, so that any use of
+    it beside the loss would be seen. That is so under torch.compile, and with hooks on the output layer, which may hand
+    what it returns to an autograd function (DeepSpeed's, torch's own for the backward pass): that sees no lazy logits.
 
     Attributes:
+        lazy: whether the logits may be lazy.
         labels: those that the model is given.
         shift_labels: likewise.
         ignore_index: likewise.
@@ -145,6 +148,7 @@ class CausalCall(LazyCall):
         n_logits: how often it was asked.
     """
 
+    lazy: bool
     labels: torch.Tensor
     shift_labels: torch.Tensor | None
     ignore_index: int
@@ -152,7 +156,6 @@ class CausalCall(LazyCall):
     n_logits: int = dataclasses.field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         self._versions = self._version_of(self.labels), self._version_of(self.shift_labels)
         self._target: torch.Tensor | None = None
         self._rows: ValidRows | None = None
@@ -171,7 +174,7 @@ class CausalCall(LazyCall):
     def in_place_of_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """See `Call`."""
         self.n_logits += 1
-        if not torch.compiler.is_compiling():
+        if self.lazy and not torch.compiler.is_compiling():
             return super().in_place_of_logits(hidden)
         self.hidden = hidden
         return hidden.new_full((*hidden.shape[:-1], 1), math.nan)
@@ -275,6 +278,15 @@ def head_of(model: Any) -> Any:
 def unwrapped(head: Any) -> Any:
     """The layer inside of FSDP's first kind, which is to be called from outside of it."""
     return head.module if isinstance(head, FullyShardedDataParallel) else head
+
+
+def allows_lazy_logits(head: Any) -> bool:
+    """Whether the model's own code alone sees what an output layer returns, and FSDP, which looks at no value."""
+    layer = unwrapped(head)
+    if torch.nn.modules.module._has_any_global_hook() or layer._backward_hooks or layer._backward_pre_hooks:
+        return False
+    hooks = (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values())
+    return all(hook_name(hook).startswith("torch.distributed.") for hook in hooks)
 
 
 def hooks_reason(head: Any) -> str:

@@ -4,9 +4,9 @@ Two ways lead there, found by running the model's own forward once between made-
 
 - The model asks its `loss_function`, which is transformers' ForCausalLMLoss, for the loss of its logits times a factor
   and capped, and uses them for nothing else. The loss function is replaced for this model, and the output layer returns
-  lazy logits (`lazy`), by which whatever this very call does to them is seen. Under torch.compile it returns a stub
-  (`head.CausalCall`), an ordinary tensor, so that there is one graph; there it is believed that the forward does what
-  it did when it was run on made-up values.
+  lazy logits (`lazy`), by which whatever this very call does to them is seen. Under torch.compile, and with hooks on
+  the output layer, it returns a stub (`head.CausalCall`), an ordinary tensor; there it is believed that the forward
+  does what it did when it was run on made-up values.
 - The model computes a cross entropy in any other way. The output layer then returns lazy logits (`head.LazyCall`), and
   the cross entropy is computed in their place. Under torch.compile the logits are computed.
 """
@@ -30,6 +30,7 @@ from liger_torch.hf.head import (
     HeadRecipe,
     LazyCall,
     Wishes,
+    allows_lazy_logits,
     head_of,
     hooks_reason,
     innermost,
@@ -97,15 +98,21 @@ class LossRecipe:
                     output = base.forward(self, *args, **kwargs)
                 _check(self, wishes, call)
                 return output
-            return_dict = given.pop("return_dict", None)
-            if return_dict is None:
-                return_dict = getattr(self.config, "return_dict", True)
+            as_tuple = False
             if takes_return_dict:
+                return_dict = given.pop("return_dict", None)
+                as_tuple = not (
+                    getattr(self.config, "return_dict", True) if return_dict is None else return_dict
+                )
                 given["return_dict"] = True
-            with inside(self, call):
-                output = base.forward(self, **given)
-            output = _finished(self, call, output)
-            return outputs.as_tuple(output) if takes_return_dict and not return_dict else output
+            try:
+                with inside(self, call):
+                    output = base.forward(self, **given)
+                output = _finished(self, call, output)
+            finally:
+                if isinstance(call, LazyCall):
+                    call.family = None
+            return outputs.as_tuple(output) if as_tuple else output
 
         between = self.tail
         if between is None:
@@ -129,6 +136,9 @@ class LossRecipe:
             return None
         if self.tail is None:
             head = None if torch.compiler.is_compiling() else _head(model)
+            if head is not None and not allows_lazy_logits(head):
+                _warn_of_logits(model, "hooks see what its output layer returns")
+                head = None
             return None if head is None else LazyCall(head, wishes, keep_logits=not skip)
         if own_loss.fget(model) is not ForCausalLMLoss:
             if wishes.skip_logits:
@@ -140,6 +150,7 @@ class LossRecipe:
                 head,
                 wishes,
                 keep_logits=False,
+                lazy=not torch.compiler.is_compiling() and allows_lazy_logits(head),
                 labels=given["labels"],
                 shift_labels=given.get("shift_labels"),
                 ignore_index=given.get("ignore_index", IGNORE_INDEX),
@@ -161,7 +172,7 @@ def _finished(model: Any, call: Call, output: Any) -> Any:
     elif isinstance(call, CausalCall) and not call.n_logits:
         _warn_of_logits(model, "its output layer is split over devices, or runs without gradients")
     elif isinstance(call, LazyCall):
-        if call.family.used_by and not call.keep_logits:
+        if call.family is not None and call.family.used_by and not call.keep_logits:
             _warn_of_logits(model, tail.needs(call.family))
         output = outputs.settled(output, keep_logits=call.keep_logits)
     _check(model, wishes, call)

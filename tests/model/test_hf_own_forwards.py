@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +12,13 @@ import pytest
 import torch
 from hf_models import VOCAB, assert_same_step, batch, counted_ops, tiny
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook, register_module_full_backward_hook
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from liger_torch.hf import apply_liger_kernel
+from liger_torch.hf.head import Call
+from liger_torch.hf.lazy import Family, LazyLogits
 
 
 class MasksLabels(LlamaForCausalLM):
@@ -184,3 +188,37 @@ def test_a_router_does_not_hinder_the_probe(routers: bool) -> None:
     report = apply_liger_kernel(patched, rope=False, rms_norm=False, glu=False)
     assert report.counts["loss"] == 1 and "lazy" not in str(report)
     assert_same_step(step(patched, **batch()), step(plain, **batch()))
+
+
+HOOKS: dict[str, Callable[[Any], Any]] = {
+    "backward": lambda model: model.lm_head.register_full_backward_hook(lambda *_: None),
+    "before the backward pass": lambda model: model.lm_head.register_full_backward_pre_hook(lambda *_: None),
+    "of all modules": lambda model: register_module_full_backward_hook(lambda *_: None),
+    "of all forwards": lambda model: register_module_forward_hook(lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hooks_that_see_what_the_output_layer_returns(name: str) -> None:
+    """torch's own hand it to an autograd function, which sees no lazy logits."""
+    plain, patched = pair(LlamaForCausalLM)
+    expected = step(plain, **batch())
+    handle = HOOKS[name](patched)
+    try:
+        with counted_ops() as calls:
+            assert_same_step(step(patched, **batch()), expected)
+    finally:
+        handle.remove()
+    assert calls["linear_cross_entropy"] == 1
+
+
+def test_nothing_waits_for_the_garbage_collector() -> None:
+    """Neither labels nor the output layer are held by a cycle when a step has been made."""
+    _, patched = pair(LlamaForCausalLM)
+    gc.collect()
+    gc.disable()
+    try:
+        step(patched, **batch())
+        assert not [each for each in gc.get_objects() if isinstance(each, Call | Family | LazyLogits)]
+    finally:
+        gc.enable()

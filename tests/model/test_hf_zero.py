@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from hf_models import assert_same_step, batch, counted_ops, step, tiny
 from hf_sharding import PATCHED_FIRST, UNPATCHED, WRAPPED_FIRST
 from ranks import on_two_ranks
@@ -30,6 +31,18 @@ def test_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
             assert not found[order].left
 
 
+class Seen(torch.autograd.Function):
+    """What a module returns goes through a function, whose backward pass gathers the parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor) -> torch.Tensor:
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient
+
+
 class Emptied:
     """Hooks that have a module's parameters whole in its call only, in backward until its gradients are there."""
 
@@ -45,9 +58,10 @@ class Emptied:
         for name, values in self.whole.items():
             module._parameters[name].data = values
 
-    def empty(self, module: nn.Module, *_: Any) -> None:
+    def empty(self, module: nn.Module, given: Any = None, output: Any = None) -> Any:
         for name, values in self.whole.items():
             module._parameters[name].data = values.new_empty(0)
+        return Seen.apply(output) if isinstance(output, torch.Tensor) else output
 
 
 # As DeepSpeed's own are.
