@@ -305,7 +305,6 @@ def test_conversion_counts_what_changes() -> None:
     assert program.count("liger_forward") == converted
     np.testing.assert_allclose(plain(tokens), before, rtol=0, atol=1e-5)
     built = Decoder(config, layers="liger", rngs=nnx.Rngs(0))
-    assert apply_liger_kernel(built) == 1  # its embedding is Flax's
     with pytest.raises(ValueError, match="no module that could be replaced"):
         apply_liger_kernel(built)
 
