@@ -143,7 +143,7 @@ class Measured:
         if mine is None or other is None:
             return None
         faster = other.row.device_us.median / mine.row.device_us.median
-        reached = f"{mine.link(aim.figure(faster, '.2f'))} ({_us(mine)}, its {_us(other)})"
+        reached = f"{mine.link(aim.figure(faster, '.2f'))} ({_us(mine)}, its {_of_peer(mine, other)})"
         remark = _beyond(aim, mine, other) or nearly(aim, faster, mine.row.device_us, other.row.device_us)
         return Verdict(aim, reached, aim.is_met_by(faster), remark)
 
@@ -160,7 +160,7 @@ class Measured:
         other = min(others, key=lambda placed: placed.row.device_us.median)
         slower = mine.row.device_us.median / other.row.device_us.median
         figure = mine.link(aim.figure(slower, ".3f"))
-        reached = f"{figure} of {other.row.provider} ({_us(mine)}, its {_us(other)})"
+        reached = f"{figure} of {other.row.provider} ({_us(mine)}, its {_of_peer(mine, other)})"
         remark = _beyond(aim, mine, other) or nearly(aim, slower, mine.row.device_us, other.row.device_us)
         return Verdict(aim, reached, aim.is_met_by(slower), remark)
 
@@ -209,6 +209,11 @@ class Measured:
 def _beyond(aim: Aim, mine: Placed, other: Placed) -> str:
     reason = reason_of(aim)
     return beyond(aim, mine.row, other.row.device_us, reason.ceilings if reason else 1.0)
+
+
+def _of_peer(mine: Placed, other: Placed) -> str:
+    """A peer's time, and whether it is of another run than ours."""
+    return ", ".join(filter(None, (_us(other), mine.beside(other))))
 
 
 def _us(placed: Placed) -> str:

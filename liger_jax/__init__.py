@@ -3,8 +3,8 @@
 Every function works under jit, grad, vmap, scan and checkpoint. What runs is decided when XLA lowers the program: on
 a GPU the Triton kernels, elsewhere the op's reference, which XLA compiles; with `TRITON_INTERPRET=1` the kernels on
 a CPU, in Triton's interpreter. On a mesh, inside `jax.shard_map` or outside of it with Auto or Explicit axes, every
-device computes on its own tokens, and no tokens that are divided are gathered; heads that are divided, as in tensor
-parallelism, are (`apply_rope`, `qk_norm_rope`): call these inside `jax.shard_map`. See `liger_jax.meshes`.
+device computes on its own tokens, and none that are divided are gathered, but by `map_logits`; heads that are divided,
+as in tensor parallelism, are (`apply_rope`, `qk_norm_rope`): call these inside `jax.shard_map`. See `liger_jax.meshes`.
 
 Give tokens batch axes rather than `jax.vmap` a function of one example: with a shared weight, a vmapped gradient
 computes the examples one after the other and holds a gradient of the weight for each.

@@ -234,7 +234,7 @@ def explicit_axes() -> dict[str, int]:
 
 def mapped_axes() -> tuple[str, ...]:
     """The Explicit axes that divide the axis of a `jax.vmap` around the call."""
-    return tuple(getattr(get_axis_env(), "explicit_mesh_axis_names", ()))
+    return tuple(sorted(getattr(get_axis_env(), "explicit_mesh_axis_names", ())))
 
 
 def mapped(
@@ -263,7 +263,13 @@ def mapped(
         in_specs=specs,
         out_specs=tuple(_spec(division.factors(output, spec), chosen) for output, spec in outputs),
         axis_names=set(sizes),
-    )(*(jax.sharding.reshard(array, spec) for array, spec in zip(arrays, specs, strict=True)))
+    )(*itertools.starmap(_resharded, zip(arrays, specs, strict=True)))
+
+
+def _resharded(array: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """One made before there was a mesh is whole on it, and cannot be told so in a `jax.vmap`."""
+    is_whole = jax.typeof(array).sharding.mesh.empty and not any(spec)
+    return array if is_whole else jax.sharding.reshard(array, spec)
 
 
 # --------------------------------------------------------------------------------------------------------- Auto

@@ -62,18 +62,20 @@ def apply(
             # What a kernel returns says nothing of an axis that is not the call's own.
             if implementation is not None:
                 raise ValueError(
-                    f"{op.name}: implementation is {implementation!r} in a jax.vmap over an axis that is divided along "
-                    f"{', '.join(axes)}, an Explicit axis of the mesh; leave it out for XLA's, or call the op on the "
-                    "whole batch."
+                    f"{op.name}: implementation is {implementation!r} in a jax.vmap over an axis that the mesh divides "
+                    f"explicitly ({', '.join(axes)}); leave it out for XLA's, or call the op on the whole batch."
                 )
             kernels = False
     except (TypeError, ValueError) as error:
         raise type(error)(check.renamed(str(error), names)) from None
     arguments = tuple(names.get(operand.name, operand.name) for operand in op.operands)
     described = (op, options, specs, kernels, current_plan(), arguments, split)
-    # On a mesh JAX does not run the rules that the op brings one by one.
-    function = _compiled(*described) if meshes.is_around() else functools.partial(_results, *described)
-    return unpack(present(_outputs(op, options, specs)), function(*pack(arrays)))
+    if meshes.is_around():  # where JAX does not run the op's own rule of differentiation call by call
+        with jax.disable_jit(False):
+            results = _compiled(*described)(*pack(arrays))
+    else:
+        results = _results(*described, *pack(arrays))
+    return unpack(present(_outputs(op, options, specs)), results)
 
 
 @functools.lru_cache(4096)

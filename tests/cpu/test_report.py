@@ -218,6 +218,10 @@ def test_a_peer_of_another_run_is_told_so(tmp_path: Path) -> None:
     assert line == "| rms_norm | quack | 1 of 1 | 0.50 (1x2, forward) | 4.0 | 2.0 of another run |"
     (line,) = pages.lost(placed(load(path), ""))
     assert plain(line) == "| rms_norm 1x2 | forward | 4.0 | quack | 2.0 | of another run |"
+    for kind in (AHEAD, LEVEL):
+        wanted = [Aim("rms_norm 1x2", FORWARD, kind, 1.0, peer="quack")]
+        (found,) = Measured(placed(load(path), ""), [], wanted).verdicts()
+        assert plain(found.reached).endswith("us, of another run)")
 
 
 # ------------------------------------------------------------------------------------------------- aims

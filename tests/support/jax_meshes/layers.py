@@ -110,6 +110,8 @@ def eager() -> None:
                 close((norm(placed), loss(placed), gradient(placed)), expected, f"eager {kind} {spec}")
                 on_a_part = jax.shard_map(norm, in_specs=spec, out_specs=spec)
                 close(on_a_part(placed), expected[0], f"eager shard_map {kind} {spec}")
+            with jax.disable_jit():
+                close(norm(placed), expected[0], f"without jit {kind}")
 
 
 def mapped() -> None:
@@ -129,7 +131,7 @@ def mapped() -> None:
             close(ours, expected, f"vmap over a divided axis, {name}, {kind}")
     with (
         mesh_of(AxisType.Explicit) as mesh,
-        pytest.raises(ValueError, match="divided along data, an Explicit"),
+        pytest.raises(ValueError, match=r"that the mesh divides explicitly \(data\)"),
     ):
         placed = jax.device_put(x, NamedSharding(mesh, P("data")))
         jax.vmap(lambda x: liger_jax.rms_norm(x, implementation="triton"))(placed)
