@@ -392,16 +392,20 @@ def measured_now(runs: Iterable[Run]) -> set[Any]:
 
     What failed is told, and left out. Where a provider of an older run keeps its rows, the newest run decides.
     """
+    runs = tuple(runs)
     newest = {row.key: run for run in runs for row in run.rows}
     left_out: set[Any] = set()
     failed: dict[Any, str] = {}
-    for key, run in newest.items():
-        drifted = f"the copy drifted by {run.drift:.1%}" if run.drifted else ""
-        for row in (row for row in run.rows if row.key == key):
-            if not run.has_versions or run.is_older(row) or run.is_untold(row):
-                left_out.add(key)
+    for run in runs:
+        drifted, has_versions = (
+            f"the copy drifted by {run.drift:.1%}" if run.drifted else "",
+            run.has_versions,
+        )
+        for row in (row for row in run.rows if newest[row.key] is run):
+            if not has_versions or run.is_older(row) or run.is_untold(row):
+                left_out.add(row.key)
             elif drifted or row.failed:
-                failed[key] = drifted or row.note
+                failed[row.key] = drifted or row.note
     for key, why in failed.items():
         print(f"again: {key}: {why}")
     return newest.keys() - left_out - failed.keys()

@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import turns
 from benchmarks.nvml import Monitor
 from benchmarks.phases import Phases
-from benchmarks.turns import Calls, Rotation, Times, busy
+from benchmarks.turns import Calls, Rotation, Times, sampled
 
 MARK = "spin_kernel"
 """The kernel of torch.cuda._sleep: it parts the calls in what the profiler finds."""
@@ -45,12 +45,8 @@ def _on_device(
             calls[-1].append((start, end))
     if len(calls) != len(order) + 1:
         raise RuntimeError(f"the profiler lost events: {len(calls)} marks of {len(order) + 1}")
-    ran = [(name, kernels) for (name, timed), kernels in zip(order, calls, strict=False) if timed]
-    counts = {name: len(kernels) for name, kernels in ran}
-    return {
-        name: ([busy(kernels) / 1e3 for of, kernels in ran if of == name], counts[name])
-        for name in candidates
-    }
+    found_ns = sampled(order, calls[:-1])  # nothing follows the last mark
+    return {name: ([ns / 1e3 for ns in times], n) for name, (times, n) in found_ns.items()}
 
 
 def measure(

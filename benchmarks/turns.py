@@ -149,6 +149,23 @@ def busy(intervals: Iterable[tuple[float, float]]) -> float:
     return total
 
 
+def sampled(
+    order: Sequence[tuple[str, bool]], calls: Sequence[Sequence[tuple[float, float]]]
+) -> dict[str, tuple[list[float], int]]:
+    """By name, how long the device was busy in each call that is timed, and the number of kernels of one.
+
+    Args:
+        order: as of `turns_of`.
+        calls: the intervals of the kernels of each call in that order.
+    """
+    found: dict[str, tuple[list[float], int]] = {}
+    for (name, timed), kernels in zip(order, calls, strict=True):
+        if timed:
+            times, _ = found.get(name, ([], 0))
+            found[name] = ([*times, busy(kernels)], len(kernels))
+    return found
+
+
 def run_all(calls: Iterable[Callable[[], Any]], wait: Wait) -> None:
     """Call one after the other, what one returned dropped before the next, and wait once."""
     last = None

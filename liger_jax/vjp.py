@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,41 +69,55 @@ def apply(
     except (TypeError, ValueError) as error:
         raise type(error)(check.renamed(str(error), names)) from None
     arguments = tuple(names.get(operand.name, operand.name) for operand in op.operands)
-    described = (op, options, specs, kernels, current_plan(), arguments, split)
+    function = _Function(op, options, specs, kernels, current_plan(), arguments, split)
     if meshes.is_around():  # where JAX does not run the op's own rule of differentiation call by call
         with jax.disable_jit(False):
-            results = _compiled(*described)(*pack(arrays))
+            results = _compiled(function)(*pack(arrays))
     else:
-        results = _results(*described, *pack(arrays))
+        results = _results(function, *pack(arrays))
     return unpack(present(_outputs(op, options, specs)), results)
 
 
+class _Function(NamedTuple):
+    """The op as a function of the operands present, given one after the other.
+
+    Attributes:
+        op: what it computes.
+        options: the op's options.
+        specs: of all operands, None for those that are absent.
+        kernels: whether kernels compute it.
+        plan: under which.
+        arguments: what the caller's arguments are called, for errors.
+        split: how the arrays are divided over a mesh.
+    """
+
+    op: Op
+    options: Any
+    specs: Specs
+    kernels: bool
+    plan: Plan
+    arguments: tuple[str, ...]
+    split: Split | None
+
+
 @functools.lru_cache(4096)
-def _compiled(*described: Any) -> Callable[..., tuple[jax.Array, ...]]:
-    return jax.jit(functools.partial(_results, *described))
+def _compiled(function: _Function) -> Callable[..., tuple[jax.Array, ...]]:
+    return jax.jit(functools.partial(_results, function))
 
 
-def _results(
-    op: Op,
-    options: Any,
-    specs: Specs,
-    kernels: bool,
-    plan: Plan,
-    arguments: tuple[str, ...],
-    split: Split | None,
-    *values: jax.Array,
-) -> tuple[jax.Array, ...]:
-    """The outputs present of the operands present."""
+def _results(function: _Function, *values: jax.Array) -> tuple[jax.Array, ...]:
+    """The outputs present."""
+    op, options, specs = function.op, function.options, function.specs
 
     def on_device(split: Split | None, values: Sequence[Any]) -> tuple[jax.Array, ...]:
         local = unpack(present(specs), values)
-        if kernels:
+        if function.kernels:
             local = _equally_varying(local)
-        described = tuple(None if array is None else spec_of(array) for array in local)
-        return _differentiable(op, options, described, kernels, plan, arguments, split)(*pack(local))
+        found = tuple(None if array is None else spec_of(array) for array in local)
+        return _differentiable(function._replace(specs=found, split=split))(*pack(local))
 
-    if split is not None or not meshes.explicit_axes():
-        return on_device(split, values)
+    if function.split is not None or not meshes.explicit_axes():
+        return on_device(function.split, values)
     outputs = _outputs(op, options, specs)
     division = Division(op, options, specs, (*outputs, *(None for _ in op.saved)))
     operands = zip(op.operands, unpack(present(specs), values), strict=True)
@@ -157,16 +171,9 @@ class _Static:
 
 
 @functools.lru_cache(4096)
-def _differentiable(
-    op: Op,
-    options: Any,
-    specs: Specs,
-    kernels: bool,
-    plan: Plan,
-    arguments: tuple[str, ...],
-    split: Split | None,
-) -> Callable[..., tuple[Any, ...]]:
-    """The op for operands of these shapes, those present given one after the other; `arguments` names them all."""
+def _differentiable(described: _Function) -> Callable[..., tuple[Any, ...]]:
+    """The function with its derivative."""
+    op, options, specs, kernels, plan, arguments, split = described
     mesh = split or WHOLE
     mask = present(specs)
     nothing = (False,) * len(specs)

@@ -21,7 +21,7 @@ from benchmarks import turns
 from benchmarks.nvml import Monitor
 from benchmarks.phases import Phases
 from benchmarks.rows import Spread
-from benchmarks.turns import Calls, Rotation, Times, busy
+from benchmarks.turns import Calls, Rotation, Times, busy, sampled
 
 APART_US = 1500.0
 """The host waits so long between calls that are profiled: a gap of half of that is one between calls."""
@@ -85,11 +85,7 @@ def _on_device(
     if not seen:
         return {}
     if len(seen) == len(order):
-        ran = [(name, kernels) for (name, timed), kernels in zip(order, seen, strict=True) if timed]
-        counts = {name: len(kernels) for name, kernels in ran}
-        return {
-            name: ([busy(kernels) for of, kernels in ran if of == name], counts[name]) for name in candidates
-        }
+        return sampled(order, seen)
     found = {}
     for name, n in Counter(name for name, timed in order if timed).items():
         # One pauses, or was not recorded: their mean is all that is known.

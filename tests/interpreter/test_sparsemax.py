@@ -39,7 +39,8 @@ def test_every_entry_is_right_to_its_rounding(name: str, n: int) -> None:
     np.testing.assert_allclose(y, expected, rtol=1e-6, atol=3e-7 * expected.max())
     assert abs(y.sum() - 1) < 1e-6
     reference = softmax.SPARSEMAX.reference((torch.from_numpy(x),), None)[0]
-    np.testing.assert_allclose(reference.double().numpy(), expected, rtol=1e-5, atol=1e-6 * expected.max())
+    # Its running sums in float32 are off by more than the kernel's.
+    np.testing.assert_allclose(reference.double().numpy(), expected, rtol=1e-6, atol=6e-7 * expected.max())
 
 
 @pytest.mark.parametrize("n", [64, WIDE])

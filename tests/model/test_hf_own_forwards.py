@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hf_models import VOCAB, assert_same_step, batch, counted_ops, tiny
+from hf_models import VOCAB, assert_same_step, batch, counted_ops, step, tiny
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook, register_module_full_backward_hook
 from transformers import LlamaForCausalLM
@@ -95,14 +95,6 @@ def pair(cls: type[LlamaForCausalLM], **options: Any) -> tuple[Any, Any]:
     patched = copy.deepcopy(plain)
     apply_liger_kernel(patched, rope=False, rms_norm=False, glu=False, strict=True)
     return plain, patched
-
-
-def step(model: Any, **inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    model.zero_grad(set_to_none=True)
-    output = model(**inputs)
-    loss = output[0] if isinstance(output, tuple) else output["loss"]
-    loss.backward()
-    return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("name", OWN)

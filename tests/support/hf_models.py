@@ -64,9 +64,10 @@ def batch(*, seed: int = 1, shape: tuple[int, int] = (2, 13)) -> dict[str, torch
 
 
 def step(model: nn.Module, **inputs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The loss and the gradient of every parameter."""
+    """The loss and the gradient of every parameter; a tuple's first is the loss."""
     model.zero_grad(set_to_none=True)
-    loss = model(**inputs).loss
+    output = model(**inputs)
+    loss = output[0] if isinstance(output, tuple) else output["loss"]
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
